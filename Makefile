@@ -1,0 +1,85 @@
+# make help lists the targets. The first one used builds .venv; afterwards that costs nothing.
+# Another environment (conda, a cluster's): make TARGET PYTHON=python builds no .venv.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PROFILE ?= demo
+CORES ?= 2
+BASE_PYTHON ?= python3
+VENV := .venv
+PYTHON ?= $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+ENVIRONMENT := $(if $(filter $(VENV)/%,$(PYTHON)),$(STAMP))
+SOURCES := gsdd_lib cuda_ext tests notebooks
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+REPORT = figures/$(PROFILE)/99_report
+
+.PHONY: help reproduce test lab data bench gpu-check clean compiler
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+
+reproduce: $(ENVIRONMENT) compiler ## Every figure and table of PROFILE=demo; goes on where it was stopped
+	@$(PYTHON) -m gsdd_lib.runner --check-all params/$(PROFILE)
+	@$(PYTHON) -m gsdd_lib.data fashion_mnist
+	@$(PYTHON) -m snakemake --cores $(CORES) --nolock --rerun-incomplete \
+	  --quiet all --config profile=$(PROFILE)
+	@printf '\nFigures and tables: figures/%s/\n' $(PROFILE)
+	@for table in $(REPORT)/*/*.md; do \
+	  if [ -f "$$table" ]; then printf '\n%s\n\n' "$$table"; cat "$$table"; fi; done
+
+test: $(ENVIRONMENT) compiler ## Lint, unit tests, and every notebook with its smoke parameters
+	$(PYTHON) -m ruff check $(SOURCES)
+	$(PYTHON) -m ruff format --check $(SOURCES)
+	$(PYTHON) -m pytest
+ifneq ($(NOTEBOOKS),)
+	TQDM_DISABLE=1 $(PYTHON) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
+else
+	@echo "notebooks/ holds no notebook: nothing for nbval to run."
+endif
+
+lab: $(ENVIRONMENT) ## Open the notebooks in JupyterLab (ARGS="--no-browser" and the like)
+	$(PYTHON) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+
+data: $(ENVIRONMENT) ## Find Fashion-MNIST on this machine, or fetch and verify it
+	@$(PYTHON) -m gsdd_lib.data fashion_mnist
+
+bench: $(ENVIRONMENT) compiler ## Time the splatting operator against the dense reference
+	@$(PYTHON) -m gsdd_lib.benchmark
+
+gpu-check: $(ENVIRONMENT) ## GPU tests, memory checker and benchmark (PYTHON=python3: its own torch)
+	@$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \
+	  "No GPU: torch %s sees no CUDA device, so there is nothing to check." % torch.__version__)'
+	@mkdir -p figures/gpu
+	$(PYTHON) -m pytest -m gpu --disable-warnings tests | tee figures/gpu/tests.txt
+	@if command -v compute-sanitizer >/dev/null; then \
+	  compute-sanitizer --error-exitcode 9 $(PYTHON) tests/sanitizer_case.py \
+	    | tee figures/gpu/sanitizer.txt; \
+	else echo "compute-sanitizer is not on the PATH: the memory check is left out."; fi
+	$(PYTHON) -m gsdd_lib.benchmark --json figures/gpu/benchmark.json
+
+clean: ## Remove .venv, caches and runs/ with its checkpoints; figures/ and data/ stay
+	rm -rf $(VENV) runs .snakemake .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
+
+compiler:
+	@command -v g++ >/dev/null || command -v clang++ >/dev/null || echo "No C++ compiler found:" \
+	  "the slow reference renderer serves instead; install g++ (Debian: apt-get install g++)."
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	  "Python 3.11 or newer is needed and $(BASE_PYTHON) is %s: make BASE_PYTHON=python3.12 ..." \
+	  % sys.version.split()[0])'
+	@echo "Installing into $(VENV) (a few minutes; everything pip says is in $(VENV)/install.log)"
+	@test -x $(VENV)/bin/python || $(BASE_PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --progress-bar off -e ".[notebooks,dev]" -c constraints.txt \
+	  2>&1 | tee $(VENV)/install.log \
+	  | awk '/ [MG]B\)/ {for (i = 2; i < NF; i++) if (split($$i, name, "-") > 2) \
+	      print "  " name[1], name[2], $$(i + 1), $$(i + 2)} \
+	    /^Installing coll/ {print "  unpacking"} {fflush()}' \
+	  || { grep -A 9 ERROR $(VENV)/install.log || tail -n 20 $(VENV)/install.log; exit 1; }
+	@touch $(STAMP)

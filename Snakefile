@@ -1,0 +1,51 @@
+"""Every notebook with every parameter file of a profile; `make reproduce` calls it.
+
+    snakemake --cores 2 --config profile=demo
+
+One job per params/<profile>/<stem>/<case>.yaml. Its output is a marker in runs/, not the results:
+those are committed, and a fresh clone's would look done. The executed notebook is a log, because
+Snakemake deletes the outputs of a failed job; checkpoints are neither, so a killed job goes on.
+"""
+
+import sys
+from pathlib import Path
+
+from gsdd_lib.runner import SOURCES
+
+PROFILE = config.get("profile", "demo")
+REPORT = "99_report"  # reads the results of all others, so it waits for them
+# Threads per notebook. Two small notebooks side by side use two cores better than one after the
+# other with both; whatever is timed or runs for minutes has them to itself.
+THREADS = {"00_quickstart": 1, "01_kernel_validation": 1}
+DEFAULT_THREADS = 2
+
+LIBRARY = sorted(str(path) for pattern in SOURCES for path in Path().glob(pattern))
+CASES = sorted(Path("params", PROFILE).glob("*/*.yaml"))
+DONE = [f"runs/{PROFILE}/{path.parent.name}/{path.stem}/done" for path in CASES]
+
+
+def before(wildcards):
+    if wildcards.stem != REPORT:
+        return []
+    return [marker for marker in DONE if Path(marker).parts[2] != REPORT]
+
+
+rule all:
+    input:
+        DONE,
+
+
+rule notebook:
+    input:
+        notebook="notebooks/{stem}.ipynb",
+        params=f"params/{PROFILE}/{{stem}}/{{case}}.yaml",
+        library=LIBRARY,
+        before=before,
+    output:
+        touch(f"runs/{PROFILE}/{{stem}}/{{case}}/done"),
+    log:
+        f"runs/{PROFILE}/{{stem}}/{{case}}.ipynb",
+    threads: lambda wildcards: THREADS.get(wildcards.stem, DEFAULT_THREADS)
+    shell:
+        "OMP_NUM_THREADS={threads} {sys.executable:q}"
+        " -m gsdd_lib.runner {input.notebook:q} {input.params:q}"

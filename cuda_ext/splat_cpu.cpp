@@ -1,0 +1,264 @@
+// The operator's schema and its CPU kernels.
+//
+//     gsdd::splat(params [B, M, R], ...)               -> images [B, C, H, W]
+//     gsdd::splat_backward(v_images, params, ...)      -> v_params [B, M, R], written, not added to
+//
+// A unit of work is a band of rows of one image, drawn into a padded scratch plane that stays in
+// the second-level cache. How an image is cut into bands depends on its shape alone and the bands'
+// sums are added in their order, so the result is the same bit for bit with any number of threads.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "splat_math.h"
+
+namespace splat {
+
+struct Band {
+    int from_row, to_row;
+    int64_t stride, plane;  // of the scratch: [channels][to_row - from_row][stride]
+};
+
+template <typename T>
+struct Kernels {
+    void (*draw)(const T*, const Shape&, const Band&, T*);
+    void (*gather)(const T*, const Shape&, const Band&, const T*, T*);
+    int channels, lanes;
+};
+
+}  // namespace splat
+
+#define SPLAT_TARGET portable
+#define SPLAT_VECTOR_BYTES 16
+#include "splat_simd.h"
+#undef SPLAT_TARGET
+#undef SPLAT_VECTOR_BYTES
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SPLAT_X86
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,bmi,bmi2,lzcnt")
+#define SPLAT_TARGET x86_64_v3
+#define SPLAT_VECTOR_BYTES 32
+#include "splat_simd.h"
+#undef SPLAT_TARGET
+#undef SPLAT_VECTOR_BYTES
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,bmi,bmi2,lzcnt,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,prefer-vector-width=512")
+#define SPLAT_TARGET x86_64_v4
+#define SPLAT_VECTOR_BYTES 64
+#include "splat_simd.h"
+#undef SPLAT_TARGET
+#undef SPLAT_VECTOR_BYTES
+#pragma GCC pop_options
+#endif
+
+namespace splat {
+namespace {
+
+using torch::stable::Tensor;
+
+// double is for gradcheck, not for speed: one set is enough, and builds faster.
+Kernels<double> pick(const Shape& shape, double) {
+    return portable::kernels<double>(shape.channels, shape.per_axis);
+}
+
+// The widest set this processor has, or the one named by GSDD_CPU (portable, v3, v4) if narrower.
+Kernels<float> pick(const Shape& shape, float) {
+#if defined(SPLAT_X86)
+    const char* asked = std::getenv("GSDD_CPU");
+    const bool portable = asked && !std::strcmp(asked, "portable");
+    const bool at_most_v3 = asked && !std::strcmp(asked, "v3");
+    if (!portable && !at_most_v3 && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return x86_64_v4::kernels<float>(shape.channels, shape.per_axis);
+    if (!portable && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return x86_64_v3::kernels<float>(shape.channels, shape.per_axis);
+#endif
+    return portable::kernels<float>(shape.channels, shape.per_axis);
+}
+
+constexpr int64_t kScratchBytes = 192 * 1024;
+
+template <typename T>
+struct Plan {
+    Kernels<T> kernels;
+    int64_t stride, rows_per_band, bands;
+
+    explicit Plan(const Shape& shape) : kernels(pick(shape, T())) {
+        stride = shape.width + kMaxLanes;  // the last strip may hang over; same for every set
+        const int64_t row_bytes = stride * kernels.channels * int64_t(sizeof(T));
+        rows_per_band = std::max<int64_t>(8, kScratchBytes / row_bytes / 8 * 8);
+        rows_per_band = std::min<int64_t>(rows_per_band, std::max(1, shape.height));
+        bands = (shape.height + rows_per_band - 1) / rows_per_band;
+    }
+    Band band(int64_t index, const Shape& shape) const {
+        const int from = int(index * rows_per_band);
+        const int to = int(std::min<int64_t>(from + rows_per_band, shape.height));
+        return {from, to, stride, (to - from) * stride};
+    }
+    static constexpr int kMaxLanes = 16;
+};
+
+template <typename T>
+void forward(const T* params, T* images, const Shape& shape) {
+    const Plan<T> plan(shape);
+    const int64_t pixels = int64_t(shape.height) * shape.width;
+    torch::stable::parallel_for(0, shape.batch * plan.bands, 1, [&](int64_t begin, int64_t end) {
+        std::vector<T> scratch(plan.kernels.channels * plan.rows_per_band * plan.stride);
+        for (int64_t unit = begin; unit < end; ++unit) {
+            const int64_t image = unit / plan.bands;
+            const Band band = plan.band(unit % plan.bands, shape);
+            std::fill(scratch.begin(), scratch.end(), T(0));
+            plan.kernels.draw(params + image * shape.points * shape.row, shape, band, scratch.data());
+            for (int c = 0; c < shape.channels; ++c)
+                for (int y = band.from_row; y < band.to_row; ++y)
+                    std::copy_n(
+                        scratch.data() + c * band.plane + (y - band.from_row) * band.stride,
+                        shape.width,
+                        images + (image * shape.channels + c) * pixels + int64_t(y) * shape.width);
+        }
+    });
+}
+
+// Copies dL/dimage of a band into the padded planes, divided by the samples per pixel.
+template <typename T>
+void pad(const T* v_image, const Shape& shape, const Band& band, T* planes) {
+    const T scale = T(1) / (shape.per_axis * shape.per_axis);
+    for (int c = 0; c < shape.channels; ++c)
+        for (int y = band.from_row; y < band.to_row; ++y) {
+            const T* from = v_image + (int64_t(c) * shape.height + y) * shape.width;
+            T* to = planes + c * band.plane + (y - band.from_row) * band.stride;
+            for (int x = 0; x < shape.width; ++x) to[x] = scale * from[x];
+        }
+}
+
+template <typename T>
+void write_gradient(const T* rows, const T* sums, const Shape& shape, T* v_rows) {
+    constexpr int kSums = kMoments + kMaxChannels;
+    for (int k = 0; k < shape.points; ++k) {
+        const T* row = rows + int64_t(k) * shape.row;
+        const T* sum = sums + int64_t(k) * kSums;
+        T* v_row = v_rows + int64_t(k) * shape.row;
+        const Gaussian<T> g = project(row, shape);
+        if (!g.alive) {
+            std::fill_n(v_row, shape.row, T(0));
+            continue;
+        }
+        project_vjp(g, row, shape, sum, v_row);
+        std::copy_n(sum + kMoments, shape.channels, v_row + kGeometry);
+    }
+}
+
+template <typename T>
+void backward(const T* v_images, const T* params, T* v_params, const Shape& shape) {
+    const Plan<T> plan(shape);
+    const int64_t image_size = int64_t(shape.channels) * shape.height * shape.width;
+    const int64_t params_size = int64_t(shape.points) * shape.row;
+    const int64_t sums_size = int64_t(shape.points) * (kMoments + kMaxChannels);
+    const int64_t scratch_size = plan.kernels.channels * plan.rows_per_band * plan.stride;
+    const auto gather = [&](int64_t image, int64_t index, T* scratch, T* sums) {
+        const Band band = plan.band(index, shape);
+        pad(v_images + image * image_size, shape, band, scratch);
+        plan.kernels.gather(params + image * params_size, shape, band, scratch, sums);
+    };
+    // An image's bands follow one another in one thread, except where there are too few images.
+    // Either way each band's sums start from zero and are added in the bands' order.
+    const bool split = plan.bands > 1 && shape.batch < int64_t(torch::stable::get_num_threads());
+    const auto add = [&](std::vector<T>& total, const T* part) {
+        for (int64_t i = 0; i < sums_size; ++i) total[i] += part[i];
+    };
+    if (!split) {
+        torch::stable::parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
+            std::vector<T> scratch(scratch_size, T(0)), total(sums_size), part(sums_size);
+            for (int64_t image = begin; image < end; ++image) {
+                std::fill(total.begin(), total.end(), T(0));
+                for (int64_t index = 0; index < plan.bands; ++index) {
+                    std::fill(part.begin(), part.end(), T(0));
+                    gather(image, index, scratch.data(), part.data());
+                    add(total, part.data());
+                }
+                write_gradient(params + image * params_size, total.data(), shape, v_params + image * params_size);
+            }
+        });
+        return;
+    }
+    std::vector<T> parts(plan.bands * sums_size), total(sums_size);
+    for (int64_t image = 0; image < shape.batch; ++image) {
+        std::fill(parts.begin(), parts.end(), T(0));
+        torch::stable::parallel_for(0, plan.bands, 1, [&](int64_t begin, int64_t end) {
+            std::vector<T> scratch(scratch_size, T(0));
+            for (int64_t index = begin; index < end; ++index)
+                gather(image, index, scratch.data(), parts.data() + index * sums_size);
+        });
+        std::fill(total.begin(), total.end(), T(0));
+        for (int64_t index = 0; index < plan.bands; ++index) add(total, parts.data() + index * sums_size);
+        write_gradient(params + image * params_size, total.data(), shape, v_params + image * params_size);
+    }
+}
+
+Shape shape_of(
+    const Tensor& params, int64_t height, int64_t width,
+    bool opacity, bool saturate, bool prefilter, bool supersample) {
+    STD_TORCH_CHECK(params.dim() == 3, "splat: params must be [images, points, numbers]");
+    const int64_t channels = params.size(2) - kGeometry - (opacity ? 1 : 0);
+    STD_TORCH_CHECK(channels >= 1 && channels <= kMaxChannels, "splat: 1 to 4 channels");
+    STD_TORCH_CHECK(height >= 1 && width >= 1, "splat: height and width must be positive");
+    return {params.size(0), int(params.size(1)), int(channels), int(params.size(2)), int(height),
+            int(width), opacity, saturate && opacity, prefilter, supersample ? 2 : 1};
+}
+
+Tensor splat_cpu(
+    Tensor params, int64_t height, int64_t width,
+    bool opacity, bool saturate, bool prefilter, bool supersample) {
+    const Shape shape = shape_of(params, height, width, opacity, saturate, prefilter, supersample);
+    const Tensor rows = torch::stable::contiguous(params);
+    Tensor images = torch::stable::new_empty(rows, {shape.batch, shape.channels, height, width});
+    if (rows.scalar_type() == torch::headeronly::ScalarType::Double)
+        forward(static_cast<const double*>(rows.data_ptr()), static_cast<double*>(images.data_ptr()), shape);
+    else
+        forward(static_cast<const float*>(rows.data_ptr()), static_cast<float*>(images.data_ptr()), shape);
+    return images;
+}
+
+Tensor splat_backward_cpu(
+    Tensor v_images, Tensor params,
+    bool opacity, bool saturate, bool prefilter, bool supersample) {
+    const Shape shape = shape_of(
+        params, v_images.size(2), v_images.size(3), opacity, saturate, prefilter, supersample);
+    const Tensor rows = torch::stable::contiguous(params);
+    const Tensor v = torch::stable::contiguous(v_images);
+    Tensor v_params = torch::stable::new_empty(rows, {shape.batch, shape.points, shape.row});
+    if (rows.scalar_type() == torch::headeronly::ScalarType::Double)
+        backward(static_cast<const double*>(v.data_ptr()), static_cast<const double*>(rows.data_ptr()),
+                 static_cast<double*>(v_params.data_ptr()), shape);
+    else
+        backward(static_cast<const float*>(v.data_ptr()), static_cast<const float*>(rows.data_ptr()),
+                 static_cast<float*>(v_params.data_ptr()), shape);
+    return v_params;
+}
+
+}  // namespace
+}  // namespace splat
+
+STABLE_TORCH_LIBRARY(gsdd, m) {
+    m.def("splat(Tensor params, int height, int width, bool opacity, bool saturate, bool prefilter, "
+          "bool supersample) -> Tensor");
+    m.def("splat_backward(Tensor v_images, Tensor params, bool opacity, bool saturate, "
+          "bool prefilter, bool supersample) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gsdd, CPU, m) {
+    m.impl("splat", TORCH_BOX(&splat::splat_cpu));
+    m.impl("splat_backward", TORCH_BOX(&splat::splat_backward_cpu));
+}

@@ -1,0 +1,134 @@
+"""From images per class to Gaussians: all byte arithmetic of the library (paper, section 3.2).
+
+``IPC`` images of ``C`` channels buy ``IPC * C * H * W`` fp32 numbers per class. A Gaussian is
+``5 + C`` numbers (means 2, Cholesky factor 3, colors C), one more with an opacity, each stored in
+two bytes (bf16). Shared evenly by ``GPC`` Gaussian images per class, that buys
+
+    points = floor(H * W * C * IPC * 4 / (GPC * (5 + C + opacity) * 2))    Gaussians per image.
+"""
+
+from dataclasses import dataclass
+
+from gsdd_lib.config import BudgetConfig
+
+PIXEL_BYTES = 4  # the field counts a budget in fp32 pixels
+GAUSSIAN_BYTES = 2  # bf16
+GEOMETRY = 5  # means 2, Cholesky factor 3
+
+
+class BudgetError(ValueError):
+    """The budget cannot be spent like this; the message is one sentence with what would fit."""
+
+
+def points_per_image(
+    *, ipc: int, gpc: int, height: int, width: int, channels: int, opacity: bool = True
+) -> int:
+    """Gaussians per image that ``ipc`` fp32 images per class buy, spread over ``gpc`` images.
+
+    Raises :class:`BudgetError` when that is none, naming the largest ``gpc`` that fits.
+
+    >>> points_per_image(ipc=1, gpc=30, height=32, width=32, channels=3)  # CIFAR-10, table 7
+    22
+    """
+    sizes = {"ipc": ipc, "gpc": gpc, "height": height, "width": width, "channels": channels}
+    for name, value in sizes.items():
+        if value < 1:
+            raise BudgetError(f"{name} must be at least 1, got {value}")
+    affordable = _affordable_points(ipc, channels * height * width, channels, opacity)
+    if affordable >= gpc:
+        return affordable // gpc
+    budget = f"a budget of {ipc} image{'s' * (ipc > 1)} per class ({channels}x{height}x{width})"
+    if affordable == 0:
+        raise BudgetError(f"{budget} is less than one Gaussian; use larger images or a larger ipc")
+    raise BudgetError(
+        f"{budget} buys no Gaussian for each of gpc={gpc} images;"
+        f" the largest gpc that fits is {affordable}"
+    )
+
+
+def pixel_bits_per_class(
+    images: int, *, channels: int, height: int, width: int, bits: int = 8
+) -> int:
+    """Bits of ``images`` images per class stored as pixels; ``bits`` per value (8 or 32).
+
+    >>> pixel_bits_per_class(1, channels=1, height=28, width=28)
+    6272
+    """
+    return images * channels * height * width * bits
+
+
+def _affordable_points(ipc: int, values: int, channels: int, opacity: bool) -> int:
+    """Gaussians per class that ``ipc`` fp32 images of ``values`` values buy."""
+    return ipc * values * PIXEL_BYTES // ((GEOMETRY + channels + opacity) * GAUSSIAN_BYTES)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How one budget is spent: ``gpc`` images per class of ``points`` Gaussians each."""
+
+    ipc: int
+    gpc: int
+    points: int
+    channels: int
+    height: int
+    width: int
+    opacity: bool = True
+
+    @property
+    def numbers_per_gaussian(self) -> int:
+        """5 + C, and one more with an opacity: the last dimension of the packed tensor."""
+        return GEOMETRY + self.channels + self.opacity
+
+    @property
+    def budget_bits_per_class(self) -> int:
+        """What may be spent: the bits of ``ipc`` fp32 images."""
+        return self._pixel_bits(self.ipc, 8 * PIXEL_BYTES)
+
+    @property
+    def bits_per_class(self) -> int:
+        """What is spent: the bits of all Gaussians of a class. Never above the budget."""
+        return self.gpc * self.points * self.numbers_per_gaussian * 8 * GAUSSIAN_BYTES
+
+    @property
+    def uint8_images_per_class(self) -> int:
+        """How many images per class the *budget* buys as raw uint8 pixels: 4 * ``ipc``.
+
+        Counted from the budget, not from what the Gaussians use of it, so that rounding down to
+        whole Gaussians never costs the pixels an image.
+        """
+        return self.budget_bits_per_class // self._pixel_bits(1, 8)
+
+    def file_bytes(self, num_classes: int) -> int:
+        """Bytes of the Gaussians in the distilled set's file; labels and description add to it."""
+        return num_classes * self.bits_per_class // 8
+
+    def describe(self) -> str:
+        """One line: IPC, GPC, points, bits per class used and allowed."""
+        return (
+            f"IPC {self.ipc} ({self.budget_bits_per_class:,} bits per class) -> "
+            f"GPC {self.gpc} x {self.points} points x {self.numbers_per_gaussian} bf16 numbers "
+            f"= {self.bits_per_class:,} bits per class"
+        )
+
+    def _pixel_bits(self, images: int, bits: int) -> int:
+        size = {"channels": self.channels, "height": self.height, "width": self.width}
+        return pixel_bits_per_class(images, bits=bits, **size)
+
+
+def plan_budget(config: BudgetConfig, *, channels: int, height: int, width: int) -> Budget:
+    """Spend the budget of ``config`` on images of this size.
+
+    Raises :class:`BudgetError` when it buys no Gaussian per image.
+
+    >>> plan_budget(BudgetConfig(), channels=1, height=28, width=28).describe()
+    'IPC 1 (25,088 bits per class) -> GPC 10 x 22 points x 7 bf16 numbers = 24,640 bits per class'
+    """
+    points = points_per_image(
+        ipc=config.ipc,
+        gpc=config.gpc,
+        height=height,
+        width=width,
+        channels=channels,
+        opacity=config.opacity,
+    )
+    return Budget(config.ipc, config.gpc, points, channels, height, width, config.opacity)

@@ -1,0 +1,114 @@
+"""Frozen, strict settings: one model per consumer, built from a notebook's flat parameters.
+
+Every field has its unit or meaning in its description. An unknown name is an error that names the
+nearest known one, so that a typing mistake in a parameter file stops before any work is done.
+"""
+
+import difflib
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class ConfigError(ValueError):
+    """A parameter has a wrong name, type or value; the message is one sentence per fault."""
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """``", did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+class Config(BaseModel):
+    """Base of all settings: immutable, no unknown names, no silent change of type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def from_params(cls, **params: Any) -> Self:
+        """Build from flat parameters. Raises :class:`ConfigError` with one sentence per fault."""
+        try:
+            return cls(**params)
+        except ValidationError as error:
+            faults = [cls._sentence(fault) for fault in error.errors()]
+            raise ConfigError(f"{cls.__name__}: " + "; ".join(faults)) from None
+
+    @classmethod
+    def _sentence(cls, fault: Any) -> str:
+        name = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            return f"unknown parameter '{name}'{nearest(name, list(cls.model_fields))}"
+        message = fault["msg"].removeprefix("Value error, ")
+        return f"{name}: {message} (got {fault['input']!r})" if name else message
+
+
+class DataConfig(Config):
+    """Which images."""
+
+    dataset: str = Field("digits", description="name in the table of data sets")
+    folder: str = Field("", description="where its files are; empty: the usual places")
+    resolution: int = Field(0, ge=0, le=4096, description="pixels per side; 0: native")
+    max_per_class: int = Field(0, ge=0, description="training images kept per class; 0: all")
+    holdout: float = Field(0.1, gt=0, lt=1, description="fraction held out for validation")
+
+
+class BudgetConfig(Config):
+    """How the bytes of ``ipc`` fp32 images per class are spent (paper, section 3.2)."""
+
+    ipc: int = Field(1, ge=1, description="budget: fp32 images per class")
+    gpc: int = Field(10, ge=1, description="Gaussian images per class")
+    opacity: bool = Field(True, description="whether a Gaussian stores an opacity")
+
+
+class RenderConfig(Config):
+    """Switches of the splatting operator (paper, eq. 2-4)."""
+
+    saturate: bool = Field(True, description="clamp a Gaussian's weight at 1")
+    prefilter: bool = Field(True, description="add a pixel's variance, 1/12, to the covariance")
+    supersample: bool = Field(True, description="mean of 2x2 samples per pixel")
+
+
+class FitConfig(Config):
+    """How Gaussians are initialised (paper, section 3.4 and table 17)."""
+
+    init: Literal["real", "kmeans", "warmup", "random"] = Field(
+        "real", description="random real images, k-means representatives, solid colour, or noise"
+    )
+    fit_steps: int = Field(600, ge=0, description="Adam steps of the mean squared error")
+    fit_lr: float = Field(0.02, gt=0, description="learning rate; the paper: 0.01")
+
+
+class DistillConfig(Config):
+    """The outer loop (paper, section 4.1)."""
+
+    objective: Literal["dm"] = Field("dm", description="dm: distribution matching")
+    steps: int = Field(200, ge=0, description="outer steps")
+    lr: float = Field(5e-3, gt=0, description="Adam's learning rate; the paper: 1e-3")
+    cholesky_lr_ratio: float = Field(
+        1.0, gt=0, description="learning rate of Cholesky factors (pixels) over the others'"
+    )
+    batch_real: int = Field(64, ge=1, description="real images per class and step")
+    network: str = Field("ConvNetD3", description="architecture of the matching networks")
+    width: int = Field(64, ge=1, description="filters per convolution of the matching networks")
+    boundary: float = Field(0.1, ge=0, description="weight of the boundary loss")
+    dsa: str = Field(
+        "color_crop_cutout_flip_scale_rotate", description="siamese augmentations; empty: none"
+    )
+    eval_every: int = Field(100, ge=1, description="steps between two rows of the history")
+    select_networks: int = Field(2, ge=1, description="networks trained for a row")
+    checkpoint_every: int = Field(25, ge=1, description="steps between two checkpoints")
+
+
+class EvalConfig(Config):
+    """How a distilled set is judged: fresh networks trained on it alone."""
+
+    networks: int = Field(5, ge=1, description="networks trained from scratch")
+    eval_network: str = Field("ConvNetD3", description="architecture")
+    eval_width: int = Field(64, ge=1, description="filters per convolution")
+    epochs: int = Field(300, ge=1, description="passes over the distilled set")
+    eval_lr: float = Field(0.01, gt=0, description="SGD learning rate, /10 at half way")
+    eval_batch: int = Field(256, ge=1, description="distilled images per step")
+    eval_dsa: str = Field(
+        "color_crop_cutout_flip_scale_rotate", description="augmentations; empty: none"
+    )

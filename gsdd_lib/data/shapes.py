@@ -1,0 +1,151 @@
+"""``shapes``: generated RGB images of eight figures, at any resolution, always the same ones.
+
+Each image is one figure of random place, size, angle and color on a shaded background. A scene is
+drawn before it is rasterized, so image ``i`` shows the same scene at every resolution.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsdd_lib.config import DataConfig
+from gsdd_lib.data.image_data import ImageSet, RawData, check_size
+from gsdd_lib.rng import generator
+
+NATIVE = 32
+TRAIN_PER_CLASS, TEST_PER_CLASS = 200, 100
+MEAN, STD = (0.48, 0.48, 0.48), (0.30, 0.30, 0.30)  # at any resolution, rounded
+CHUNK_PIXELS = 2**16  # pixels rasterized at a time: what a cache holds
+
+Array = np.ndarray
+Figure = Callable[[Array, Array], Array]
+
+# A figure maps points (x right, y down) to a signed distance, negative inside; it fills a circle of
+# radius about 1. Outside a corner the distance is a lower bound, good enough for a soft edge.
+
+
+def _box(x: Array, y: Array, half_width: float, half_height: float) -> Array:
+    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+
+
+def _disc(x: Array, y: Array) -> Array:
+    return np.hypot(x, y) - 1
+
+
+def _ring(x: Array, y: Array) -> Array:
+    return np.abs(np.hypot(x, y) - 0.75) - 0.25
+
+
+def _half_disc(x: Array, y: Array) -> Array:
+    return np.maximum(_disc(x, y), y)
+
+
+def _square(x: Array, y: Array) -> Array:
+    return _box(x, y, 0.8, 0.8)
+
+
+def _triangle(x: Array, y: Array) -> Array:
+    slope = math.sqrt(0.75) * np.abs(x) - 0.5 * y  # the two upper sides
+    return np.maximum(slope, y) - 0.5
+
+
+def _cross(x: Array, y: Array) -> Array:
+    return np.minimum(_box(x, y, 0.95, 0.3), _box(x, y, 0.3, 0.95))
+
+
+def _stripes(x: Array, y: Array) -> Array:
+    bars = np.abs(x - 0.64 * np.rint(x / 0.64)) - 0.16
+    return np.maximum(_box(x, y, 0.8, 0.8), bars)
+
+
+def _checkers(x: Array, y: Array) -> Array:
+    return np.minimum(_box(x - 0.4, y - 0.4, 0.4, 0.4), _box(x + 0.4, y + 0.4, 0.4, 0.4))
+
+
+FIGURES: dict[str, Figure] = {
+    "disc": _disc,
+    "ring": _ring,
+    "half disc": _half_disc,
+    "square": _square,
+    "triangle": _triangle,
+    "cross": _cross,
+    "stripes": _stripes,
+    "checkers": _checkers,
+}
+
+
+def read_shapes(config: DataConfig) -> RawData:
+    """Generate both splits at ``config.resolution`` (0: 32). They depend on no seed.
+
+    ``config.folder`` has no meaning here.
+    """
+    resolution = config.resolution or NATIVE
+    count = len(FIGURES) * (TRAIN_PER_CLASS + TEST_PER_CLASS)
+    check_size("shapes", count, channels=3, resolution=resolution)
+    return RawData(
+        class_names=tuple(FIGURES),
+        mean=MEAN,
+        std=STD,
+        train=make_shapes(TRAIN_PER_CLASS, resolution, seed=0, split="train"),
+        test=make_shapes(TEST_PER_CLASS, resolution, seed=0, split="test"),
+        provenance="shapes, generated",
+    )
+
+
+def make_shapes(per_class: int, resolution: int, *, seed: int, split: str = "train") -> ImageSet:
+    """``per_class`` images of each figure, uint8 [8 * per_class, 3, resolution, resolution].
+
+    The scenes are a function of ``seed`` and ``split``; labels are in order, class by class.
+    """
+    chunk = max(1, CHUNK_PIXELS // resolution**2)
+    images = np.empty((len(FIGURES) * per_class, 3, resolution, resolution), np.uint8)
+    for label, (name, figure) in enumerate(FIGURES.items()):
+        scenes = _draw_scenes(per_class, generator(seed, "data", "shapes", split, name)).numpy()
+        for start in range(0, per_class, chunk):
+            part = scenes[start : start + chunk]
+            first = label * per_class + start
+            images[first : first + len(part)] = _rasterize(figure, part, resolution)
+    labels = torch.arange(len(FIGURES)).repeat_interleave(per_class)
+    return ImageSet(torch.from_numpy(images), labels)
+
+
+def _draw_scenes(count: int, draw: torch.Generator) -> Tensor:
+    """Random scenes [count, 13]: place 2, radius, angle, figure RGB, ground RGB, shading 3.
+
+    Lengths are in units of half the image's side.
+    """
+
+    def uniform(low: float, high: float, columns: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand(count, columns, generator=draw)
+
+    dark, light = uniform(0.0, 0.4, 3), uniform(0.55, 0.95, 3)
+    swap = torch.rand(count, 1, generator=draw) < 0.5  # light on dark, or dark on light
+    figure, ground = torch.where(swap, dark, light), torch.where(swap, light, dark)
+    # shading: direction, phase, and waves per half side times 2 pi
+    shading = torch.cat([uniform(0, 2 * math.pi, 2), uniform(3, 9)], dim=1)
+    place, radius, angle = uniform(-0.35, 0.35, 2), uniform(0.35, 0.6), uniform(-0.4, 0.4)
+    return torch.cat([place, radius, angle, figure, ground, shading], dim=1)
+
+
+def _rasterize(figure: Figure, scenes: Array, resolution: int) -> Array:
+    """Scenes [n, 13] to uint8 [n, 3, R, R]; edges are one pixel soft.
+
+    In numpy: dozens of small steps, which torch's threads would slow down on a busy machine.
+    """
+    axis = ((np.arange(resolution) + 0.5) * (2 / resolution) - 1).astype(np.float32)
+    y, x = axis.reshape(1, -1, 1), axis.reshape(1, 1, -1)
+    columns = scenes.T.reshape(13, -1, 1, 1)
+    left, top, radius, angle = columns[:4]
+    dx, dy, cos, sin = (x - left) / radius, (y - top) / radius, np.cos(angle), np.sin(angle)
+    distance = radius * figure(cos * dx + sin * dy, cos * dy - sin * dx)
+    coverage = np.clip(0.5 - distance * (resolution / 2), 0, 1)[:, None]  # [n, 1, R, R]
+    colors = scenes.reshape(-1, 13, 1, 1)
+    direction, phase, waves = columns[10:13]
+    along = np.cos(direction) * x + np.sin(direction) * y
+    shade = 0.08 * along + 0.06 * np.sin(waves * along + phase)  # [n, R, R]
+    ground = np.clip(colors[:, 7:10] + shade[:, None], 0, 1)
+    image = ground + coverage * (colors[:, 4:7] - ground)
+    return np.rint(image * 255).astype(np.uint8)

@@ -1,0 +1,23 @@
+"""What the outer loop asks of a parameterization: labels, images, a penalty, a constraint."""
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+class Parameterization(Protocol):
+    """Parameters that render to labeled images. Gaussians are one; pixels would be another."""
+
+    labels: Tensor  # int64 [N]
+
+    def parameters(self) -> "list[nn.Parameter]":
+        """The tensors that a distillation changes."""
+
+    def render(self, index: Tensor | None = None) -> Tensor:
+        """Normalized images [n, C, H, W], differentiable; all of them without an index."""
+
+    def penalty(self) -> Tensor:
+        """A scalar added to the objective, weighted by the outer loop."""
+
+    def constrain_(self) -> None:
+        """Bring the parameters back to where they may be; called after each step."""

@@ -1,0 +1,130 @@
+"""The differentiable splatting operator: ``splat(params, height, width) -> images``.
+
+Additive 2D Gaussians (paper, eq. 2-4), any number per image, none dropped, in any order. The
+conventions are stated in ``cuda_ext/splat_math.h``; :mod:`gsdd_lib.splat_reference` is the same in
+plain torch. The device of ``params`` chooses the kernel. Results are the same bit for bit from run
+to run, and on the CPU with any number of threads.
+"""
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+import cuda_ext
+from gsdd_lib.splat_reference import splat_reference
+
+GEOMETRY = 5  # u, v, l11, l21, l22 before the colors
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def splat(
+    params: Tensor,
+    height: int,
+    width: int,
+    *,
+    opacity: bool = True,
+    saturate: bool = True,
+    prefilter: bool = True,
+    supersample: bool = True,
+) -> Tensor:
+    """Render Gaussians: ``params [B, M, 5 + C + opacity] -> images [B, C, height, width]``.
+
+    Args:
+        params: per Gaussian ``u, v`` in [-1, 1] (x right, y down; outside is allowed), the
+            Cholesky factor ``l11, l21, l22`` of its covariance in pixels, ``C`` colors (1 to 4,
+            any number), and, with ``opacity``, its opacity (any number). float32, float64, or
+            bfloat16, which is computed and returned in float32.
+        height, width: of the images, in pixels.
+        opacity: whether the last number of a row is an opacity; without it, 1.
+        saturate: clamp a Gaussian's weight ``opacity * exp(-sigma)`` at 1.
+        prefilter: add the variance of a pixel, 1/12, to the covariance (anti-aliasing).
+        supersample: average 2x2 samples per pixel (anti-aliasing).
+
+    Differentiable once with respect to ``params``. A Gaussian with a number that is not finite
+    renders nothing and gets a zero gradient.
+
+    Raises:
+        TypeError, ValueError: one sentence saying which argument is wrong and what fits.
+
+    >>> splat(torch.tensor([[[0.0, 0.0, 2.0, 0.0, 2.0, 1.0, 1.0]]]), 5, 5)[0, 0, 2, 2] > 0.9
+    tensor(True)
+    """
+    _check(params, height, width, opacity)
+    if params.dtype == torch.bfloat16:
+        params = params.float()
+    if not backend_ready():
+        switches = {"saturate": saturate, "prefilter": prefilter, "supersample": supersample}
+        return splat_reference(params, height, width, opacity=opacity, **switches)
+    return torch.ops.gsdd.splat(params, height, width, opacity, saturate, prefilter, supersample)
+
+
+@functools.cache
+def backend_ready() -> bool:
+    """Whether the compiled operator is there; builds it at the first call, warns once if not."""
+    try:
+        cuda_ext.load()
+    except cuda_ext.BuildError as error:
+        warnings.warn(
+            f"The compiled splatting operator is not available ({error}); the plain torch version "
+            "serves instead, exact but some hundred times slower.",
+            stacklevel=3,
+        )
+        return False
+    _register()
+    return True
+
+
+def _check(params: Tensor, height: int, width: int, opacity: bool) -> None:
+    if not isinstance(params, Tensor):
+        raise TypeError(f"params must be a tensor [images, points, numbers], got {type(params)}.")
+    if params.dtype not in DTYPES:
+        raise TypeError(f"params must be float32, float64 or bfloat16, got {params.dtype}.")
+    if params.dim() != 3:
+        shape = list(params.shape)
+        raise ValueError(f"params must be [images, points, numbers], got the shape {shape}.")
+    channels = params.shape[2] - GEOMETRY - bool(opacity)
+    if not 1 <= channels <= 4:
+        raise ValueError(
+            f"params has {params.shape[2]} numbers per Gaussian, which makes {channels} colors "
+            f"{'with' if opacity else 'without'} an opacity; 1 to 4 colors can be rendered."
+        )
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be at least 1 pixel, got {height} x {width}.")
+
+
+def _register() -> None:
+    """Give the compiled operator its shapes and its gradient."""
+
+    @torch.library.register_fake("gsdd::splat")
+    def _(params, height, width, opacity, saturate, prefilter, supersample):
+        channels = params.shape[2] - GEOMETRY - opacity
+        return params.new_empty(params.shape[0], channels, height, width)
+
+    @torch.library.register_fake("gsdd::splat_backward")
+    def _(v_images, params, opacity, saturate, prefilter, supersample):
+        return params.new_empty(params.shape)
+
+    torch.library.register_autograd("gsdd::splat", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("gsdd::splat_backward", _refuse)
+
+
+def _setup_context(ctx, inputs, output):
+    params, _, _, *ctx.switches = inputs
+    ctx.save_for_backward(params)
+
+
+def _backward(ctx, v_images):
+    (params,) = ctx.saved_tensors
+    v_params = torch.ops.gsdd.splat_backward(v_images, params, *ctx.switches)
+    return v_params, None, None, None, None, None, None
+
+
+@once_differentiable
+def _refuse(ctx, *gradients):
+    raise RuntimeError(
+        "splat is differentiable once: differentiate twice through the network, never through the "
+        "renderer, or use splat_reference."
+    )
