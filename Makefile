@@ -52,7 +52,9 @@ bench: $(ENVIRONMENT) compiler ## Time the splatting operator against the dense 
 	@$(PYTHON) -m gsdd_lib.benchmark
 
 gpu-check: $(ENVIRONMENT) ## GPU tests, memory checker and benchmark (PYTHON=python3: its own torch)
-	@$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \
+	@$(PYTHON) -c 'import importlib.util as i, sys; i.find_spec("torch") or sys.exit( \
+	  "$(PYTHON) has no torch: name a Python that has, make gpu-check PYTHON=...")'
+	@$(PYTHON) -c 'import sys, torch; torch.cuda.is_available() or sys.exit( \
 	  "No GPU: torch %s sees no CUDA device, so there is nothing to check." % torch.__version__)'
 	@mkdir -p figures/gpu
 	$(PYTHON) -m pytest -m gpu --disable-warnings tests | tee figures/gpu/tests.txt

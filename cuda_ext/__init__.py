@@ -13,6 +13,8 @@ import hashlib
 import io
 import os
 import shutil
+import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +52,7 @@ def _load_once() -> bool | BuildError:
                 torch.ops.load_library(str(library))
             else:
                 _build(library, with_cuda)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         return error if isinstance(error, BuildError) else BuildError(_one_line(error))
     return with_cuda
 
@@ -72,11 +74,15 @@ def _library_path(with_cuda: bool) -> Path:
 
 def _build(library: Path, with_cuda: bool) -> None:
     """Compile in a folder of its own, then move the library to its place in one step."""
-    if shutil.which(os.environ.get("CXX", "c++")) is None:
-        raise BuildError("no C++ compiler was found; install g++ (Debian: apt install g++)")
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        raise BuildError(
+            f"no C++ compiler '{compiler}' was found; install g++ (Debian: apt install g++)"
+        )
     from torch.utils.cpp_extension import load_inline  # slow to import, and needed only here
 
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder, _quiet() as output:
+    place = tempfile.TemporaryDirectory(dir=library.parent)
+    with place as folder, _quiet() as output, _ninja_on_path():
         try:
             load_inline(
                 library.stem,
@@ -89,14 +95,16 @@ def _build(library: Path, with_cuda: bool) -> None:
                 is_python_module=False,
                 no_implicit_headers=True,
             )
-        except (OSError, RuntimeError, ImportError) as error:
+        except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
             raise BuildError(_one_line(error, output.getvalue())) from error
         os.replace(Path(folder) / library.name, library)
 
 
 def _one_line(error: Exception, output: str = "") -> str:
-    lines = [line for line in f"{output}\n{error}".splitlines() if "error" in line.lower()]
-    return (lines[0] if lines else str(error).splitlines()[0]).strip()[:300]
+    lines = [line for line in f"{output}\n{error}".splitlines() if line.strip()]
+    # The compiler's own complaint says more than torch's line about the failed command.
+    telling = [line for line in lines if "error: " in line] or lines or [repr(error)]
+    return telling[0].strip()[:300]
 
 
 @contextlib.contextmanager
@@ -112,3 +120,14 @@ def _quiet() -> Iterator[io.StringIO]:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         yield output
+
+
+@contextlib.contextmanager
+def _ninja_on_path() -> Iterator[None]:
+    """pip's ninja lies beside the interpreter; PATH has that folder only in an active venv."""
+    before = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = os.pathsep.join([before, sysconfig.get_path("scripts")])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before

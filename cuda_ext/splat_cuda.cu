@@ -1,0 +1,208 @@
+// The operator's CUDA kernels: thin shells around the block programs of splat_warp.h.
+//
+//     gsdd::splat(params [B, M, R], ...)            -> images [B, C, H, W]
+//     gsdd::splat_backward(v_images, params, ...)   -> v_params [B, M, R], written, not added to
+//
+// One kernel renders, one differentiates (and a tiny second one where an image has more than one
+// part). Nothing is sorted, saved, synchronized with the host or summed by atomics, and nothing is
+// allocated but the outputs and the parts' slots, so a call can be captured in a CUDA graph.
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cuda_runtime.h>
+
+#include <climits>
+
+#include "splat_warp.h"
+
+// Declared by torch's shim.h only where USE_CUDA is defined, which extensions do not do.
+extern "C" AOTI_TORCH_EXPORT AOTITorchError
+aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+
+namespace splat {
+namespace {
+
+using torch::stable::Tensor;
+
+// ---- 1. The team: a block of hardware threads -----------------------------------------------
+
+struct Block {
+    template <typename X>
+    struct PerThread {
+        X mine = {};
+        __device__ X& operator[](int) { return mine; }
+    };
+    template <typename X>
+    using PerLane = PerThread<X>;
+
+    template <typename F>
+    static __device__ __forceinline__ void threads(F f) {
+        f(int(threadIdx.x));
+        __syncthreads();
+    }
+    template <typename F>
+    static __device__ __forceinline__ void warps(F f) {
+        f(int(threadIdx.x) / kLanes);
+        __syncthreads();
+    }
+    template <typename F>
+    static __device__ __forceinline__ void lanes(F f) {
+        f(int(threadIdx.x) % kLanes);
+        __syncwarp();
+    }
+    template <typename F>
+    static __device__ __forceinline__ uint32_t ballot(F f) {
+        return __ballot_sync(0xffffffffu, f(int(threadIdx.x) % kLanes));
+    }
+};
+
+// ---- 2. Kernels -----------------------------------------------------------------------------
+
+template <typename T, int C, int S>
+__global__ void __launch_bounds__(kThreads)
+render_kernel(const T* __restrict__ params, T* __restrict__ images, const Shape shape) {
+    __shared__ Staged<T, C> staged[kStaged];
+    render<Block, T, C, S>(params, images, shape, blockIdx.x, staged);
+}
+
+template <typename T, int C, int S>
+__global__ void __launch_bounds__(kThreads)
+gather_kernel(const T* __restrict__ v_images, const T* __restrict__ params,
+              T* __restrict__ v_params, T* __restrict__ slots, const Shape shape) {
+    __shared__ GatherShared<T, C> shared;
+    gather<Block, T, C, S>(v_images, params, v_params, slots, shape, blockIdx.x, shared);
+}
+
+template <typename T, int C>
+__global__ void __launch_bounds__(kThreads)
+add_parts_kernel(const T* __restrict__ slots, const T* __restrict__ params,
+                 T* __restrict__ v_params, const Shape shape) {
+    const int64_t index = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    if (index < shape.batch * shape.points) add_parts<T, C>(slots, params, v_params, shape, index);
+}
+
+// ---- 3. Launches ----------------------------------------------------------------------------
+
+unsigned grid(int64_t blocks) {
+    STD_TORCH_CHECK(blocks <= INT_MAX, "splat: the batch is too large for one launch; split it");
+    return unsigned(blocks);
+}
+
+void check_launch(const char* name) {
+    const cudaError_t error = cudaGetLastError();
+    STD_TORCH_CHECK(error == cudaSuccess, name, ": the kernel could not be launched: ",
+                    cudaGetErrorString(error));
+}
+
+cudaStream_t current_stream(const Tensor& tensor) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    return static_cast<cudaStream_t>(stream);
+}
+
+template <typename T>
+void launch_render(const Tensor& params, Tensor& images, const Shape& shape) {
+    const auto* from = static_cast<const T*>(params.data_ptr());
+    auto* to = static_cast<T*>(images.data_ptr());
+    const cudaStream_t stream = current_stream(params);
+    with_constants<T>(shape, [&](auto channels, auto per_axis) {
+        constexpr int C = decltype(channels)::value, S = decltype(per_axis)::value;
+        render_kernel<T, C, S><<<grid(render_blocks(shape)), kThreads, 0, stream>>>(from, to, shape);
+    });
+    check_launch("splat");
+}
+
+template <typename T>
+void launch_gather(
+    const Tensor& v_images, const Tensor& params, Tensor& v_params, const Shape& shape) {
+    const auto* v = static_cast<const T*>(v_images.data_ptr());
+    const auto* from = static_cast<const T*>(params.data_ptr());
+    auto* to = static_cast<T*>(v_params.data_ptr());
+    const cudaStream_t stream = current_stream(params);
+    with_constants<T>(shape, [&](auto channels, auto per_axis) {
+        constexpr int C = decltype(channels)::value, S = decltype(per_axis)::value;
+        const int64_t parts = parts_of(shape);
+        Tensor slots = torch::stable::new_empty(
+            params, {parts > 1 ? shape.batch : 0, parts, shape.points, kSums<C>});
+        auto* slot = static_cast<T*>(slots.data_ptr());
+        gather_kernel<T, C, S>
+            <<<grid(gather_blocks<T>(shape)), kThreads, 0, stream>>>(v, from, to, slot, shape);
+        check_launch("splat_backward");
+        if (parts == 1) return;
+        const int64_t blocks = ceil_div(shape.batch * shape.points, kThreads);
+        add_parts_kernel<T, C><<<grid(blocks), kThreads, 0, stream>>>(slot, from, to, shape);
+        check_launch("splat_backward");
+    });
+}
+
+// ---- 4. Checks and registration -------------------------------------------------------------
+
+bool is_double(const Tensor& tensor, const char* name) {
+    const auto type = tensor.scalar_type();
+    const bool yes = type == torch::headeronly::ScalarType::Double;
+    STD_TORCH_CHECK(yes || type == torch::headeronly::ScalarType::Float,
+                    "splat: ", name, " must be float32 or float64");
+    return yes;
+}
+
+Shape shape_of(
+    const Tensor& params, int64_t height, int64_t width,
+    bool opacity, bool saturate, bool prefilter, bool supersample) {
+    STD_TORCH_CHECK(params.dim() == 3, "splat: params must be [images, points, numbers]");
+    const int64_t channels = params.size(2) - kGeometry - (opacity ? 1 : 0);
+    STD_TORCH_CHECK(channels >= 1 && channels <= kMaxChannels, "splat: 1 to 4 channels");
+    STD_TORCH_CHECK(height >= 1 && width >= 1, "splat: height and width must be positive");
+    STD_TORCH_CHECK(params.size(1) < INT_MAX - kThreads && height < INT_MAX - kTile &&
+                    width < INT_MAX - kTile, "splat: too many points or pixels");
+    return {params.size(0), int(params.size(1)), int(channels), int(params.size(2)), int(height),
+            int(width), opacity, saturate && opacity, prefilter, supersample ? 2 : 1};
+}
+
+Tensor splat_cuda(
+    Tensor params, int64_t height, int64_t width,
+    bool opacity, bool saturate, bool prefilter, bool supersample) {
+    const Shape shape = shape_of(params, height, width, opacity, saturate, prefilter, supersample);
+    const bool in_double = is_double(params, "params");
+    const torch::stable::accelerator::DeviceGuard guard(params.get_device_index());
+    const Tensor rows = torch::stable::contiguous(params);
+    Tensor images = torch::stable::new_empty(rows, {shape.batch, shape.channels, height, width});
+    if (shape.batch == 0) return images;
+    if (in_double) launch_render<double>(rows, images, shape);
+    else launch_render<float>(rows, images, shape);
+    return images;
+}
+
+Tensor splat_backward_cuda(
+    Tensor v_images, Tensor params,
+    bool opacity, bool saturate, bool prefilter, bool supersample) {
+    STD_TORCH_CHECK(v_images.dim() == 4, "splat: v_images must be [images, channels, height, width]");
+    const Shape shape = shape_of(
+        params, v_images.size(2), v_images.size(3), opacity, saturate, prefilter, supersample);
+    const bool in_double = is_double(params, "params");
+    STD_TORCH_CHECK(
+        v_images.size(0) == shape.batch && v_images.size(1) == shape.channels &&
+            is_double(v_images, "v_images") == in_double &&
+            v_images.get_device_index() == params.get_device_index(),
+        "splat: v_images must have the images, channels, dtype and device of params");
+    const torch::stable::accelerator::DeviceGuard guard(params.get_device_index());
+    const Tensor rows = torch::stable::contiguous(params);
+    const Tensor v = torch::stable::contiguous(v_images);
+    Tensor v_params = torch::stable::new_empty(rows, {shape.batch, shape.points, shape.row});
+    if (shape.batch == 0 || shape.points == 0) return v_params;
+    if (in_double) launch_gather<double>(v, rows, v_params, shape);
+    else launch_gather<float>(v, rows, v_params, shape);
+    return v_params;
+}
+
+}  // namespace
+}  // namespace splat
+
+STABLE_TORCH_LIBRARY_IMPL(gsdd, CUDA, m) {
+    m.impl("splat", TORCH_BOX(&splat::splat_cuda));
+    m.impl("splat_backward", TORCH_BOX(&splat::splat_backward_cuda));
+}

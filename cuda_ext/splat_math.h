@@ -79,7 +79,7 @@ SPLAT_HD Gaussian<T> project(const T* row, const Shape& shape) {
     // Every number of the row enters this sum, so one test finds any that is not finite;
     // zero times a finite number is zero, zero times any other is not a number.
     T probe = g.x + g.y + g.a + g.b + g.c + det + g.reach;
-    for (int k = 0; k < shape.channels; ++k) probe += T(0) * row[kGeometry + k];
+    for (int k = 0; k < shape.channels; ++k) probe += T(0) * (g.opacity * row[kGeometry + k]);
     g.alive = probe - probe == T(0) && g.curvature > T(0);
     return g;
 }

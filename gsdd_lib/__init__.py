@@ -1,7 +1,7 @@
 """Dataset distillation with sparse 2D Gaussians (GSDD, arXiv 2509.26219).
 
 Importing this package compiles nothing, seeds nothing and does not even import torch: the public
-names below are looked up when first used.
+names below are looked up when first used; everything else is in the modules.
 """
 
 import importlib
@@ -9,18 +9,13 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "splat": "gsdd_lib.splat",
     "GaussianImages": "gsdd_lib.parameterizations.gaussian",
     "load_data": "gsdd_lib.data",
     "plan_budget": "gsdd_lib.budget",
     "initial_gaussians": "gsdd_lib.fit",
-    "distill": "gsdd_lib.distill",
-    "evaluate": "gsdd_lib.evaluate",
     "load": "gsdd_lib.storage",
     "save": "gsdd_lib.storage",
 }
-# `splat`, `distill` and `evaluate` are modules too, and importing a module binds its name in its
-# package: import the function from the module where both are in use.
 __all__ = ["__version__", *_HOME]
 
 

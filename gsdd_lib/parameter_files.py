@@ -159,7 +159,8 @@ def check(notebook: Path, path: Path) -> dict[str, Any]:
     if not any(faults):
         faults = _model_faults(notebook, interface, dict(interface.defaults) | values)
     if any(faults):
-        raise ParameterError(f"{path}: {'; '.join(filter(None, faults))}.")
+        sentence = "; ".join(filter(None, faults))
+        raise ParameterError(f"{path}: {sentence}{'' if sentence.endswith('?') else '.'}")
     return values
 
 

@@ -104,7 +104,7 @@ def _execute(notebook: Path, folder: Path, parameters: dict, lines: _Lines) -> s
             stdout_file=lines,
             stderr_file=lines,
             cwd=str(notebook.resolve().parent),  # as in JupyterLab
-            extra_arguments=["--log-level=ERROR"],  # of the kernel, whose warnings concern nobody
+            extra_arguments=["--log-level=CRITICAL"],  # the kernel's own log, not the cells'
         )
     except PapermillExecutionError as error:
         reason = (error.evalue or "").strip().partition("\n")[0].rstrip(".")

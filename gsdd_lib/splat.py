@@ -61,16 +61,25 @@ def splat(
     return torch.ops.gsdd.splat(params, height, width, opacity, saturate, prefilter, supersample)
 
 
-@functools.cache
 def backend_ready() -> bool:
     """Whether the compiled operator is there; builds it at the first call, warns once if not."""
+    return _backend_ready()
+
+
+# What torch.compiler.assume_constant_result sets, without its import of the compiler (1.3 s):
+# torch.compile shall call this function and not trace it.
+backend_ready._dynamo_marked_constant = True
+
+
+@functools.cache
+def _backend_ready() -> bool:
     try:
         cuda_ext.load()
     except cuda_ext.BuildError as error:
         warnings.warn(
             f"The compiled splatting operator is not available ({error}); the plain torch version "
             "serves instead, exact but some hundred times slower.",
-            stacklevel=3,
+            stacklevel=4,
         )
         return False
     _register()

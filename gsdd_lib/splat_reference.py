@@ -41,8 +41,7 @@ def splat_reference(
         _render(chunk, height, width, opacity, saturate, prefilter, supersample, published_support)
         for chunk in params.split(step)
     ]
-    channels = params.shape[2] - 5 - opacity
-    return torch.cat(images) if images else params.new_zeros(0, channels, height, width)
+    return torch.cat(images)
 
 
 def _render(
@@ -79,7 +78,8 @@ def _render(
         weight = weight.clamp(max=1)
     weight = torch.where(support, weight, torch.zeros_like(weight))
     image = torch.einsum("bms,bmc->bcs", weight, colors)
-    return image.view(batch, channels, height, width, -1).mean(-1)
+    per_pixel = len(grid) // (height * width)
+    return image.view(batch, channels, height, width, per_pixel).mean(-1)
 
 
 def pixel_center(means: Tensor, height: int, width: int) -> Tensor:

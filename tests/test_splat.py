@@ -1,0 +1,269 @@
+"""The compiled operator against the oracle, its gradient, its registration and its determinism."""
+
+import functools
+import itertools
+
+import pytest
+import torch
+from splat_cases import (
+    CASES,
+    SWITCHES,
+    Case,
+    Expected,
+    check_gradient,
+    check_image,
+    decided_pixels,
+    expected,
+    scene,
+)
+from torch import Tensor
+
+from gsdd_lib.splat import backend_ready, splat
+
+LEVELS = ("portable", "v3", "v4")  # instruction sets; one that is not here means the next narrower
+SETTINGS = list(itertools.product([True, False], repeat=len(SWITCHES)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled() -> None:
+    assert backend_ready(), "without the compiled operator these tests would compare nothing"
+
+
+@pytest.fixture
+def threads():
+    """``threads(n)`` sets the number of threads; it is put back after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@functools.cache
+def wanted(name: str) -> tuple[Case, Expected]:
+    case = CASES[name](seeded())
+    return case, expected(case)
+
+
+def render(params: Tensor, case: Case, cotangent: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The operator's image and gradient; the cotangent is random where none is given."""
+    params = params.detach().requires_grad_()
+    image = splat(params, case.height, case.width, **case.switches)
+    if cotangent is None:
+        cotangent = torch.randn(image.shape, generator=seeded(1), dtype=image.dtype)
+    (gradient,) = torch.autograd.grad(image, params, cotangent)
+    return image.detach(), gradient
+
+
+# ------------------------------------------------------------------------------ against the oracle
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_double_agrees_with_the_oracle(name):
+    case, want = wanted(name)
+    image, gradient = render(want.params, case, want.cotangent)
+    check_image(image, want)
+    check_gradient(gradient, want)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", CASES)
+def test_float_agrees_with_the_oracle(name, level, monkeypatch):
+    monkeypatch.setenv("GSDD_CPU", level)
+    case, want = wanted(name)
+    image, gradient = render(want.params.float(), case, want.cotangent.float())
+    check_image(image, want)
+    check_gradient(gradient, want)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_almost_every_pixel_is_compared(name):
+    _, want = wanted(name)
+    assert (~want.decided).sum() <= 0.01 * want.decided.numel()
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_gradcheck(setting):
+    switches = dict(zip(SWITCHES, setting, strict=True))
+    for seed in itertools.count():
+        params = scene(seeded(seed), 2, 3, 4, 5, channels=2, opacity=switches["opacity"])
+        if switches["opacity"]:
+            params[:, :2, -1] = torch.tensor([2.5, -0.6], dtype=params.dtype)
+        if decided_pixels(params, 4, 5, **switches, margin=1e-4).all():
+            break  # no sample so near a discontinuity that a finite difference crosses it
+    assert torch.autograd.gradcheck(
+        lambda rows: splat(rows, 4, 5, **switches), params.requires_grad_()
+    )
+
+
+# ------------------------------------------------------------------------------------ registration
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_opcheck(dtype):
+    params = scene(seeded(), 2, 4, 6, 7).to(dtype).requires_grad_()
+    torch.library.opcheck(torch.ops.gsdd.splat, (params, 6, 7, True, True, True, True))
+    strided = scene(seeded(), 4, 2, 6, 7).to(dtype).transpose(0, 1).requires_grad_()
+    torch.library.opcheck(torch.ops.gsdd.splat, (strided, 6, 7, True, False, False, False))
+
+
+def test_opcheck_of_the_backward():
+    params = scene(seeded(), 2, 4, 6, 7)
+    v_images = torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    torch.library.opcheck(
+        torch.ops.gsdd.splat_backward, (v_images, params, True, True, True, True)
+    )
+
+
+def test_a_second_derivative_is_refused_with_the_way_out():
+    params = scene(seeded(), 1, 3, 6, 7).requires_grad_()
+    image = splat(params, 6, 7)
+    (gradient,) = torch.autograd.grad(image.square().sum(), params, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"differentiable once: .* or use splat_reference"):
+        gradient.sum().backward()
+
+
+def test_a_fitting_step_compiles_whole():
+    target = torch.rand(2, 3, 9, 8, generator=seeded())
+
+    def step(params: Tensor) -> Tensor:
+        loss = (splat(params, 9, 8) - target).square().mean()
+        (gradient,) = torch.autograd.grad(loss, params)
+        return (params - 0.1 * gradient).detach()
+
+    params = scene(seeded(), 2, 5, 9, 8).float().requires_grad_()
+    loss = torch.compile(
+        lambda rows: (splat(rows, 9, 8) - target).square().mean(),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    (gradient,) = torch.autograd.grad(loss(params), params)
+    assert torch.allclose(params - 0.1 * gradient, step(params), rtol=0, atol=1e-7)
+
+
+# ------------------------------------------------------------------------- determinism, dtypes, strides
+
+SPLITS = {
+    "many images": Case(scene(seeded(), 40, 22, 28, 28, channels=1), 28, 28, {}),
+    "one large image": Case(scene(seeded(), 1, 30, 260, 250), 260, 250, {}),
+    "two large images": Case(scene(seeded(), 2, 30, 200, 190, channels=4), 200, 190, {}),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_every_run_gives_the_same_bits(name):
+    case = SPLITS[name]
+    first, second = render(case.params.float(), case), render(case.params.float(), case)
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SPLITS)
+def test_any_number_of_threads_gives_the_same_bits(name, dtype, threads):
+    case = SPLITS[name]
+    threads(1)
+    image, gradient = render(case.params.to(dtype), case)
+    for number in (2, 3, 7):
+        threads(number)
+        again = render(case.params.to(dtype), case)
+        assert torch.equal(image, again[0]) and torch.equal(gradient, again[1])
+
+
+def test_an_image_does_not_depend_on_the_batch_it_is_in():
+    case = SPLITS["many images"]
+    image, gradient = render(case.params, case, torch.ones(40, 1, 28, 28, dtype=torch.float64))
+    alone = render(case.params[7:8], case, torch.ones(1, 1, 28, 28, dtype=torch.float64))
+    assert torch.equal(image[7:8], alone[0]) and torch.equal(gradient[7:8], alone[1])
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda rows: rows.transpose(1, 2).contiguous().transpose(1, 2),
+        lambda rows: torch.cat([rows, rows], dim=2)[..., 9:],
+        lambda rows: rows[:1].expand(3, -1, -1),
+        lambda rows: rows[:, ::2],
+        lambda rows: rows[::-1] if isinstance(rows, list) else rows.flip(0)[1:],
+    ],
+    ids=["transposed", "columns of a wider tensor", "expanded", "every second", "not the first"],
+)
+def test_any_strides(view):
+    case = Case(scene(seeded(), 3, 8, 12, 10), 12, 10, {})
+    rows = view(case.params)
+    image, gradient = render(rows, case)
+    plain = render(rows.clone(memory_format=torch.contiguous_format), case)
+    assert torch.equal(image, plain[0]) and torch.equal(gradient, plain[1])
+
+
+def test_any_strides_of_the_incoming_gradient():
+    case = Case(scene(seeded(), 3, 8, 12, 10), 12, 10, {})
+    v_images = torch.randn(3, 12, 10, 3, dtype=torch.float64).permute(0, 3, 1, 2)
+    _, gradient = render(case.params, case, v_images)
+    assert torch.equal(gradient, render(case.params, case, v_images.contiguous())[1])
+    one = torch.ones((), dtype=torch.float64).expand(3, 3, 12, 10)
+    assert torch.equal(render(case.params, case, one)[1], render(case.params, case, one.clone())[1])
+
+
+def test_bfloat16_is_float32_of_the_rounded_numbers():
+    case = Case(scene(seeded(), 3, 8, 12, 10), 12, 10, {})
+    rounded = case.params.bfloat16()
+    image, gradient = render(rounded, case, cotangent := torch.randn(3, 3, 12, 10))
+    plain_image, plain_gradient = render(rounded.float(), case, cotangent)
+    assert image.dtype == torch.float32 and torch.equal(image, plain_image)
+    assert gradient.dtype == torch.bfloat16 and torch.equal(gradient, plain_gradient.bfloat16())
+
+
+# ------------------------------------------------------------------------------------------ fitting
+
+
+def fit_psnr(steps: int) -> float:
+    """PSNR in dB of four smooth images after ``steps`` steps of Adam."""
+    target = splat(scene(seeded(5), 4, 60, 32, 32, size=1.2).float(), 32, 32)
+    params = scene(seeded(6), 4, 136, 32, 32, size=0.9).float().requires_grad_()
+    optimizer = torch.optim.Adam([params], lr=0.05)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / steps)
+        loss = (splat(params, 32, 32) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float(-10 * loss.detach().log10())
+
+
+def test_a_long_fit_ends_the_same_on_every_instruction_set(monkeypatch):
+    psnr = {}
+    for level in LEVELS:
+        monkeypatch.setenv("GSDD_CPU", level)
+        psnr[level] = fit_psnr(500)
+    assert min(psnr.values()) > 25
+    assert max(psnr.values()) - min(psnr.values()) <= 0.05, psnr
+
+
+# --------------------------------------------------------------------------------------- bad input
+
+
+def row(length: int) -> Tensor:
+    return torch.zeros(1, 2, length)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence", "call"),
+    [
+        (TypeError, "must be a tensor .* got <class 'list'>", lambda: splat([[[0.0]]], 4, 4)),
+        (TypeError, "float32, float64 or bfloat16, got torch.int64", lambda: splat(row(9).long(), 4, 4)),
+        (TypeError, "bfloat16, got torch.float16", lambda: splat(row(9).half(), 4, 4)),
+        (ValueError, r"\[images, points, numbers\], got the shape \[2, 9\]", lambda: splat(row(9)[0], 4, 4)),
+        (ValueError, "6 numbers per Gaussian, which makes 0 colors with", lambda: splat(row(6), 4, 4)),
+        (ValueError, "11 numbers .* 5 colors with an opacity; 1 to 4", lambda: splat(row(11), 4, 4)),
+        (ValueError, "makes 5 colors without an opacity", lambda: splat(row(10), 4, 4, opacity=False)),
+        (ValueError, "at least 1 pixel, got 0 x 4", lambda: splat(row(9), 0, 4)),
+        (ValueError, "at least 1 pixel, got 4 x -1", lambda: splat(row(9), 4, -1)),
+    ],
+    ids=["list", "integers", "half", "rank", "short row", "long row", "no opacity", "height", "width"],
+)  # fmt: skip
+def test_bad_arguments_get_one_sentence(error, sentence, call):
+    with pytest.raises(error, match=sentence) as caught:
+        call()
+    assert "\n" not in str(caught.value)
