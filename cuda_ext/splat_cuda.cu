@@ -62,19 +62,25 @@ struct Block {
 
 // ---- 2. Kernels -----------------------------------------------------------------------------
 
+// Blocks that shall fit on a multiprocessor: as many as the registers allow without spilling.
+template <typename T>
+constexpr int kRenderOccupancy = sizeof(T) == 4 ? 4 : 1;
+template <typename T>
+constexpr int kGatherOccupancy = sizeof(T) == 4 ? 3 : 1;
+
 template <typename T, int C, int S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kRenderOccupancy<T>)
 render_kernel(const T* __restrict__ params, T* __restrict__ images, const Shape shape) {
     __shared__ Staged<T, C> staged[kStaged];
-    render<Block, T, C, S>(params, images, shape, blockIdx.x, staged);
+    render<Block, T, C, S>(params, images, shape, int(blockIdx.x), staged);
 }
 
 template <typename T, int C, int S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kGatherOccupancy<T>)
 gather_kernel(const T* __restrict__ v_images, const T* __restrict__ params,
               T* __restrict__ v_params, T* __restrict__ slots, const Shape shape) {
     __shared__ GatherShared<T, C> shared;
-    gather<Block, T, C, S>(v_images, params, v_params, slots, shape, blockIdx.x, shared);
+    gather<Block, T, C, S>(v_images, params, v_params, slots, shape, int(blockIdx.x), shared);
 }
 
 template <typename T, int C>
@@ -134,8 +140,8 @@ void launch_gather(
             <<<grid(gather_blocks<T>(shape)), kThreads, 0, stream>>>(v, from, to, slot, shape);
         check_launch("splat_backward");
         if (parts == 1) return;
-        const int64_t blocks = ceil_div(shape.batch * shape.points, kThreads);
-        add_parts_kernel<T, C><<<grid(blocks), kThreads, 0, stream>>>(slot, from, to, shape);
+        add_parts_kernel<T, C>
+            <<<grid(add_parts_blocks(shape)), kThreads, 0, stream>>>(slot, from, to, shape);
         check_launch("splat_backward");
     });
 }

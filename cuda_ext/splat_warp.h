@@ -29,7 +29,7 @@
 
 namespace splat {
 
-constexpr int kLanes = 32, kWarps = 8, kThreads = kLanes * kWarps;
+constexpr int kLanes = 32, kLaneBits = 5, kWarps = 8, kThreads = kLanes * kWarps;
 constexpr int kTile = 8;                             // pixels along a tile's side
 constexpr int kRowsPerLane = kTile * kTile / kLanes; // a lane has one column and this many rows
 constexpr int kStaged = kThreads;                    // Gaussians staged at a time to render
@@ -44,17 +44,22 @@ constexpr double kMargin = 1e-3;  // pixels around a tile's outermost samples, f
 
 // ---- Work: blocks, parts and tiles ----------------------------------------------------------
 
-SPLAT_HD int64_t ceil_div(int64_t value, int64_t by) { return (value + by - 1) / by; }
-SPLAT_HD int64_t tiles_of(const Shape& shape) {
+// The launcher refuses what does not fit into ints of images, tiles and blocks; an offset into a
+// tensor has 64 bits.
+SPLAT_HD int ceil_div(int value, int by) { return (value + by - 1) / by; }
+SPLAT_HD int tiles_of(const Shape& shape) {
     return ceil_div(shape.width, kTile) * ceil_div(shape.height, kTile);
 }
-SPLAT_HD int64_t parts_of(const Shape& shape) { return ceil_div(tiles_of(shape), kTilesPerPart); }
+SPLAT_HD int parts_of(const Shape& shape) { return ceil_div(tiles_of(shape), kTilesPerPart); }
 SPLAT_HD int64_t render_blocks(const Shape& shape) {
     return shape.batch * ceil_div(tiles_of(shape), kWarps);
 }
 template <typename T>
 SPLAT_HD int64_t gather_blocks(const Shape& shape) {
     return shape.batch * parts_of(shape) * ceil_div(shape.points, kChunk<T>);
+}
+SPLAT_HD int64_t add_parts_blocks(const Shape& shape) {
+    return (shape.batch * shape.points + kThreads - 1) / kThreads;
 }
 
 // Calls f(C, S) with constants for the channels (rounded up) and the samples per pixel and axis.
@@ -79,9 +84,9 @@ struct Tile {
 };
 
 template <typename T, int S>
-SPLAT_HD Tile<T> tile_at(const Shape& shape, int64_t index) {
-    const int64_t columns = ceil_div(shape.width, kTile);
-    const int x = int(index % columns) * kTile, y = int(index / columns) * kTile;
+SPLAT_HD Tile<T> tile_at(const Shape& shape, int index) {
+    const int columns = ceil_div(shape.width, kTile);
+    const int x = index % columns * kTile, y = index / columns * kTile;
     const int end_x = x + kTile < shape.width ? x + kTile : shape.width;
     const int end_y = y + kTile < shape.height ? y + kTile : shape.height;
     const T inset = T(0.5 / S - kMargin);
@@ -122,26 +127,26 @@ SPLAT_HD float power_of_2(float x) {
 }
 SPLAT_HD double power_of_2(double x) { return std::exp2(x); }
 
-// sqrt(of / by) to a relative 1e-6, for culling, where kRoom covers it.
-SPLAT_HD float rough_root(float of, float by) {
+// sqrt(square) / by to a relative 1e-6, for culling, where kRoom covers it.
+SPLAT_HD float rough_root_over(float square, float by) {
 #if defined(__CUDA_ARCH__)
     float root;
-    asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(__fdividef(of, by)));
-    return root;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(square));
+    return __fdividef(root, by);
 #else
-    return std::sqrt(of / by);
+    return std::sqrt(square) / by;
 #endif
 }
-SPLAT_HD double rough_root(double of, double by) { return std::sqrt(of / by); }
+SPLAT_HD double rough_root_over(double square, double by) { return std::sqrt(square) / by; }
 
 // ---- One Gaussian, staged in shared memory --------------------------------------------------
 
-// With lift = log2(opacity) where the weight saturates, else 0, and t = dy - slope dx,
-//     2^min(e, 0),   e = lift - flat dx^2 - curve t^2,
+// With lift = log2(opacity) where the weight saturates, else 0, and t = steep (dy - slope dx),
+//     2^min(e, 0),   e = lift - flat dx^2 - t^2,
 // is min(1, opacity exp(-sigma)) where it saturates, else exp(-sigma): one formula for both.
 template <typename T, int C>
 struct alignas(16) Staged {
-    T x, y, slope, flat, curve, lift;
+    T x, y, slope, flat, steep, lift;
     T floor;            // e at the rim of the support
     T half_width, tip;  // of the support: half its extent along x, and dx of its lowest point
     T color[C];
@@ -150,6 +155,11 @@ struct alignas(16) Staged {
 template <typename T>
 SPLAT_HD bool saturates(const Gaussian<T>& g, const Shape& shape) {
     return shape.saturate && g.opacity > T(1);
+}
+
+template <typename T>
+SPLAT_HD T steepness(const Gaussian<T>& g) {
+    return std::sqrt(T(kHalfLog2E) * g.curvature);
 }
 
 // A dead Gaussian's half-width is below zero: it touches nothing.
@@ -164,7 +174,7 @@ SPLAT_HD Staged<T, C> stage(const T* row, const Shape& shape, bool premultiply) 
     staged.y = g.y;
     staged.slope = g.slope;
     staged.flat = T(kHalfLog2E) / g.a;
-    staged.curve = T(kHalfLog2E) * g.curvature;
+    staged.steep = steepness(g);
     staged.lift = saturated ? std::log2(g.opacity) : T(0);
     staged.floor = staged.lift - T(kHalfLog2E) * g.reach;
     staged.half_width = std::sqrt(T(kRoom) * g.reach * g.a);
@@ -186,7 +196,7 @@ SPLAT_HD bool touches(const Staged<T, C>& g, const Tile<T>& tile) {
     const auto height = [&](T peak, T side) {  // of the upper (-) or lower (+) arc
         const T dx = peak < left ? left : (peak > right ? right : peak);
         const T rest = room - g.flat * dx * dx;
-        return g.y + g.slope * dx + side * rough_root(rest > T(0) ? rest : T(0), g.curve);
+        return g.y + g.slope * dx + side * rough_root_over(rest > T(0) ? rest : T(0), g.steep);
     };
     // So written, a height that is not a number counts as touching; the samples' test decides.
     return !(height(-g.tip, T(-1)) > tile.bottom || height(g.tip, T(1)) < tile.top);
@@ -201,12 +211,7 @@ struct Column {
 template <typename T, int C>
 SPLAT_HD Column<T> column_at(const Staged<T, C>& g, T x, T y) {
     const T dx = x - g.x;
-    return {dx, g.lift - g.flat * dx * dx, (y - g.y) - g.slope * dx};
-}
-
-template <typename T, int C>
-SPLAT_HD T exponent(const Staged<T, C>& g, const Column<T>& column, T t) {
-    return column.base - g.curve * t * t;
+    return {dx, g.lift - g.flat * dx * dx, g.steep * ((y - g.y) - g.slope * dx)};
 }
 
 // The weight over the color's scale, zero outside the support.
@@ -234,8 +239,10 @@ SPLAT_DEVICE void draw(
         for (int j = 0; j < S; ++j) {
             const Column<T> column = column_at(g, x + T(j) * step, y);
 #pragma unroll
-            for (int i = 0; i < kRowsPerLane * S; ++i)
-                weight[i / S] += weight_at(g, exponent(g, column, column.t + T(i) * step));
+            for (int i = 0; i < kRowsPerLane * S; ++i) {
+                const T t = column.t + T(i) * step * g.steep;
+                weight[i / S] += weight_at(g, column.base - t * t);
+            }
         }
 #pragma unroll
         for (int r = 0; r < kRowsPerLane; ++r)
@@ -245,13 +252,13 @@ SPLAT_DEVICE void draw(
 }
 
 // Offset of a pixel in images [batch, channels, height, width], channel 0.
-SPLAT_HD int64_t pixel_offset(const Shape& shape, int64_t image, int x, int y) {
-    return (image * shape.channels * shape.height + y) * shape.width + x;
+SPLAT_HD int64_t pixel_offset(const Shape& shape, int image, int x, int y) {
+    return (int64_t(image) * shape.channels * shape.height + y) * shape.width + x;
 }
 
 template <typename T, int C>
 SPLAT_DEVICE void store(
-    const Pixels<T, C>& pixels, const Shape& shape, int64_t image, int x, int y, T* images) {
+    const Pixels<T, C>& pixels, const Shape& shape, int image, int x, int y, T* images) {
     const int64_t plane = int64_t(shape.height) * shape.width;
     for (int r = 0; r < kRowsPerLane; ++r) {
         if (x >= shape.width || y + r >= shape.height) continue;
@@ -263,10 +270,10 @@ SPLAT_DEVICE void store(
 
 template <typename Team, typename T, int C, int S>
 SPLAT_DEVICE void render(
-    const T* params, T* images, const Shape& shape, int64_t block, Staged<T, C>* staged) {
-    const int64_t tiles = tiles_of(shape), per_image = ceil_div(tiles, kWarps);
-    const int64_t image = block / per_image, first_tile = block % per_image * kWarps;
-    const T* rows = params + image * shape.points * shape.row;
+    const T* params, T* images, const Shape& shape, int block, Staged<T, C>* staged) {
+    const int tiles = tiles_of(shape), per_image = ceil_div(tiles, kWarps);
+    const int image = block / per_image, first_tile = block % per_image * kWarps;
+    const T* rows = params + int64_t(image) * shape.points * shape.row;
     typename Team::template PerThread<Pixels<T, C>> pixels;
 
     for (int begin = 0; begin < shape.points; begin += kStaged) {
@@ -298,7 +305,7 @@ SPLAT_DEVICE void render(
 
     // 4. Store: every pixel is written, also where there is no Gaussian.
     Team::threads([&](int thread) {
-        const int64_t index = first_tile + thread / kLanes;
+        const int index = first_tile + thread / kLanes;
         if (index >= tiles) return;
         const Tile<T> tile = tile_at<T, S>(shape, index);
         const int x = tile.x + lane_column(thread % kLanes), y = tile.y + lane_row(thread % kLanes);
@@ -332,7 +339,7 @@ struct GatherShared {
 // dL/dpixel of one lane's pixels over the samples per pixel, zero outside the image.
 template <typename T, int C, int S>
 SPLAT_DEVICE void load_pixels(
-    const T* v_images, const Shape& shape, int64_t image, const Tile<T>& tile, int lane,
+    const T* v_images, const Shape& shape, int image, const Tile<T>& tile, int lane,
     PixelGradient<T, C>* pixels) {
     const int64_t plane = int64_t(shape.height) * shape.width;
     const int column = lane_column(lane), x = tile.x + column;
@@ -345,44 +352,41 @@ SPLAT_DEVICE void load_pixels(
     }
 }
 
-// One Gaussian's sums over rows [from_row, to_row) of a tile: the moments of dL/dw times the
+// One Gaussian's sums over some rows of a tile: the moments of dL/dw times the
 // staged weight, and the color gradient over the weight's scale (see `finish`).
 template <typename T, int C, int S>
 SPLAT_DEVICE void gather_rows(
     const Staged<T, C>& g, const Tile<T>& tile, const PixelGradient<T, C>* pixels, int from_row,
-    int to_row, Sums<T, C>& sums) {
+    int rows, Sums<T, C>& sums) {
     constexpr T step = T(1) / S;
     const T x = T(tile.x) + T(0.5 / S), y = T(tile.y + from_row) + T(0.5 / S);
+    const PixelGradient<T, C>* first = pixels + from_row * kTile;
 #pragma unroll 1
-    for (int at = 0; at < kTile; ++at) {
+    for (int at = 0; at < kTile; ++at, ++first) {
         Column<T> column[S];
         T m[S] = {}, mt[S] = {}, mtt[S] = {};  // this column's moments in t
 #pragma unroll
         for (int j = 0; j < S; ++j) column[j] = column_at(g, x + T(at) + T(j) * step, y);
-#pragma unroll 2
-        for (int row = from_row; row < to_row; ++row) {
-            const PixelGradient<T, C> pixel = pixels[row * kTile + at];
-            T v_weight = T(0), total = T(0);
+        T below = T(0);  // the first row
+#pragma unroll 1
+        for (const auto* from = first; from != first + rows * kTile; from += kTile, below += T(1)) {
+            const PixelGradient<T, C> pixel = *from;
+            T v_weight = g.color[0] * pixel.v[0], total = T(0);
 #pragma unroll
-            for (int c = 0; c < C; ++c) v_weight += g.color[c] * pixel.v[c];
+            for (int c = 1; c < C; ++c) v_weight += g.color[c] * pixel.v[c];
 #pragma unroll
-            for (int j = 0; j < S; ++j) {
-                T h = T(0), ht = T(0), htt = T(0);  // of the samples of one pixel
+            for (int i = 0; i < S; ++i)
 #pragma unroll
-                for (int i = 0; i < S; ++i) {
-                    const T t = column[j].t + (T(row - from_row) + T(i) * step);
-                    const T e = exponent(g, column[j], t);
+                for (int j = 0; j < S; ++j) {
+                    const T t = column[j].t + (below + T(i) * step) * g.steep;
+                    const T e = column[j].base - t * t;
                     const T weight = weight_at(g, e);
-                    const T moving = e > T(0) ? T(0) : weight;  // at the clamp nothing moves
+                    const T h = e > T(0) ? T(0) : v_weight * weight;  // at the clamp nothing moves
                     total += weight;
-                    h += moving;
-                    ht += moving * t;
-                    htt += moving * t * t;
+                    m[j] += h;
+                    mt[j] += h * t;
+                    mtt[j] += h * t * t;
                 }
-                m[j] += v_weight * h;
-                mt[j] += v_weight * ht;
-                mtt[j] += v_weight * htt;
-            }
 #pragma unroll
             for (int c = 0; c < C; ++c) sums.value[kMoments + c] += total * pixel.v[c];
         }
@@ -403,7 +407,7 @@ SPLAT_DEVICE void gather_rows(
 // one and each takes some of the tile's rows, and they add to its sums in turns.
 template <typename Team, typename T, int C, int S>
 SPLAT_DEVICE void gather_tile(
-    const T* v_images, const Shape& shape, int64_t image, const Tile<T>& tile, int count,
+    const T* v_images, const Shape& shape, int image, const Tile<T>& tile, int count,
     int warp, GatherShared<T, C>& shared) {
     uint8_t* list = shared.list[warp];
     PixelGradient<T, C>* pixels = shared.pixels[warp];
@@ -430,19 +434,19 @@ SPLAT_DEVICE void gather_tile(
     // 2c. Sum: `slots` Gaussians at a time, the rows shared by the kLanes / slots lanes of each.
     for (int first = 0; first < listed;) {
         const int left = listed - first;
-        const int slots = left <= kLanes / 4 ? kLanes / 4 : left <= kLanes / 2 ? kLanes / 2 : kLanes;
-        const int rows = kTile * slots / kLanes;
+        const int sharing = left <= kLanes / 4 ? 2 : left <= kLanes / 2 ? 1 : 0;  // log2 of lanes
+        const int slots = kLanes >> sharing, rows = kTile >> sharing;
         typename Team::template PerLane<Sums<T, C>> sums;
         Team::lanes([&](int lane) {
-            const int slot = lane % slots, from_row = lane / slots * rows;
+            const int slot = lane & (slots - 1), from_row = (lane >> (kLaneBits - sharing)) * rows;
             if (slot < left)
                 gather_rows<T, C, S>(shared.staged[list[first + slot]], tile, pixels, from_row,
-                                     from_row + rows, sums[lane]);
+                                     rows, sums[lane]);
         });
-        for (int turn = 0; turn < kLanes / slots; ++turn)
+        for (int turn = 0; turn < 1 << sharing; ++turn)
             Team::lanes([&](int lane) {
-                const int slot = lane % slots;
-                if (lane / slots != turn || slot >= left) return;
+                const int slot = lane & (slots - 1);
+                if (lane >> (kLaneBits - sharing) != turn || slot >= left) return;
                 Sums<T, C>& into = shared.sums[warp][list[first + slot]];
                 for (int i = 0; i < kSums<C>; ++i) into.value[i] += sums[lane].value[i];
             });
@@ -452,33 +456,41 @@ SPLAT_DEVICE void gather_tile(
 
 // The chain rule: from a Gaussian's sums to the gradient of its row. Where the weight saturates,
 // the staged weight was opacity exp(-sigma) and the moments want exp(-sigma); elsewhere it was
-// exp(-sigma) and the color wants opacity exp(-sigma).
+// exp(-sigma) and the color wants opacity exp(-sigma). The moments' t was steep times theirs.
 template <typename T, int C>
-SPLAT_DEVICE void finish(const T* row, const Shape& shape, Sums<T, C>& sums, T* v_row) {
+SPLAT_DEVICE void finish(const T* row, const Shape& shape, const Sums<T, C>& sums, T* v_row) {
     const Gaussian<T> g = project(row, shape);
     if (!g.alive) {
         for (int i = 0; i < shape.row; ++i) v_row[i] = T(0);
         return;
     }
     const bool saturated = saturates(g, shape);
-    const T moment_scale = saturated ? T(1) / g.opacity : T(1);
+    const T scale = saturated ? T(1) / g.opacity : T(1), per_t = scale / steepness(g);
     const T color_scale = saturated ? T(1) : g.opacity;
-    for (int m = 0; m < kMoments; ++m) sums.value[m] *= moment_scale;
-    project_vjp(g, row, shape, sums.value, v_row);
+    const T* m = sums.value;
+    const T moments[kMoments] = {m[0] * scale, m[1] * scale, m[2] * per_t, m[3] * scale,
+                                 m[4] * per_t, m[5] * per_t / steepness(g)};
+    project_vjp(g, row, shape, moments, v_row);
     for (int c = 0; c < C; ++c)
         if (c < shape.channels) v_row[kGeometry + c] = color_scale * sums.value[kMoments + c];
 }
 
-// Writes v_params where one part covers the image, else slots [batch, parts, points, kSums].
+// Offset of a Gaussian's sums over one part in slots [batch, parts, points, kSums].
+template <int C>
+SPLAT_HD int64_t slot_offset(const Shape& shape, int image, int part, int k) {
+    return ((int64_t(image) * parts_of(shape) + part) * shape.points + k) * kSums<C>;
+}
+
+// Writes v_params where one part covers the image, else slots.
 template <typename Team, typename T, int C, int S>
 SPLAT_DEVICE void gather(
-    const T* v_images, const T* params, T* v_params, T* slots, const Shape& shape, int64_t block,
+    const T* v_images, const T* params, T* v_params, T* slots, const Shape& shape, int block,
     GatherShared<T, C>& shared) {
-    const int64_t chunks = ceil_div(shape.points, kChunk<T>), parts = parts_of(shape);
-    const int64_t part = block / chunks % parts, image = block / chunks / parts;
-    const int begin = int(block % chunks) * kChunk<T>;
+    const int chunks = ceil_div(shape.points, kChunk<T>), parts = parts_of(shape);
+    const int part = block / chunks % parts, image = block / chunks / parts;
+    const int begin = block % chunks * kChunk<T>;
     const int count = shape.points - begin < kChunk<T> ? shape.points - begin : kChunk<T>;
-    const int64_t first_row = image * shape.points + begin;
+    const int64_t first_row = int64_t(image) * shape.points + begin;
     const T* rows = params + first_row * shape.row;
 
     // 1. Stage, and start every warp's sums at zero.
@@ -490,9 +502,10 @@ SPLAT_DEVICE void gather(
     });
 
     // 2. A warp takes every eighth tile of the part.
-    const int64_t last = (part + 1) * kTilesPerPart, tiles = tiles_of(shape);
+    const int first = part * kTilesPerPart, tiles = tiles_of(shape);
+    const int last = tiles - first < kTilesPerPart ? tiles : first + kTilesPerPart;
     Team::warps([&](int warp) {
-        for (int64_t tile = part * kTilesPerPart + warp; tile < last && tile < tiles; tile += kWarps)
+        for (int tile = first + warp; tile < last; tile += kWarps)
             gather_tile<Team, T, C, S>(
                 v_images, shape, image, tile_at<T, S>(shape, tile), count, warp, shared);
     });
@@ -507,7 +520,7 @@ SPLAT_DEVICE void gather(
             finish<T, C>(rows + int64_t(thread) * shape.row, shape, total,
                          v_params + (first_row + thread) * shape.row);
         } else {
-            T* slot = slots + ((image * parts + part) * shape.points + begin + thread) * kSums<C>;
+            T* slot = slots + slot_offset<C>(shape, image, part, begin + thread);
             for (int i = 0; i < kSums<C>; ++i) slot[i] = total.value[i];
         }
     });
@@ -518,10 +531,10 @@ SPLAT_DEVICE void gather(
 template <typename T, int C>
 SPLAT_DEVICE void add_parts(
     const T* slots, const T* params, T* v_params, const Shape& shape, int64_t index) {
-    const int64_t image = index / shape.points, k = index % shape.points, parts = parts_of(shape);
+    const int image = int(index / shape.points), k = int(index % shape.points);
     Sums<T, C> total{};
-    for (int64_t part = 0; part < parts; ++part) {
-        const T* slot = slots + ((image * parts + part) * shape.points + k) * kSums<C>;
+    for (int part = 0; part < parts_of(shape); ++part) {
+        const T* slot = slots + slot_offset<C>(shape, image, part, k);
         for (int i = 0; i < kSums<C>; ++i) total.value[i] += slot[i];
     }
     finish<T, C>(params + index * shape.row, shape, total, v_params + index * shape.row);

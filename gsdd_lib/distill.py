@@ -21,6 +21,7 @@ from torch import Tensor
 from gsdd_lib.augment import apply_dsa, sample_dsa
 from gsdd_lib.config import DistillConfig, EvalConfig
 from gsdd_lib.data import ImageData, ImageSet
+from gsdd_lib.data.sampling import class_members, draw_per_class
 from gsdd_lib.evaluate import evaluate, summarize
 from gsdd_lib.files import write_atomically
 from gsdd_lib.networks import make_network
@@ -76,14 +77,17 @@ def distill(
     optimizer = torch.optim.Adam(gaussians.parameters(), lr=config.lr)
     checkpoint = _Checkpoint(folder, gaussians, config, eval_config, seed)
     checkpoint.load(state, optimizer)
+    members = class_members(data.train.labels)
     judges = eval_config.model_copy(update={"networks": config.select_networks})
     yield from state.history
     try:
         with Progress(config.steps, config.objective, done=state.step) as progress:
             if not state.history:
-                yield _evaluate(state, data, judges, seed, loss=math.nan)
+                row = _evaluate(state, data, judges, seed, loss=math.nan)
+                checkpoint.save(state, optimizer)
+                yield row
             while state.step < config.steps:
-                loss = _step(state, data, config, optimizer, seed)
+                loss = _step(state, data, config, optimizer, members=members, seed=seed)
                 if not torch.isfinite(loss):
                     raise DistillError(
                         f"The loss is not a number at step {state.step}; lower the learning rate "
@@ -109,10 +113,12 @@ def _step(
     data: ImageData,
     config: DistillConfig,
     optimizer: torch.optim.Optimizer,
+    *,
+    members: list[Tensor],
     seed: int,
 ) -> Tensor:
     gaussians = state.gaussians
-    loss = dm_step_loss(gaussians, data, config, seed=seed, step=state.step)
+    loss = dm_step_loss(gaussians, data, config, members, seed=seed, step=state.step)
     total = loss + config.boundary * gaussians.penalty()
     optimizer.zero_grad(set_to_none=True)
     total.backward()
@@ -127,9 +133,17 @@ def _step(
 
 
 def dm_step_loss(
-    gaussians: GaussianImages, data: ImageData, config: DistillConfig, *, seed: int, step: int
+    gaussians: GaussianImages,
+    data: ImageData,
+    config: DistillConfig,
+    members: list[Tensor],
+    *,
+    seed: int,
+    step: int,
 ) -> Tensor:
     """Distribution matching of one step (arXiv 2110.04181), differentiable in the Gaussians.
+
+    members: of each class, the indices of its training images (``sampling.class_members``).
 
     A fresh network, ``batch_real`` images per class, one augmentation per class that real and
     synthetic images share.
@@ -148,25 +162,13 @@ def dm_step_loss(
         data.resolution,
         generator=generator(seed, "distill", step, "dsa"),
         siamese=False,
+        mixed=True,
     )
-    batch = real_batch(data.train, data.num_classes, config.batch_real, seed=seed, step=step)
+    draw = generator(seed, "distill", step, "real")
+    batch = data.train.select(draw_per_class(members, config.batch_real, generator=draw))
     real = _real_means(network, batch, data, augmentation)
     synthetic = apply_dsa(gaussians.render(), augmentation, gaussians.labels)
     return dm_loss(real, network.embed(synthetic), gaussians.labels)
-
-
-def real_batch(
-    split: ImageSet, num_classes: int, count: int, *, seed: int, step: int
-) -> ImageSet:
-    """``count`` images of every class (all of a smaller one), without replacement."""
-    draw = generator(seed, "distill", step, "real")
-    scores = torch.rand(len(split), generator=draw)
-    chosen = []
-    for label in range(num_classes):
-        members = (split.labels == label).nonzero().flatten()
-        top = scores[members].topk(min(count, len(members))).indices
-        chosen.append(members[top])
-    return split.select(torch.cat(chosen))
 
 
 @torch.no_grad()
@@ -206,7 +208,12 @@ class _Checkpoint:
         seed: int,
     ) -> None:
         self.path = Path(folder) / "checkpoint.pt" if folder else None
-        settings = [config.model_dump(), eval_config.model_dump(), seed, list(gaussians.packed.shape)]
+        settings = [
+            config.model_dump(),
+            eval_config.model_dump(),
+            seed,
+            list(gaussians.packed.shape),
+        ]
         start = gaussians.packed.detach().numpy().tobytes()
         self.settings = json.dumps(settings) + hashlib.sha256(start).hexdigest()
         self.written = False

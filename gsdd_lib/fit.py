@@ -14,6 +14,7 @@ from torch import Tensor
 from gsdd_lib.budget import Budget
 from gsdd_lib.config import FitConfig, RenderConfig
 from gsdd_lib.data import ImageData
+from gsdd_lib.data.sampling import class_members
 from gsdd_lib.parameterizations.gaussian import MAX_POSITION, GaussianImages, Space
 from gsdd_lib.progress import Progress
 from gsdd_lib.rng import generator
@@ -69,27 +70,27 @@ def _targets(data: ImageData, count: int, init: str, seed: int) -> Tensor:
     if init in ("warmup", "random"):
         solid = data.normalize(torch.tensor(data.mean).view(1, -1, 1, 1))
         return solid.expand(count * data.num_classes, -1, *data.resolution).contiguous()
+    members = class_members(data.train.labels)
     pick = _random_images if init == "real" else _representatives
-    return torch.cat([pick(data, label, count, seed) for label in range(data.num_classes)])
+    return torch.cat([pick(data, part, count, seed) for part in members])
 
 
-def _random_images(data: ImageData, label: int, count: int, seed: int) -> Tensor:
-    members = (data.train.labels == label).nonzero().flatten()
-    draw = generator(seed, "fit", "real", label)
+def _random_images(data: ImageData, members: Tensor, count: int, seed: int) -> Tensor:
+    draw = generator(seed, "fit", "real", int(data.train.labels[members[0]]))
     order = torch.randperm(len(members), generator=draw)
     repeats = -(-count // len(members))  # a class smaller than gpc is used more than once
     return data.normalize(data.train.images[members[order.repeat(repeats)[:count]]])
 
 
-def _representatives(data: ImageData, label: int, count: int, seed: int) -> Tensor:
+def _representatives(data: ImageData, members: Tensor, count: int, seed: int) -> Tensor:
     """The real image nearest to each of ``count`` k-means centers of the class."""
-    members = data.train.images[data.train.labels == label]
     if len(members) <= count:
-        return _random_images(data, label, count, seed)
-    flat = members.flatten(1).float()
+        return _random_images(data, members, count, seed)
+    images = data.train.images[members]
+    flat = images.flatten(1).float()
     kmeans = MiniBatchKMeans(count, n_init=1, batch_size=1024, random_state=seed % 2**32)
     centers = torch.from_numpy(kmeans.fit(flat.numpy()).cluster_centers_).float()
-    return data.normalize(members[torch.cdist(centers, flat).argmin(1)])
+    return data.normalize(images[torch.cdist(centers, flat).argmin(1)])
 
 
 def place_gaussians(images: Tensor, budget: Budget, *, seed: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Judges of the splatting operator from outside it, and how far two of its rungs are apart.
 
-Three things notebook 01 and the tests hold the operator against: gsplat's own torch code for the
-footprint of a single Gaussian, the exact mean of a Gaussian over each pixel, and another rung of
-the ladder (formula, oracle, CPU, CUDA), attribute by attribute.
+What notebook 01 holds the operator against: gsplat's own torch code for the footprint of a single
+Gaussian, the exact mean of a Gaussian over each pixel, and another rung of the ladder (formula,
+oracle, CPU, CUDA), attribute by attribute.
 """
 
 import sys
@@ -21,6 +21,7 @@ from gsdd_lib.splat_reference import (
     SUPPORT,
     covariance_matrix,
     pixel_center,
+    published_mask,
     sample_grid,
 )
 
@@ -51,6 +52,28 @@ def _magnified(params: Tensor, factor: int) -> Tensor:
     return params * scale
 
 
+def keep_light(params: Tensor) -> Tensor:
+    """Opacities divided by how much the pre-filter makes a Gaussian's total light grow.
+
+    The factor is ``sqrt(det(L L^T) / det(L L^T + I / 12))``, gsplat's "compensation". The paper
+    does not do this.
+    """
+    grown = covariance_matrix(params[..., 2:GEOMETRY]).det().sqrt()
+    factor = (params[..., 2] * params[..., 4]).abs() / grown
+    return torch.cat([params[..., :-1], params[..., -1:] * factor[..., None]], dim=-1)
+
+
+def fullest_tile(params: Tensor, height: int, width: int) -> int:
+    """Most Gaussians ``[B, M, R]`` that the published kernel lists for a tile; it adds 256."""
+    center = pixel_center(params[..., :2], height, width)
+    covariance = covariance_matrix(params[..., 2:GEOMETRY])
+    listed = params.new_zeros(len(params), height * width)
+    for part in torch.arange(params.shape[1]).split(256):  # so that its limit never acts
+        full = params.new_ones(len(params), len(part), height * width)
+        listed += published_mask(full, center[:, part], covariance[:, part], height, width).sum(1)
+    return int(listed.max())
+
+
 # -------------------------------------------------------------------------- gsplat's torch code
 
 
@@ -76,10 +99,11 @@ def gsplat_images(
     colors = params[..., GEOMETRY:-1].flatten(0, 1)
     centers, conics = _gsplat_project(params, size, samples, prefilter)
     with torch.no_grad():  # which samples have exp(-sigma) >= 1/255, by gsplat's own falloff
-        ones = torch.ones_like(centers[..., :1])
-        falloff = _gsplat_alpha(centers, conics, 0.5 * ones, ones, size, None) / 0.5
+        half = torch.full_like(centers[..., 0], 0.5)
+        white = torch.ones_like(centers[..., :1])
+        falloff = 2 * _gsplat_alpha(centers, conics, half, white, size, None)
     inside = (falloff >= SUPPORT).flatten().nonzero().squeeze(1)
-    opacities = params[..., -1:].flatten(0, 1)
+    opacities = params[..., -1:].flatten(0, 1)  # [I, 1]
     single = _gsplat_alpha(centers, conics, opacities, colors[:, None], size, inside)
     images = single.unflatten(0, params.shape[:2]).sum(1).movedim(-1, 1)
     return F.avg_pool2d(images, samples)

@@ -17,7 +17,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
-from scipy import stats
 
 from gsdd_lib.files import write_atomically
 from gsdd_lib.results import open_folder
@@ -200,34 +199,25 @@ def psnr_curve(frame: pd.DataFrame, *, hue: str = "points", unit: str = "Gaussia
 
 
 def history(frame: pd.DataFrame, *, hue: str = "method") -> Figure:
-    """Validation accuracy over distillation steps: mean line and 95 % t-interval.
+    """Validation accuracy over distillation steps: mean line and 95 % interval.
 
     Args:
-        frame: columns ``step``, ``accuracy`` (percent), a row per network; and where there are
-            several runs, ``hue`` names them.
+        frame: columns ``step``, ``mean`` and ``ci95`` (half-width), percent, as
+            ``distill.distill`` yields them; where there are several runs, ``hue`` names them.
     """
     figure, ax = plt.subplots()
     runs = frame.groupby(hue, sort=False) if hue in frame else [("distilled", frame)]
     others = iter(_PALETTE[1:])
     for name, rows in runs:
         shade = color(name) if name in METHODS else next(others)
-        mean, half = _interval(rows)
-        ax.plot(mean.index, mean, color=shade, marker="o", markersize=2.5, label=label(str(name)))
-        ax.fill_between(mean.index, mean - half, mean + half, color=shade, alpha=0.18, lw=0)
+        mean, half = rows["mean"], rows.ci95.fillna(0.0)  # one network alone has no interval
+        ax.plot(rows.step, mean, color=shade, marker="o", markersize=2.5, label=label(str(name)))
+        ax.fill_between(rows.step, mean - half, mean + half, color=shade, alpha=0.18, lw=0)
     ax.set(xlabel="distillation step", ylabel="validation accuracy (%)")
     ax.grid(axis="y")
     if len(runs) > 1:
         ax.legend()
     return figure
-
-
-def _interval(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Mean accuracy and 95 % half-width at each step; one network alone has no width."""
-    groups = rows.groupby("step").accuracy
-    count = groups.count()
-    quantile = stats.t.ppf(0.975, np.maximum(count - 1, 1))
-    half = quantile * groups.std(ddof=1) / np.sqrt(count)
-    return groups.mean(), half.fillna(0.0)
 
 
 def accuracy_bars(frame: pd.DataFrame, *, published: pd.DataFrame | None = None) -> Figure:

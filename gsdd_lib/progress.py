@@ -20,7 +20,8 @@ class Progress:
     def __init__(self, total: int, label: str, *, done: int = 0) -> None:
         self.total, self.label, self.done = total, label, done
         self._lines = os.environ.get("TQDM_DISABLE") == "1"
-        self._bar = tqdm(total=total, desc=label, initial=done, leave=False)
+        # Inside a notebook tqdm.auto does not read TQDM_DISABLE itself.
+        self._bar = tqdm(total=total, desc=label, initial=done, leave=False, disable=self._lines)
         self._started = self._last_line = time.monotonic()
 
     def update(self, count: int = 1, **numbers: float) -> None:

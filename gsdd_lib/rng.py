@@ -9,7 +9,9 @@ import hashlib
 import torch
 
 
-def generator(seed: int, *purpose: str | int, device: str | torch.device = "cpu") -> torch.Generator:
+def generator(
+    seed: int, *purpose: str | int, device: str | torch.device = "cpu"
+) -> torch.Generator:
     """A generator whose stream depends on ``seed`` and ``purpose`` alone.
 
     Args:

@@ -157,8 +157,9 @@ def _check_tensors(name: str, tensors: dict[str, Tensor], about: dict[str, Any])
     classes, row = len(about["class_names"]), 5 + len(about["mean"]) + about["opacity"]
     if packed.shape[2] != row or len(labels) != len(packed):
         raise StorageError(
-            f"'{name}' contradicts itself: {list(packed.shape)} Gaussians with {len(labels)} labels "
-            f"where its description wants {row} numbers each and a label per image."
+            f"'{name}' contradicts itself: {list(packed.shape)} Gaussians with "
+            f"{len(labels)} labels where its description wants {row} numbers each and a label "
+            "per image."
         )
     if len(labels) and int(labels.max()) >= classes:
         raise StorageError(f"'{name}' has a label {int(labels.max())} but only {classes} classes.")

@@ -13,7 +13,11 @@ def make(count: int = 3, points: int = 5, channels: int = 3, **settings) -> Gaus
     draw = generator(0, "test")
     packed = torch.randn(count, points, 6 + channels, generator=draw)
     packed[..., :2] = packed[..., :2].tanh()
-    settings = {"resolution": (12, 16), "mean": (0.3,) * channels, "std": (0.5,) * channels} | settings
+    settings = {
+        "resolution": (12, 16),
+        "mean": (0.3,) * channels,
+        "std": (0.5,) * channels,
+    } | settings
     if not settings.get("opacity", True):
         packed = packed[..., :-1]
     return GaussianImages(packed, torch.arange(count), **settings)

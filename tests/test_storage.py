@@ -1,4 +1,4 @@
-"""The distilled-set file: its bytes, a round trip in a fresh process, and files that are refused."""
+"""The distilled-set file: its bytes, a round trip in a fresh process, files that are refused."""
 
 import json
 import subprocess
@@ -65,7 +65,9 @@ def test_size_is_the_numbers_the_labels_and_a_header(path: Path) -> None:
     assert header < 1024
 
 
-def test_a_process_that_knows_nothing_else_can_use_it(path: Path, gaussians: GaussianImages) -> None:
+def test_a_process_that_knows_nothing_else_can_use_it(
+    path: Path, gaussians: GaussianImages
+) -> None:
     code = (
         "import sys; from gsdd_lib.storage import load\n"
         "images = load(sys.argv[1]).render()\n"

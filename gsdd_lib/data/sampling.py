@@ -30,6 +30,22 @@ def keep_per_class(labels: Tensor, count: int, *, generator: Generator) -> Tenso
     return _ascending([members[:count] for members in _shuffled_classes(labels, generator)])
 
 
+def class_members(labels: Tensor) -> list[Tensor]:
+    """For each class that occurs, in their order, the ascending indices of its images."""
+    order = torch.from_numpy(labels.numpy().argsort(kind="stable"))
+    counts = torch.bincount(labels)
+    return list(order.split(counts[counts > 0].tolist()))
+
+
+def draw_per_class(members: list[Tensor], count: int, *, generator: Generator) -> Tensor:
+    """``count`` random indices out of each of ``members``, without repetition, class by class.
+
+    A class with fewer images gives all of them.
+    """
+    drawn = [part[torch.randperm(len(part), generator=generator)[:count]] for part in members]
+    return torch.cat(drawn)
+
+
 def _shuffled_classes(labels: Tensor, generator: Generator) -> list[Tensor]:
     """For each class that occurs, the indices of its images in random order."""
     shuffled = torch.randperm(len(labels), generator=generator).numpy()

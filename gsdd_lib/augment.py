@@ -1,0 +1,257 @@
+"""Differentiable siamese augmentation (DSA, arXiv 2102.08259), as draws and their application.
+
+:func:`sample_dsa` draws parameters, :func:`apply_dsa` applies them, so that real and synthetic
+images share one draw by value. The six transformations are those of the published code, which
+augments *normalized* images: the zeros that crop, cutout, scale and rotate fill in are the mean
+color of the data set, not black.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gsdd_lib.config import ConfigError, nearest
+
+CROP = 0.125  # largest shift, as a fraction of a side
+CUTOUT = 0.5  # side of the square, as a fraction of the image's
+SCALE = 1.2  # largest factor; the smallest is its inverse
+ROTATE = math.radians(15)  # largest angle
+
+
+@dataclass(frozen=True, eq=False)
+class DsaParams:
+    """G draws; which image uses which draw is decided by :func:`apply_dsa`.
+
+    size: (height, width) of the images that the draws are for, in pixels
+    kind: int64 [G], the transformation, an index into :data:`TRANSFORMS`; -1: none
+    brightness: [G] in [-0.5, 0.5], added
+    saturation: [G] in [0, 2], factor about the mean of a pixel's channels
+    contrast: [G] in [0.5, 1.5], factor about the mean of the image
+    shift: int64 [G, 2], rows and columns by which the window of crop moves
+    cutout: int64 [G, 2], row and column of the square's center
+    flip: bool [G], left and right exchanged
+    scale: [G, 2], factor of the sampling grid's x and y: above 1 the image shrinks
+    angle: [G], radians by which the sampling grid turns
+    """
+
+    size: tuple[int, int]
+    kind: Tensor
+    brightness: Tensor
+    saturation: Tensor
+    contrast: Tensor
+    shift: Tensor
+    cutout: Tensor
+    flip: Tensor
+    scale: Tensor
+    angle: Tensor
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def select(self, draws: Tensor) -> "DsaParams":
+        """The draws at the indices ``draws``, with repetition, in its order."""
+        tensors = [getattr(self, field.name)[draws] for field in fields(self)[1:]]
+        return DsaParams(self.size, *tensors)
+
+    def to(self, device: torch.device) -> "DsaParams":
+        """The same draws on another device."""
+        return DsaParams(self.size, *[getattr(self, f.name).to(device) for f in fields(self)[1:]])
+
+
+def sample_dsa(
+    strategy: str,
+    count: int,
+    size: tuple[int, int],
+    *,
+    generator: torch.Generator,
+    siamese: bool,
+    mixed: bool = False,
+) -> DsaParams:
+    """Draw augmentation parameters; equal generator states give equal draws.
+
+    Args:
+        strategy: names out of :data:`TRANSFORMS` joined by ``_``; one of them is drawn. Empty:
+            nothing is done.
+        count: number of draws: one per image, or one per class (see ``groups`` of
+            :func:`apply_dsa`).
+        size: (height, width) of the images, in pixels.
+        siamese: one draw for everything, whatever ``count`` is.
+        mixed: every draw has its own transformation, as DM's published code has one per class;
+            otherwise one transformation is drawn and only its parameters differ, as in the
+            published training of networks.
+    """
+    names = _names(strategy)
+    if siamese:
+        count = 1
+    kind = torch.full((count,), -1, device=generator.device)
+    if names:
+        kinds = torch.tensor([list(TRANSFORMS).index(n) for n in names], device=kind.device)
+        drawn = _integers(generator, 0, len(names), (count if mixed else 1,))
+        kind = kinds[drawn].expand(count)
+    height, width = size
+    reach = [_round(side * CROP) for side in size]
+    # A square of even side has its center between two pixels, so there is one more place for it.
+    places = [side + 1 - _round(side * CUTOUT) % 2 for side in size]
+    return DsaParams(
+        size=(height, width),
+        kind=kind,
+        brightness=_uniform(generator, -0.5, 0.5, (count,)),
+        saturation=_uniform(generator, 0.0, 2.0, (count,)),
+        contrast=_uniform(generator, 0.5, 1.5, (count,)),
+        shift=torch.stack([_integers(generator, -r, r + 1, (count,)) for r in reach], 1),
+        cutout=torch.stack([_integers(generator, 0, p, (count,)) for p in places], 1),
+        flip=_uniform(generator, 0.0, 1.0, (count,)) < 0.5,
+        scale=_uniform(generator, 1 / SCALE, SCALE, (count, 2)),
+        angle=_uniform(generator, -ROTATE, ROTATE, (count,)),
+    )
+
+
+def apply_dsa(images: Tensor, params: DsaParams, groups: Tensor | None = None) -> Tensor:
+    """Augment normalized images, each by one draw; differentiable in ``images``.
+
+    Args:
+        images: [N, C, H, W], floating point.
+        params: one draw for all images, one for each, or one for each group.
+        groups: int64 [N]; image n uses draw ``groups[n]``, e.g. the labels for a draw per class.
+
+    Each image goes through its own transformation alone, so the cost is that of one.
+    """
+    params = _of_each_image(images, params, groups)
+    kinds = params.kind.unique().tolist()
+    if len(kinds) <= 1:
+        return _transform(images, params, kinds[0] if kinds else -1)
+    order, parts = [], []
+    for kind in kinds:
+        chosen = (params.kind == kind).nonzero().flatten()
+        order.append(chosen)
+        parts.append(_transform(images.index_select(0, chosen), params.select(chosen), kind))
+    return torch.cat(parts).index_select(0, torch.cat(order).argsort())
+
+
+def color(images: Tensor, params: DsaParams) -> Tensor:
+    """Brightness, saturation and contrast, in turn; saturation leaves one channel as it is."""
+    images = images + _per_image(params.brightness, images)
+    gray = images.mean(1, keepdim=True)
+    images = torch.lerp(gray, images, _per_image(params.saturation, images))
+    level = images.mean((1, 2, 3), keepdim=True)
+    return torch.lerp(level, images, _per_image(params.contrast, images))
+
+
+def crop(images: Tensor, params: DsaParams) -> Tensor:
+    """The window of the image's size moved by ``shift``, zero outside the image."""
+    height, width = params.size
+    row = torch.arange(height, device=images.device) + params.shift[:, :1]  # [N, H]
+    column = torch.arange(width, device=images.device) + params.shift[:, 1:]  # [N, W]
+    inside_row, inside_column = (row >= 0) & (row < height), (column >= 0) & (column < width)
+    inside = inside_row[:, None, :, None] & inside_column[:, None, None, :]  # [N, 1, H, W]
+    row, column = row.clamp(0, height - 1), column.clamp(0, width - 1)
+    pixel = row[:, :, None] * width + column[:, None, :]  # [N, H, W]
+    pixel = pixel.flatten(1)[:, None].expand(len(images), images.shape[1], -1)
+    return images.flatten(2).gather(2, pixel).view_as(images) * inside
+
+
+def cutout(images: Tensor, params: DsaParams) -> Tensor:
+    """Zero in a square about ``cutout``, as much of it as lies in the image."""
+    hidden = None
+    for axis, side in enumerate(params.size):
+        length = _round(side * CUTOUT)
+        offset = torch.arange(side, device=images.device) - params.cutout[:, axis, None]
+        within = (offset >= -(length // 2)) & (offset < length - length // 2)  # [N, side]
+        hidden = within if hidden is None else hidden[:, :, None] & within[:, None, :]
+    return images.masked_fill(hidden[:, None], 0.0)
+
+
+def flip(images: Tensor, params: DsaParams) -> Tensor:
+    """Left and right exchanged where ``flip``."""
+    return torch.where(params.flip[:, None, None, None], images.flip(3), images)
+
+
+def scale(images: Tensor, params: DsaParams) -> Tensor:
+    """Each axis stretched about the center, bilinear, zero outside."""
+    return _resample(images, torch.diag_embed(params.scale))
+
+
+def rotate(images: Tensor, params: DsaParams) -> Tensor:
+    """Turned about the center, bilinear, zero outside."""
+    cos, sin = params.angle.cos(), params.angle.sin()
+    matrix = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
+    return _resample(images, matrix)
+
+
+TRANSFORMS: dict[str, Callable[[Tensor, DsaParams], Tensor]] = {
+    "color": color,
+    "crop": crop,
+    "cutout": cutout,
+    "flip": flip,
+    "scale": scale,
+    "rotate": rotate,
+}
+
+
+def _transform(images: Tensor, params: DsaParams, kind: int) -> Tensor:
+    return images if kind < 0 else list(TRANSFORMS.values())[kind](images, params)
+
+
+def _resample(images: Tensor, matrix: Tensor) -> Tensor:
+    # matrix [N, 2, 2] takes output to input coordinates, (x, y) in [-1, 1] at the outer pixels.
+    theta = F.pad(matrix, (0, 1)).to(images.dtype)  # no translation: [N, 2, 3]
+    grid = F.affine_grid(theta, list(images.shape), align_corners=True)
+    return F.grid_sample(images, grid, align_corners=True)
+
+
+def _of_each_image(images: Tensor, params: DsaParams, groups: Tensor | None) -> DsaParams:
+    count = len(images)
+    if tuple(images.shape[2:]) != params.size:
+        raise ValueError(
+            f"the augmentation was drawn for images of {params.size[0]}x{params.size[1]} pixels, "
+            f"these are {images.shape[2]}x{images.shape[3]}; draw one for their size"
+        )
+    params = params.to(images.device)
+    if groups is not None:
+        if groups.shape != (count,):
+            raise ValueError(f"groups must be [{count}], one per image, got {list(groups.shape)}")
+        if count and not 0 <= int(groups.min()) <= int(groups.max()) < len(params):
+            raise ValueError(
+                f"groups must lie in 0 to {len(params) - 1}, one per draw, got "
+                f"{int(groups.min())} to {int(groups.max())}; draw as many as there are groups"
+            )
+        return params.select(groups.to(images.device))
+    if len(params) == count:
+        return params
+    if len(params) == 1:
+        return params.select(torch.zeros(count, dtype=torch.int64, device=images.device))
+    raise ValueError(
+        f"{len(params)} draws do not fit {count} images; say by groups which image uses which"
+    )
+
+
+def _names(strategy: str) -> list[str]:
+    names = [name for name in strategy.split("_") if name]
+    for name in names:
+        if name not in TRANSFORMS:
+            known = "_".join(TRANSFORMS)
+            hint = nearest(name, list(TRANSFORMS))
+            raise ConfigError(f"unknown augmentation '{name}'{hint}; choose from {known}")
+    return names
+
+
+def _per_image(values: Tensor, images: Tensor) -> Tensor:
+    return values.to(images.dtype)[:, None, None, None]
+
+
+def _round(pixels: float) -> int:
+    return int(pixels + 0.5)  # half upwards, as in the published code: 3.5 pixels are 4
+
+
+def _uniform(generator: torch.Generator, low: float, high: float, shape: tuple) -> Tensor:
+    unit = torch.rand(shape, generator=generator, device=generator.device)
+    return low + (high - low) * unit
+
+
+def _integers(generator: torch.Generator, low: int, high: int, shape: tuple) -> Tensor:
+    """Uniform in [low, high)."""
+    return torch.randint(low, high, shape, generator=generator, device=generator.device)

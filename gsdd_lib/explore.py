@@ -1,0 +1,259 @@
+"""Looking into Gaussian images: sliders in JupyterLab, and the same view as a still figure.
+
+    explore.gaussians(load("set.safetensors"))           # image, Gaussians shown, pixels, ellipses
+    explore.static(load("set.safetensors"), images=[0, 7])
+
+Every picture is made by :func:`draw`, which knows nothing of widgets; the sliders only call it.
+Figures are pyplot's only in looks: nothing stays open, so a cell shows one where it is the last
+line, and once. This is the one module that imports ipywidgets.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from io import BytesIO
+from typing import Any
+
+import ipywidgets as widgets
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from gsdd_lib import plots
+from gsdd_lib.parameterizations.gaussian import GaussianImages
+from gsdd_lib.storage import DistilledSet
+
+Source = GaussianImages | DistilledSet
+
+ENLARGEMENTS = (1, 2, 4, 8, 16)  # times the native resolution, for the slider
+PANEL = 2.0  # inches: the height of one picture on the screen
+TITLE = 0.2  # inches, for a line of text
+SCREEN_DPI = 110
+N_SIGMA = 1.5  # deviations from a Gaussian's center to its outline
+
+
+def draw(
+    gaussians: GaussianImages,
+    image: int,
+    shown: int,
+    resolution: tuple[int, int] | int,
+    *,
+    ellipses: bool = False,
+    original: Tensor | None = None,
+) -> Figure:
+    """One image from its ``shown`` largest Gaussians; beside it, if wanted, what they are.
+
+    Args:
+        image: which one, from 0.
+        shown: how many Gaussians, those of the largest area first; 1 to ``gaussians.points``.
+        resolution: (height, width) in pixels, or the height alone, keeping the proportions.
+        ellipses: a panel with the Gaussians' outlines over the faded image.
+        original: pixel values [C, H, W] in [0, 1], shown first.
+
+    Raises:
+        ValueError: there is no such image, or not so many Gaussians.
+    """
+    part = _largest(gaussians, image, shown)
+    size = _size(gaussians, resolution)
+    count = 1 + (original is not None) + ellipses
+    figure, axes = _panels(1, count, gaussians)
+    places = iter(axes[0])
+    if original is not None:
+        _original(next(places), original)
+    title = f"{shown} of {gaussians.points} Gaussians, {_by(size)}"
+    _rendering(next(places), part, size, title=title)
+    if ellipses:
+        _outlines(next(places), part, size, title=f"their {N_SIGMA:g}-sigma ellipses")
+    return figure
+
+
+def static(
+    source: Source, originals: Tensor | None = None, *, images: Sequence[int] = (0, 1, 2)
+) -> Figure:
+    """What the sliders show, as one figure for a page without a kernel; a row per image.
+
+    From left to right: the original, a quarter, half and all of the Gaussians, all of them at four
+    times the resolution, and their ellipses.
+
+    Args:
+        originals: pixel values [N, C, H, W] in [0, 1], one per Gaussian image; None: left out.
+        images: which ones.
+    """
+    gaussians, _ = _unpack(source)
+    _check_originals(gaussians, originals)
+    points, native = gaussians.points, gaussians.resolution
+    large = (4 * native[0], 4 * native[1])
+    columns = 5 + (originals is not None)
+    inches = plots.PAGE / columns * native[0] / native[1]
+    figure, axes = _panels(len(images), columns, gaussians, inches=inches)
+    for row, image in zip(axes, images, strict=True):
+        places = iter(row)
+        if originals is not None:
+            _original(next(places), originals[image])
+        for shown in (max(1, points // 4), max(1, points // 2), points):
+            title = f"{shown} of {points}, {_by(native)}"
+            _rendering(next(places), _largest(gaussians, image, shown), native, title=title)
+        everything = _largest(gaussians, image, points)
+        _rendering(next(places), everything, large, title=f"all, {_by(large)}")
+        _outlines(next(places), everything, native, title="ellipses")
+    for ax in axes[1:].flat:
+        ax.set_title("")  # the first row's titles serve for all
+    return figure
+
+
+def gaussians(source: Source, originals: Tensor | None = None) -> widgets.VBox:
+    """Sliders over image, number of Gaussians and resolution; a switch for the ellipses.
+
+    Returns the widget; as the last line of a cell it is displayed. Its ``controls`` hold the
+    sliders by name, its ``picture`` the png shown.
+
+    Args:
+        originals: pixel values [N, C, H, W] in [0, 1], one per Gaussian image, shown beside it.
+    """
+    images, names = _unpack(source)
+    _check_originals(images, originals)
+    controls = _controls(images)
+    picture, caption = widgets.Image(format="png"), widgets.Label()
+    redraw = partial(_redraw, images, names, originals, controls, picture, caption)
+    for control in controls.values():
+        control.observe(redraw, names="value")
+    redraw()
+    box = widgets.VBox([*controls.values(), caption, picture])
+    box.controls, box.picture, box.caption = controls, picture, caption
+    return box
+
+
+def _controls(images: GaussianImages) -> dict[str, widgets.Widget]:
+    """The sliders by the name of what they set; a picture is drawn when one is let go."""
+    (height, width), points = images.resolution, images.points
+    sizes = [(k * height, k * width) for k in ENLARGEMENTS]
+    look: dict[str, Any] = {
+        "continuous_update": False,
+        "style": {"description_width": "9em"},
+        "layout": widgets.Layout(width="32em"),
+    }
+    return {
+        "image": widgets.IntSlider(0, 0, len(images) - 1, description="image", **look),
+        "shown": widgets.IntSlider(points, 1, points, description="largest Gaussians", **look),
+        "resolution": widgets.SelectionSlider(
+            options=[(_by(size), size) for size in sizes], description="pixels", **look
+        ),
+        "ellipses": widgets.Checkbox(True, description="ellipses", style=look["style"]),
+    }
+
+
+def _redraw(
+    images: GaussianImages,
+    names: tuple[str, ...],
+    originals: Tensor | None,
+    controls: dict[str, widgets.Widget],
+    picture: widgets.Image,
+    caption: widgets.Label,
+    _change: Any = None,
+) -> None:
+    """Draw what the controls say into ``picture``.
+
+    A png in an Image widget, not a figure in an Output: one picture whatever the matplotlib
+    backend is, and nothing to clear.
+    """
+    image, shown, resolution, ellipses = (control.value for control in controls.values())
+    original = None if originals is None else originals[image]
+    figure = draw(images, image, shown, resolution, ellipses=ellipses, original=original)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=SCREEN_DPI)
+    picture.value = buffer.getvalue()
+    label = int(images.labels[image])
+    caption.value = f"class: {names[label] if label < len(names) else label}"
+
+
+def _unpack(source: Source) -> tuple[GaussianImages, tuple[str, ...]]:
+    """The Gaussians and the names of their classes, where these are known."""
+    if isinstance(source, DistilledSet):
+        return source.gaussians, source.class_names
+    return source, ()
+
+
+def _check_originals(images: GaussianImages, originals: Tensor | None) -> None:
+    if originals is not None and (originals.dim() != 4 or len(originals) != len(images)):
+        raise ValueError(
+            f"originals must be [{len(images)}, C, H, W], one per Gaussian image, "
+            f"got {list(originals.shape)}."
+        )
+
+
+def _size(gaussians: GaussianImages, resolution: tuple[int, int] | int) -> tuple[int, int]:
+    if isinstance(resolution, int):
+        height, width = gaussians.resolution
+        return resolution, max(1, round(resolution * width / height))
+    return resolution
+
+
+@torch.no_grad()
+def _largest(gaussians: GaussianImages, image: int, shown: int) -> GaussianImages:
+    """Image ``image`` alone, of its ``shown`` Gaussians of the largest area."""
+    if not 0 <= image < len(gaussians):
+        raise ValueError(f"There is no image {image}; there are 0 to {len(gaussians) - 1}.")
+    if not 1 <= shown <= gaussians.points:
+        raise ValueError(f"{shown} Gaussians cannot be shown; an image has {gaussians.points}.")
+    rows = gaussians.packed[image]
+    area = (rows[:, 2] * rows[:, 4]).abs()  # det L = l11 l22: the ellipse's area up to pi
+    order = area.argsort(descending=True, stable=True)
+    return GaussianImages(
+        rows[order[:shown]][None].clone(),
+        gaussians.labels[image : image + 1],
+        resolution=gaussians.resolution,
+        mean=tuple(gaussians.mean.flatten().tolist()),
+        std=tuple(gaussians.std.flatten().tolist()),
+        render_config=gaussians.render_config,
+        opacity=gaussians.opacity,
+        space=gaussians.space,
+        store_bf16=gaussians.store_bf16,
+    ).to(rows.device)
+
+
+def _panels(
+    rows: int, columns: int, gaussians: GaussianImages, *, inches: float = PANEL
+) -> tuple[Figure, Any]:
+    """An array of axes [rows, columns] of the images' proportions."""
+    height, width = gaussians.resolution
+    size = (columns * inches * width / height, rows * inches + TITLE)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}×{size[1]}"
+
+
+def _original(ax: Axes, original: Tensor) -> None:
+    plots.show_image(ax, original)
+    ax.set_title("original", pad=3)
+
+
+def _rendering(ax: Axes, part: GaussianImages, size: tuple[int, int], *, title: str) -> None:
+    plots.show_image(ax, _pixels(part, size))
+    ax.set_title(title, pad=3)
+
+
+def _outlines(ax: Axes, part: GaussianImages, size: tuple[int, int], *, title: str) -> None:
+    """The ellipses over the image, which fades so that they stand out."""
+    pixels = _pixels(part, size)
+    plots.show_image(ax, 1 - 0.3 * pixels if part.channels == 1 else 0.7 + 0.3 * pixels)
+    scale = [size[1] / part.resolution[1], *[size[0] / part.resolution[0]] * 2]
+    packed = part.packed[0].detach()
+    plots.gaussian_ellipses(
+        ax,
+        part.means[0],
+        packed[:, 2:5] * packed.new_tensor(scale),
+        part.colors[0],
+        size=size,
+        opacities=None if part.opacities is None else part.opacities[0],
+        n_sigma=N_SIGMA,
+    )
+    ax.set_title(title, pad=3)
+
+
+@torch.no_grad()
+def _pixels(part: GaussianImages, size: tuple[int, int]) -> Tensor:
+    return part.render_unit(resolution=size)[0].clamp(0, 1)

@@ -1,0 +1,65 @@
+"""Distribution matching: ``sum_c || mean embed(real_c) - mean embed(syn_c) ||^2``.
+
+arXiv 2110.04181, eq. 5, and its published code: the embedding is what a freshly initialized
+network computes before its linear layer; squared distances are summed over features and classes.
+"""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Mean embedding of every class, [num_classes, features].
+
+    embeddings: [N, features]
+    labels: int64 [N], in [0, num_classes), every class at least once, in any order
+
+    A product with a matrix, not an atomic scatter: equal inputs give equal bits on every device.
+
+    >>> import torch
+    >>> import torch
+    >>> class_means(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]), 2)
+    tensor([[2.], [5.]])
+    """
+    _check_labels(embeddings, labels, num_classes)
+    members = F.one_hot(labels, num_classes).to(embeddings)  # [N, K]
+    counts = members.sum(0)  # [K]
+    if not counts.all():
+        missing = int((counts == 0).nonzero()[0])
+        raise ValueError(
+            f"class {missing} of {num_classes} has no images, so it has no mean embedding; "
+            "give every class at least one"
+        )
+    return (members.T @ embeddings) / counts[:, None]  # [K, features]
+
+
+def dm_loss(real_means: Tensor, syn_embeddings: Tensor, syn_labels: Tensor) -> Tensor:
+    """Squared distance between real and synthetic mean embeddings, summed over classes.
+
+    real_means: [K, features], from :func:`class_means`, usually without gradient
+    syn_embeddings: [N, features]
+    syn_labels: int64 [N], every class at least once
+
+    Returns a scalar, differentiable in both embeddings.
+    """
+    syn_means = class_means(syn_embeddings, syn_labels, len(real_means))
+    if syn_means.shape != real_means.shape:
+        raise ValueError(
+            f"real and synthetic embeddings have {real_means.shape[1]} and {syn_means.shape[1]} "
+            "features; embed both with the same network"
+        )
+    return (real_means - syn_means).square().sum()
+
+
+def _check_labels(embeddings: Tensor, labels: Tensor, num_classes: int) -> None:
+    if embeddings.dim() != 2 or labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"embeddings must be [N, features] and labels [N], got {list(embeddings.shape)} "
+            f"and {list(labels.shape)}"
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        low, high = int(labels.min()), int(labels.max())
+        raise ValueError(
+            f"labels must lie in 0 to {num_classes - 1}, got {low} to {high}; "
+            "number the classes from 0"
+        )

@@ -1,0 +1,69 @@
+"""Distribution matching: hand-computed means and distances, and what is refused."""
+
+import pytest
+import torch
+
+from gsdd_lib.objectives.dm import class_means, dm_loss
+
+EMBEDDINGS = torch.tensor([[1.0, 2.0], [0.0, 10.0], [3.0, 6.0], [2.0, 20.0]])
+LABELS = torch.tensor([0, 1, 0, 1])
+MEANS = torch.tensor([[2.0, 4.0], [1.0, 15.0]])
+
+
+def test_means_by_hand():
+    assert torch.equal(class_means(EMBEDDINGS, LABELS, 2), MEANS)
+
+
+def test_means_of_classes_of_unequal_size():
+    labels = torch.tensor([1, 0, 1, 1])
+    expected = torch.stack([EMBEDDINGS[1], EMBEDDINGS[[0, 2, 3]].mean(0)])
+    torch.testing.assert_close(class_means(EMBEDDINGS, labels, 2), expected)
+
+
+def test_loss_by_hand():
+    real = torch.tensor([[2.0, 1.0], [3.0, 11.0]])
+    assert dm_loss(real, EMBEDDINGS, LABELS) == 0 + 9 + 4 + 16
+
+
+def test_gradient_by_hand():
+    synthetic = EMBEDDINGS.clone().requires_grad_()
+    dm_loss(torch.zeros(2, 2), synthetic, LABELS).backward()
+    # d ||m||^2 / d x = 2 m / n for each of the n images of a class
+    assert torch.equal(synthetic.grad, MEANS[LABELS])
+
+
+def test_a_set_matches_itself_in_any_order():
+    embeddings = torch.randn(30, 5)
+    labels = torch.arange(30) % 3
+    order = torch.randperm(30)
+    means = class_means(embeddings, labels, 3)
+    assert dm_loss(means, embeddings, labels) == 0
+    assert dm_loss(means, embeddings[order], labels[order]) < 1e-10
+
+
+def test_gradcheck():
+    real = torch.randn(3, 4, dtype=torch.float64)
+    synthetic = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 2, 1, 0, 0])
+    assert torch.autograd.gradcheck(lambda x: dm_loss(real, x, labels), synthetic)
+
+
+def test_a_class_without_images():
+    with pytest.raises(ValueError, match="class 2 of 3 has no images"):
+        dm_loss(torch.zeros(3, 2), EMBEDDINGS, LABELS)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 0, 2], [0, -1, 0, 1]])
+def test_labels_out_of_range(labels):
+    with pytest.raises(ValueError, match="labels must lie in 0 to 1, got"):
+        class_means(EMBEDDINGS, torch.tensor(labels), 2)
+
+
+def test_labels_of_another_length():
+    with pytest.raises(ValueError, match=r"labels \[N\], got \[4, 2\] and \[3\]"):
+        class_means(EMBEDDINGS, LABELS[:3], 2)
+
+
+def test_embeddings_of_two_networks():
+    with pytest.raises(ValueError, match="have 7 and 2 features"):
+        dm_loss(torch.zeros(2, 7), EMBEDDINGS, LABELS)
