@@ -133,9 +133,10 @@ void launch_gather(
     with_constants<T>(shape, [&](auto channels, auto per_axis) {
         constexpr int C = decltype(channels)::value, S = decltype(per_axis)::value;
         const int64_t parts = parts_of(shape);
-        Tensor slots = torch::stable::new_empty(
-            params, {parts > 1 ? shape.batch : 0, parts, shape.points, kSums<C>});
-        auto* slot = static_cast<T*>(slots.data_ptr());
+        Tensor slots;  // its memory goes back to the stream's allocator, which keeps the order
+        if (parts > 1)
+            slots = torch::stable::new_empty(params, {shape.batch, parts, shape.points, kSums<C>});
+        T* slot = parts > 1 ? static_cast<T*>(slots.data_ptr()) : nullptr;
         gather_kernel<T, C, S>
             <<<grid(gather_blocks<T>(shape)), kThreads, 0, stream>>>(v, from, to, slot, shape);
         check_launch("splat_backward");
@@ -163,8 +164,11 @@ Shape shape_of(
     const int64_t channels = params.size(2) - kGeometry - (opacity ? 1 : 0);
     STD_TORCH_CHECK(channels >= 1 && channels <= kMaxChannels, "splat: 1 to 4 channels");
     STD_TORCH_CHECK(height >= 1 && width >= 1, "splat: height and width must be positive");
+    // What the kernels count in ints: points, pixels along a side, tiles (with a part to spare).
+    const int64_t tiles = (height / kTile + 1) * (width / kTile + 1);
     STD_TORCH_CHECK(params.size(1) < INT_MAX - kThreads && height < INT_MAX - kTile &&
-                    width < INT_MAX - kTile, "splat: too many points or pixels");
+                    width < INT_MAX - kTile && tiles < INT_MAX - kTilesPerPart,
+                    "splat: more points or pixels in an image than can be counted");
     return {params.size(0), int(params.size(1)), int(channels), int(params.size(2)), int(height),
             int(width), opacity, saturate && opacity, prefilter, supersample ? 2 : 1};
 }

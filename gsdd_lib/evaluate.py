@@ -165,7 +165,7 @@ def format_accuracy(summary: dict[str, float]) -> str:
     """
     mean, std, n = summary["mean"], summary["std"], summary["n"]
     spread = "" if math.isnan(std) else f" ± {std:.1f}"
-    return f"{mean:.1f}{spread} (n={n})"
+    return f"{mean:.1f}{spread} (n={n:.0f})"
 
 
 def _train_and_test(

@@ -4,8 +4,8 @@
     explore.static(load("set.safetensors"), images=[0, 7])
 
 Every picture is made by :func:`draw`, which knows nothing of widgets; the sliders only call it.
-Figures are pyplot's only in looks: nothing stays open, so a cell shows one where it is the last
-line, and once. This is the one module that imports ipywidgets.
+The figures are closed ones: a cell shows one where it is the last line, and once. This is the one
+module that imports ipywidgets.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from io import BytesIO
 from typing import Any
 
 import ipywidgets as widgets
+import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -214,12 +215,13 @@ def _largest(gaussians: GaussianImages, image: int, shown: int) -> GaussianImage
 def _panels(
     rows: int, columns: int, gaussians: GaussianImages, *, inches: float = PANEL
 ) -> tuple[Figure, Any]:
-    """An array of axes [rows, columns] of the images' proportions."""
+    """A closed figure and its axes [rows, columns] of the images' proportions."""
     height, width = gaussians.resolution
     size = (columns * inches * width / height, rows * inches + TITLE)
-    figure = Figure(figsize=size, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    plt.close(figure)  # a notebook shows open ones at the cell's end, once more
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, axes
 
 
 def _by(size: tuple[int, int]) -> str:
@@ -239,7 +241,7 @@ def _rendering(ax: Axes, part: GaussianImages, size: tuple[int, int], *, title: 
 def _outlines(ax: Axes, part: GaussianImages, size: tuple[int, int], *, title: str) -> None:
     """The ellipses over the image, which fades so that they stand out."""
     pixels = _pixels(part, size)
-    plots.show_image(ax, 1 - 0.3 * pixels if part.channels == 1 else 0.7 + 0.3 * pixels)
+    plots.show_image(ax, 0.95 - 0.3 * pixels if part.channels == 1 else 0.7 + 0.3 * pixels)
     scale = [size[1] / part.resolution[1], *[size[0] / part.resolution[0]] * 2]
     packed = part.packed[0].detach()
     plots.gaussian_ellipses(

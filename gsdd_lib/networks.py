@@ -58,8 +58,8 @@ class ConvNet(nn.Module):
             )
         if images.device.type != "cpu":
             return self.blocks(images).flatten(1)
-        chunk = max(1, CHUNK_BYTES // self._image_bytes)
-        return torch.cat([self.blocks(part).flatten(1) for part in images.split(chunk)])
+        pieces = max(1, math.ceil(len(images) * self._image_bytes / CHUNK_BYTES))
+        return torch.cat([self.blocks(part).flatten(1) for part in images.chunk(pieces)])
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] to logits [N, num_classes]."""

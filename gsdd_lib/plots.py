@@ -194,7 +194,8 @@ def psnr_curve(frame: pd.DataFrame, *, hue: str = "points", unit: str = "Gaussia
     ax.set(xlabel="fitting step", ylabel="PSNR (dB)")
     ax.grid(axis="y")
     if len(lines) > 1:
-        ax.legend(title=f"{unit} per image")
+        title = f"{unit}\nper image"
+        ax.legend(title=title, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
     return figure
 
 

@@ -100,6 +100,16 @@ void run(const T* params, const T* v_images, T* images, T* v_params, const int64
 
 }  // namespace
 
+// Offsets of the last pixel of channel 0, and of the last Gaussian's sums, in a batch of 3 channels.
+extern "C" int64_t pixel_offset_of(int images, int points, int height, int width) {
+    const Shape shape{images, points, 3, 9, height, width, true, true, true, 2};
+    return pixel_offset(shape, images - 1, width - 1, height - 1);
+}
+extern "C" int64_t slot_offset_of(int images, int points, int height, int width) {
+    const Shape shape{images, points, 3, 9, height, width, true, true, true, 2};
+    return slot_offset<3>(shape, images - 1, parts_of(shape) - 1, points - 1);
+}
+
 extern "C" void order(int backwards) { Loop::backwards = backwards != 0; }
 
 extern "C" void run_float(

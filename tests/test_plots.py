@@ -90,7 +90,7 @@ def test_psnr_curve_has_a_line_per_number_of_gaussians():
     ax = plots.psnr_curve(frame).axes[0]
     assert [line.get_ydata().tolist() for line in ax.lines] == [[9, 20], [10, 25]]
     assert ax.get_ylabel() == "PSNR (dB)"
-    assert ax.get_legend().get_title().get_text() == "Gaussians per image"
+    assert ax.get_legend().get_title().get_text() == "Gaussians\nper image"
 
 
 def test_history_draws_the_mean_and_the_interval():

@@ -1,0 +1,160 @@
+"""The CUDA block programs, run on the host by loops over their threads (tests/host_warp.cpp).
+
+What a GPU would compute, but for the last place of its exponentials: an indexing mistake, a pixel
+that no lane writes, a sum that a lane forgets shows here, where there is no GPU. Two more builds
+look for what a comparison can miss: reads out of bounds, and races between threads.
+"""
+
+import ctypes
+import functools
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from splat_cases import CASES, Case, check_gradient, check_image, expected, scene
+from torch import Tensor
+
+import cuda_ext
+
+SOURCE = Path(__file__).with_name("host_warp.cpp")
+CXX = shutil.which("g++")
+GUARD = 64  # numbers before and after every output, which nothing may touch
+
+pytestmark = pytest.mark.skipif(CXX is None, reason="needs g++")
+
+
+def compile_host(output: Path, *flags: str) -> None:
+    command = [CXX, f"-I{cuda_ext.FOLDER}", *flags, str(SOURCE), "-o", str(output)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory) -> ctypes.CDLL:
+    library = tmp_path_factory.mktemp("host") / "libhost_warp.so"
+    compile_host(library, "-std=c++17", "-O1", "-shared", "-fPIC")
+    return ctypes.CDLL(str(library))
+
+
+def run(host: ctypes.CDLL, case: Case, params: Tensor, v_images: Tensor) -> tuple[Tensor, Tensor]:
+    """Image and gradient as the block programs compute them, in the dtype of ``params``."""
+    switch = {"opacity": True, "saturate": True, "prefilter": True, "supersample": True}
+    switch |= case.switches
+    images, points, row = params.shape
+    channels = row - 5 - switch["opacity"]
+    numbers = [images, points, channels, case.height, case.width, switch["opacity"]]
+    numbers += [switch["saturate"], switch["prefilter"], 1 + switch["supersample"]]
+    size = (images, channels, case.height, case.width)
+    sources = [params.contiguous(), v_images.contiguous()]
+    counts = (images * channels * case.height * case.width, params.numel())
+    targets = [torch.full((n + 2 * GUARD,), torch.nan, dtype=params.dtype) for n in counts]
+    name = "run_float" if params.dtype == torch.float32 else "run_double"
+    pointers = [source.data_ptr() for source in sources]
+    pointers += [target[GUARD:].data_ptr() for target in targets]
+    getattr(host, name)(*map(ctypes.c_void_p, pointers), (ctypes.c_int64 * 9)(*numbers))
+    for target in targets:
+        assert target[:GUARD].isnan().all() and target[-GUARD:].isnan().all(), "out of bounds"
+    inner = [target[GUARD:-GUARD] for target in targets]
+    assert not any(target.isnan().any() for target in inner), "not every number was written"
+    return inner[0].view(size), inner[1].view(params.shape)
+
+
+@functools.cache
+def wanted(name: str):
+    case = CASES[name](torch.Generator().manual_seed(0))
+    return case, expected(case)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_the_oracle(host, name, dtype):
+    case, want = wanted(name)
+    image, gradient = run(host, case, want.params.to(dtype), want.cotangent.to(dtype))
+    check_image(image, want)
+    check_gradient(gradient, want)
+
+
+# Counts around the sizes of the programs' loops: a warp, a chunk, a staging, and what is left over.
+@pytest.mark.parametrize("points", [8, 9, 16, 17, 31, 32, 33, 96, 97, 255, 256, 257])
+def test_any_number_of_gaussians(host, points):
+    params = scene(torch.Generator().manual_seed(points), 1, points, 17, 10, size=0.7)
+    case = Case(params, 17, 10, {})
+    want = expected(case)
+    image, gradient = run(host, case, want.params.float(), want.cotangent.float())
+    check_image(image, want)
+    check_gradient(gradient, want)
+
+
+OVERFLOWS = [(column, bad) for column in range(9) for bad in (torch.nan, torch.inf, -torch.inf)]
+OVERFLOWS += [(column, 1e30) for column in (2, 3, 4)]  # whose squares overflow
+
+
+@pytest.mark.parametrize(("column", "bad"), OVERFLOWS)
+def test_a_number_that_is_not_finite_kills_its_gaussian_alone(host, column, bad):
+    params = scene(torch.Generator().manual_seed(3), 2, 9, 12, 11).float()
+    v_images = torch.randn(2, 3, 12, 11)
+    params[:, 4, column] = bad
+    image, gradient = run(host, case := Case(params, 12, 11, {}), params, v_images)
+    others = [k for k in range(9) if k != 4]
+    image_without, gradient_without = run(host, case, params[:, others], v_images)
+    assert torch.equal(image, image_without)
+    assert torch.equal(gradient[:, others], gradient_without)
+    assert (gradient[:, 4] == 0).all()
+
+
+ORDERS = ["fills no tile", "wide", "700 Gaussians", "several bands"]
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_threads_may_run_in_any_order(host, name):
+    case, want = wanted(name)
+    arguments = (host, case, want.params.float(), want.cotangent.float())
+    forwards = run(*arguments)
+    host.order(1)
+    backwards = run(*arguments)
+    host.order(0)
+    assert torch.equal(forwards[0], backwards[0]) and torch.equal(forwards[1], backwards[1])
+
+
+def test_an_image_does_not_depend_on_the_batch_it_is_in(host):
+    params = scene(torch.Generator().manual_seed(0), 5, 22, 70, 75, channels=1).float()
+    case, v_images = Case(params, 70, 75, {}), torch.randn(5, 1, 70, 75)
+    image, gradient = run(host, case, params, v_images)
+    alone = run(host, case, params[3:4], v_images[3:4])
+    assert torch.equal(image[3:4], alone[0]) and torch.equal(gradient[3:4], alone[1])
+
+
+def test_offsets_past_two_to_the_31st(host):
+    images, height, width, points = 60_000, 128, 128, 170
+    host.pixel_offset_of.restype = host.slot_offset_of.restype = ctypes.c_int64
+    last = host.pixel_offset_of(images, points, height, width)
+    assert last == (images - 1) * 3 * height * width + height * width - 1 > 2**31
+    parts = height * width // 64 // 64  # tiles of 64 pixels, parts of 64 tiles
+    last = host.slot_offset_of(images, 16 * points, height, width)
+    assert last == 9 * (images * parts * 16 * points - 1) > 2**31
+
+
+def sanitized(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    """Build the program with a sanitizer and run it; skip where the sanitizer is not to be had."""
+    program = folder / "host_warp"
+    try:
+        compile_host(program, "-std=c++20", "-g", "-DHOST_WARP_MAIN", *flags)
+    except subprocess.CalledProcessError as error:
+        if "cannot find" in error.stderr:
+            pytest.skip(f"g++ has no {flags[0]} here")
+        raise AssertionError(error.stderr) from error
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=120)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("this kernel's memory layout does not suit the sanitizer")
+    return done
+
+
+def test_nothing_is_read_out_of_bounds(tmp_path):
+    done = sanitized(tmp_path, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+
+
+def test_no_barrier_is_missing(tmp_path):
+    done = sanitized(tmp_path, "-fsanitize=thread", "-DHOST_WARP_THREADS")
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
