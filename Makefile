@@ -63,10 +63,10 @@ gpu-check: $(ENVIRONMENT) ## GPU tests, memory checker and benchmark (PYTHON=pyt
 	@mkdir -p figures/gpu
 	$(PYTHON) -m pytest -m gpu --disable-warnings tests | tee figures/gpu/tests.txt
 	@if command -v compute-sanitizer >/dev/null; then \
-	  compute-sanitizer --error-exitcode 9 $(PYTHON) tests/sanitizer_case.py \
+	  compute-sanitizer --error-exitcode 9 $(PYTHON) -m cuda_ext.sanitize \
 	    | tee figures/gpu/sanitizer.txt; \
 	else echo "compute-sanitizer is not on the PATH: the memory check is left out."; fi
-	$(PYTHON) -m gsdd_lib.benchmark --json figures/gpu/benchmark.json
+	$(PYTHON) -m gsdd_lib.benchmark --device cuda --json figures/gpu/benchmark.json
 
 clean: ## Remove .venv, caches and runs/ with its checkpoints; figures/ and data/ stay
 	rm -rf $(VENV) runs .snakemake .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -118,7 +118,8 @@ void launch_render(const Tensor& params, Tensor& images, const Shape& shape) {
     const cudaStream_t stream = current_stream(params);
     with_constants<T>(shape, [&](auto channels, auto per_axis) {
         constexpr int C = decltype(channels)::value, S = decltype(per_axis)::value;
-        render_kernel<T, C, S><<<grid(render_blocks(shape)), kThreads, 0, stream>>>(from, to, shape);
+        render_kernel<T, C, S>
+            <<<grid(render_blocks(shape)), kThreads, 0, stream>>>(from, to, shape);
     });
     check_launch("splat");
 }
@@ -165,9 +166,9 @@ Shape shape_of(
     STD_TORCH_CHECK(channels >= 1 && channels <= kMaxChannels, "splat: 1 to 4 channels");
     STD_TORCH_CHECK(height >= 1 && width >= 1, "splat: height and width must be positive");
     // What the kernels count in ints: points, pixels along a side, tiles (with a part to spare).
-    const int64_t tiles = (height / kTile + 1) * (width / kTile + 1);
     STD_TORCH_CHECK(params.size(1) < INT_MAX - kThreads && height < INT_MAX - kTile &&
-                    width < INT_MAX - kTile && tiles < INT_MAX - kTilesPerPart,
+                    width < INT_MAX - kTile &&
+                    (height / kTile + 1) * (width / kTile + 1) < INT_MAX - kTilesPerPart,
                     "splat: more points or pixels in an image than can be counted");
     return {params.size(0), int(params.size(1)), int(channels), int(params.size(2)), int(height),
             int(width), opacity, saturate && opacity, prefilter, supersample ? 2 : 1};
@@ -190,7 +191,8 @@ Tensor splat_cuda(
 Tensor splat_backward_cuda(
     Tensor v_images, Tensor params,
     bool opacity, bool saturate, bool prefilter, bool supersample) {
-    STD_TORCH_CHECK(v_images.dim() == 4, "splat: v_images must be [images, channels, height, width]");
+    STD_TORCH_CHECK(
+        v_images.dim() == 4, "splat: v_images must be [images, channels, height, width]");
     const Shape shape = shape_of(
         params, v_images.size(2), v_images.size(3), opacity, saturate, prefilter, supersample);
     const bool in_double = is_double(params, "params");

@@ -2,7 +2,8 @@
 //
 // A program runs over a `Team`, which says what its steps mean. On the GPU (splat_cuda.cu) a step
 // is one call per hardware thread; in the tests (tests/host_warp.cpp) it is a loop, so that an
-// indexing mistake shows on a machine without a GPU. Every step ends in a barrier of those it names:
+// indexing mistake shows on a machine without a GPU. Every step ends in a barrier of those that
+// it names:
 //
 //     Team::threads(f)    f(thread) for each of the block's kThreads threads
 //     Team::warps(f)      f(warp) for each of its kWarps warps; f may use the two below
@@ -30,13 +31,14 @@
 namespace splat {
 
 constexpr int kLanes = 32, kLaneBits = 5, kWarps = 8, kThreads = kLanes * kWarps;
-constexpr int kTile = 8;                             // pixels along a tile's side
-constexpr int kRowsPerLane = kTile * kTile / kLanes; // a lane has one column and this many rows
-constexpr int kStaged = kThreads;                    // Gaussians staged at a time to render
-constexpr int kTilesPerPart = 64;                    // tiles whose gradients one block sums
+constexpr int kTile = 8;                              // pixels along a tile's side
+constexpr int kRowsPerLane = kTile * kTile / kLanes;  // a lane has one column and this many rows
+constexpr int kStaged = kThreads;                     // Gaussians staged at a time to render
+constexpr int kTilesPerPart = 64;                     // tiles whose gradients one block sums
 // Gaussians of one block of the gradient: as many as fit into 48 KB, the most without opting in.
 template <typename T>
 constexpr int kChunk = sizeof(T) == 4 ? 96 : 32;
+static_assert(kChunk<float> <= 256, "a warp's list holds bytes");
 
 constexpr double kHalfLog2E = 0.72134752044448170368;
 constexpr double kRoom = 1.001;   // the culling ellipse's reach over the true one: covers rounding
@@ -352,8 +354,8 @@ SPLAT_DEVICE void load_pixels(
     }
 }
 
-// One Gaussian's sums over some rows of a tile: the moments of dL/dw times the
-// staged weight, and the color gradient over the weight's scale (see `finish`).
+// One Gaussian's sums over some rows of a tile: the moments of dL/dw times the staged weight, and
+// the color gradient over the weight's scale (see `finish`).
 template <typename T, int C, int S>
 SPLAT_DEVICE void gather_rows(
     const Staged<T, C>& g, const Tile<T>& tile, const PixelGradient<T, C>* pixels, int from_row,
@@ -367,7 +369,7 @@ SPLAT_DEVICE void gather_rows(
         T m[S] = {}, mt[S] = {}, mtt[S] = {};  // this column's moments in t
 #pragma unroll
         for (int j = 0; j < S; ++j) column[j] = column_at(g, x + T(at) + T(j) * step, y);
-        T below = T(0);  // the first row
+        T below = T(0);  // rows below the first; a float, for the conversion would cost more
 #pragma unroll 1
         for (const auto* from = first; from != first + rows * kTile; from += kTile, below += T(1)) {
             const PixelGradient<T, C> pixel = *from;

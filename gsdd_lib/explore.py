@@ -1,11 +1,12 @@
 """Looking into Gaussian images: sliders in JupyterLab, and the same view as a still figure.
 
-    explore.gaussians(load("set.safetensors"))           # image, Gaussians shown, pixels, ellipses
-    explore.static(load("set.safetensors"), images=[0, 7])
+    explore.gaussians(load("set.safetensors"))  # the last line of a cell
+    figure = explore.static(load("set.safetensors"), images=[0, 7])
 
-Every picture is made by :func:`draw`, which knows nothing of widgets; the sliders only call it.
-The figures are closed ones: a cell shows one where it is the last line, and once. This is the one
-module that imports ipywidgets.
+The sliders know nothing of pictures: they call :func:`draw`, which knows nothing of widgets, and
+close its figure. Left to themselves, the figures of ``draw`` and ``static`` are pyplot's, as all of
+:mod:`gsdd_lib.plots`: a notebook shows them at the end of the cell. This is the one module that
+imports ipywidgets.
 """
 
 from collections.abc import Sequence
@@ -162,6 +163,7 @@ def _redraw(
     figure = draw(images, image, shown, resolution, ellipses=ellipses, original=original)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=SCREEN_DPI)
+    plt.close(figure)  # an open one would be shown a second time, at the cell's end
     picture.value = buffer.getvalue()
     label = int(images.labels[image])
     caption.value = f"class: {names[label] if label < len(names) else label}"
@@ -215,11 +217,10 @@ def _largest(gaussians: GaussianImages, image: int, shown: int) -> GaussianImage
 def _panels(
     rows: int, columns: int, gaussians: GaussianImages, *, inches: float = PANEL
 ) -> tuple[Figure, Any]:
-    """A closed figure and its axes [rows, columns] of the images' proportions."""
+    """A figure and its axes [rows, columns] of the images' proportions."""
     height, width = gaussians.resolution
     size = (columns * inches * width / height, rows * inches + TITLE)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    plt.close(figure)  # a notebook shows open ones at the cell's end, once more
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     return figure, axes
 

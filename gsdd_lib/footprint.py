@@ -224,20 +224,32 @@ def attributes(params_row: int) -> dict[str, slice]:
 
 
 def decided_pixels(
-    params: Tensor, height: int, width: int, *, supersample: bool = True, margin: float = 2e-5
+    params: Tensor,
+    height: int,
+    width: int,
+    *,
+    opacity: bool = True,
+    saturate: bool = True,
+    prefilter: bool = True,
+    supersample: bool = True,
+    margin: float = 2e-5,
 ) -> Tensor:
     """Pixels ``[B, 1, H, W]`` on which two exact renderers must agree.
 
     The operator jumps at the rim of the support and bends where a weight reaches 1. A sample
     within ``margin`` of either may be rounded to the other side; its pixel is left out.
     """
-    samples = 2 if supersample else 1
-    offset = sample_grid(height, width, samples).to(params)
-    offset = offset - pixel_center(params[..., :2], height, width)[:, :, None]
-    conic = torch.linalg.inv(covariance_matrix(params[..., 2:GEOMETRY]))
-    falloff = torch.exp(-0.5 * torch.einsum("bmsi,bmij,bmsj->bms", offset, conic, offset))
-    opacity = params[..., -1:]
-    rim = (opacity.abs().clamp(min=1) * falloff / SUPPORT - 1).abs() < margin
-    bend = (opacity * falloff - 1).abs() < margin
-    shape = (len(params), 1, height, width, samples**2)
-    return ~(rim | bend).any(1).view(shape).any(-1)
+    per_axis = 2 if supersample else 1
+    grid = sample_grid(height, width, per_axis).to(params)
+    center = pixel_center(params[..., :2], height, width)
+    conic = torch.linalg.inv(covariance_matrix(params[..., 2:5], prefilter))
+    alpha = params[..., -1] if opacity else torch.ones_like(params[..., 0])
+    undecided = torch.zeros(len(params), len(grid), dtype=torch.bool, device=params.device)
+    for k in range(params.shape[1]):
+        offset = grid - center[:, k, None]  # [B, S, 2]
+        falloff = torch.exp(-0.5 * ((offset @ conic[:, k]) * offset).sum(-1))
+        strength = alpha[:, k, None]
+        undecided |= (strength.abs().clamp(min=1) * falloff / SUPPORT - 1).abs() < margin
+        if saturate:
+            undecided |= (strength * falloff - 1).abs() < margin
+    return ~undecided.view(len(params), 1, height, width, per_axis**2).any(-1)

@@ -4,7 +4,7 @@
 //
 // There are two teams. A `Loop` takes its threads one by one, in either order: within a step no
 // thread may depend on another, so both orders must give the same bits. `Hardware` has a real
-// thread for each, and real barriers, so that ThreadSanitizer sees what a missing barrier lets race.
+// thread for each, and real barriers: ThreadSanitizer sees what a missing barrier lets race.
 
 #include <algorithm>
 #include <cstdio>
@@ -100,7 +100,7 @@ void run(const T* params, const T* v_images, T* images, T* v_params, const int64
 
 }  // namespace
 
-// Offsets of the last pixel of channel 0, and of the last Gaussian's sums, in a batch of 3 channels.
+// Offsets of the last pixel of channel 0 and of the last Gaussian's sums, with 3 channels.
 extern "C" int64_t pixel_offset_of(int images, int points, int height, int width) {
     const Shape shape{images, points, 3, 9, height, width, true, true, true, 2};
     return pixel_offset(shape, images - 1, width - 1, height - 1);
@@ -174,7 +174,8 @@ struct Hardware {
     template <typename F>
     static void block(F program) {
         of_warp.clear();
-        for (int i = 0; i < kWarps; ++i) of_warp.push_back(std::make_unique<std::barrier<>>(kLanes));
+        for (int i = 0; i < kWarps; ++i)
+            of_warp.push_back(std::make_unique<std::barrier<>>(kLanes));
         std::vector<std::thread> pool;
         for (int i = 0; i < kThreads; ++i)
             pool.emplace_back([&, i] {

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gsdd_lib.splat_reference import covariance_matrix, pixel_center, sample_grid, splat_reference
+from gsdd_lib.footprint import decided_pixels
+from gsdd_lib.splat_reference import splat_reference
 
 SWITCHES = ("opacity", "saturate", "prefilter", "supersample")
 # Image error relative to max(1, largest sum of |weight * color|) of any pixel, and gradient error
@@ -89,34 +90,6 @@ def expected(case: Case) -> Expected:
     sums = splat_reference(bright, case.height, case.width, **case.switches)
     scale = max(1.0, float(sums.max())) if sums.numel() else 1.0
     return Expected(params.detach(), image.detach(), cotangent, gradient, decided, scale)
-
-
-def decided_pixels(
-    params: Tensor,
-    height: int,
-    width: int,
-    *,
-    opacity: bool = True,
-    saturate: bool = True,
-    prefilter: bool = True,
-    supersample: bool = True,
-    margin: float = 2e-5,
-) -> Tensor:
-    """Pixels ``[B, 1, H, W]`` no sample of which is within ``margin`` of a rim or of weight 1."""
-    per_axis = 2 if supersample else 1
-    grid = sample_grid(height, width, per_axis)
-    center = pixel_center(params[..., :2], height, width)
-    conic = torch.linalg.inv(covariance_matrix(params[..., 2:5], prefilter))
-    alpha = params[..., -1] if opacity else torch.ones_like(params[..., 0])
-    undecided = torch.zeros(params.shape[0], len(grid), dtype=torch.bool)
-    for k in range(params.shape[1]):
-        offset = grid - center[:, k, None]  # [B, S, 2]
-        falloff = torch.exp(-0.5 * ((offset @ conic[:, k]) * offset).sum(-1))
-        strength = alpha[:, k, None]
-        undecided |= (255 * strength.abs().clamp(min=1) * falloff - 1).abs() < margin
-        if saturate:
-            undecided |= (strength * falloff - 1).abs() < margin
-    return ~undecided.view(len(params), 1, height, width, per_axis**2).any(-1)
 
 
 def check_image(image: Tensor, want: Expected) -> None:

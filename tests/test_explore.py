@@ -27,6 +27,12 @@ def make_gaussians(channels: int = 3, *, opacity: bool = True) -> GaussianImages
     return GaussianImages(packed, labels, resolution=(HEIGHT, WIDTH), opacity=opacity, **statistics)
 
 
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
 @pytest.fixture
 def images() -> GaussianImages:
     return make_gaussians()
@@ -125,9 +131,7 @@ def test_static_has_a_row_per_image_and_one_line_of_titles(images):
     assert len(explore.static(images, images=[1]).axes) == 5
 
 
-def test_figures_leave_nothing_open(images):
-    explore.draw(images, 0, 1, HEIGHT, ellipses=True)
-    explore.static(images)
+def test_the_sliders_leave_no_figure_open_to_be_shown_twice(images):
     explore.gaussians(images).controls["shown"].value = 2
     assert plt.get_fignums() == []
 

@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    ("config", "rng", "files", "progress", "results", "plots", "tables", "cuda_ext"),
-    ("splat", "splat_reference", "footprint", "budget", "data", "networks", "augment"),
+    ("config", "rng", "files", "progress", "results", "plots", "pictures", "tables", "cuda_ext"),
+    ("splat", "splat_reference", "footprint", "profiling", "budget", "data", "networks", "augment"),
     ("parameterizations", "objectives"),
     (
         "distill",
