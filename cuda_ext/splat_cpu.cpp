@@ -1,7 +1,10 @@
 // The operator's schema and its CPU kernels.
 //
-//     gsdd::splat(params [B, M, R], ...)               -> images [B, C, H, W]
-//     gsdd::splat_backward(v_images, params, ...)      -> v_params [B, M, R], written, not added to
+//     gsdd::splat(params [N, M, R], ..., index [B])         -> images [B, C, H, W]
+//     gsdd::splat_backward(v_images, params, ..., index)    -> v_params [N, M, R], all written
+//
+// Without an index, B = N. bfloat16 params are widened an image at a time; their gradient is
+// summed in float and rounded once.
 //
 // A unit of work is a band of rows of one image, drawn into a padded scratch plane that stays in
 // the second-level cache. How an image is cut into bands depends on its shape alone and the bands'
@@ -15,6 +18,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "splat_math.h"
@@ -110,17 +114,29 @@ struct Plan {
     static constexpr int kMaxLanes = 16;
 };
 
+// The stored image that a slot shows, as rows of T: in place, or widened from bfloat16 into `into`.
 template <typename T>
-void forward(const T* params, T* images, const Shape& shape) {
+const T* rows_of(void* params, int64_t image, const Shape& shape, std::vector<T>& into) {
+    const int64_t size = int64_t(shape.points) * shape.row;
+    if (!shape.half) return static_cast<const T*>(params) + image * size;
+    const Numbers<T> from = Numbers<T>{params, true} + image * size;
+    into.resize(size);
+    for (int64_t i = 0; i < size; ++i) into[i] = from[i];
+    return into.data();
+}
+
+template <typename T>
+void forward(void* params, T* images, const Shape& shape) {
     const Plan<T> plan(shape);
     const int64_t pixels = int64_t(shape.height) * shape.width;
     torch::stable::parallel_for(0, shape.batch * plan.bands, 1, [&](int64_t begin, int64_t end) {
-        std::vector<T> scratch(plan.kernels.channels * plan.rows_per_band * plan.stride);
+        std::vector<T> scratch(plan.kernels.channels * plan.rows_per_band * plan.stride), widened;
         for (int64_t unit = begin; unit < end; ++unit) {
             const int64_t image = unit / plan.bands;
             const Band band = plan.band(unit % plan.bands, shape);
             std::fill(scratch.begin(), scratch.end(), T(0));
-            plan.kernels.draw(params + image * shape.points * shape.row, shape, band, scratch.data());
+            const T* rows = rows_of<T>(params, shape.source(image), shape, widened);
+            plan.kernels.draw(rows, shape, band, scratch.data());
             for (int c = 0; c < shape.channels; ++c)
                 for (int y = band.from_row; y < band.to_row; ++y)
                     std::copy_n(
@@ -144,107 +160,163 @@ void pad(const T* v_image, const Shape& shape, const Band& band, T* planes) {
 }
 
 template <typename T>
-void write_gradient(const T* rows, const T* sums, const Shape& shape, T* v_rows) {
+void write_gradient(const T* rows, const T* sums, const Shape& shape, Numbers<T> v_rows) {
     constexpr int kSums = kMoments + kMaxChannels;
     for (int k = 0; k < shape.points; ++k) {
         const T* row = rows + int64_t(k) * shape.row;
         const T* sum = sums + int64_t(k) * kSums;
-        T* v_row = v_rows + int64_t(k) * shape.row;
-        const Gaussian<T> g = project(row, shape);
+        const Numbers<T> v_row = v_rows + int64_t(k) * shape.row;
+        const Gaussian<T> g = project<T>(row, shape);
         if (!g.alive) {
-            std::fill_n(v_row, shape.row, T(0));
+            for (int i = 0; i < shape.row; ++i) v_row[i] = T(0);
             continue;
         }
         project_vjp(g, row, shape, sum, v_row);
-        std::copy_n(sum + kMoments, shape.channels, v_row + kGeometry);
+        for (int c = 0; c < shape.channels; ++c) v_row[kGeometry + c] = sum[kMoments + c];
     }
 }
 
+// Where each stored image is shown: a chain of slots of the batch, in their order.
+struct Slots {
+    std::vector<int64_t> first, next;  // -1 ends a chain; empty without an index
+
+    explicit Slots(const Shape& shape) {
+        if (!shape.picks()) return;
+        first.assign(shape.indexed, -1);
+        next.resize(shape.batch);
+        for (int64_t slot = shape.batch - 1; slot >= 0; --slot) {
+            next[slot] = first[shape.index[slot]];
+            first[shape.index[slot]] = slot;
+        }
+    }
+    int64_t begin(int64_t image) const { return first.empty() ? image : first[image]; }
+    int64_t after(int64_t slot) const { return next.empty() ? -1 : next[slot]; }
+};
+
 template <typename T>
-void backward(const T* v_images, const T* params, T* v_params, const Shape& shape) {
+void backward(const T* v_images, void* params, void* v_params, const Shape& shape) {
     const Plan<T> plan(shape);
+    const Slots slots(shape);
     const int64_t image_size = int64_t(shape.channels) * shape.height * shape.width;
     const int64_t params_size = int64_t(shape.points) * shape.row;
     const int64_t sums_size = int64_t(shape.points) * (kMoments + kMaxChannels);
     const int64_t scratch_size = plan.kernels.channels * plan.rows_per_band * plan.stride;
-    const auto gather = [&](int64_t image, int64_t index, T* scratch, T* sums) {
+    const auto gather = [&](const T* rows, int64_t slot, int64_t index, T* scratch, T* sums) {
         const Band band = plan.band(index, shape);
-        pad(v_images + image * image_size, shape, band, scratch);
-        plan.kernels.gather(params + image * params_size, shape, band, scratch, sums);
+        pad(v_images + slot * image_size, shape, band, scratch);
+        plan.kernels.gather(rows, shape, band, scratch, sums);
+    };
+    const auto finish = [&](const T* rows, int64_t image, const std::vector<T>& total) {
+        write_gradient(rows, total.data(), shape,
+                       Numbers<T>{v_params, shape.half} + image * params_size);
     };
     // An image's bands follow one another in one thread, except where there are too few images.
     // Either way each band's sums start from zero and are added in the bands' order.
-    const bool split = plan.bands > 1 && shape.batch < int64_t(torch::stable::get_num_threads());
+    const bool split = plan.bands > 1 && shape.stored() < int64_t(torch::stable::get_num_threads());
     const auto add = [&](std::vector<T>& total, const T* part) {
         for (int64_t i = 0; i < sums_size; ++i) total[i] += part[i];
     };
     if (!split) {
-        torch::stable::parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
-            std::vector<T> scratch(scratch_size, T(0)), total(sums_size), part(sums_size);
+        torch::stable::parallel_for(0, shape.stored(), 1, [&](int64_t begin, int64_t end) {
+            std::vector<T> scratch(scratch_size, T(0)), total(sums_size), part(sums_size), widened;
             for (int64_t image = begin; image < end; ++image) {
+                const T* rows = rows_of<T>(params, image, shape, widened);
                 std::fill(total.begin(), total.end(), T(0));
-                for (int64_t index = 0; index < plan.bands; ++index) {
-                    std::fill(part.begin(), part.end(), T(0));
-                    gather(image, index, scratch.data(), part.data());
-                    add(total, part.data());
-                }
-                write_gradient(params + image * params_size, total.data(), shape, v_params + image * params_size);
+                for (int64_t slot = slots.begin(image); slot >= 0; slot = slots.after(slot))
+                    for (int64_t index = 0; index < plan.bands; ++index) {
+                        std::fill(part.begin(), part.end(), T(0));
+                        gather(rows, slot, index, scratch.data(), part.data());
+                        add(total, part.data());
+                    }
+                finish(rows, image, total);
             }
         });
         return;
     }
-    std::vector<T> parts(plan.bands * sums_size), total(sums_size);
-    for (int64_t image = 0; image < shape.batch; ++image) {
-        std::fill(parts.begin(), parts.end(), T(0));
-        torch::stable::parallel_for(0, plan.bands, 1, [&](int64_t begin, int64_t end) {
-            std::vector<T> scratch(scratch_size, T(0));
-            for (int64_t index = begin; index < end; ++index)
-                gather(image, index, scratch.data(), parts.data() + index * sums_size);
-        });
+    std::vector<T> parts(plan.bands * sums_size), total(sums_size), widened;
+    for (int64_t image = 0; image < shape.stored(); ++image) {
+        const T* rows = rows_of<T>(params, image, shape, widened);
         std::fill(total.begin(), total.end(), T(0));
-        for (int64_t index = 0; index < plan.bands; ++index) add(total, parts.data() + index * sums_size);
-        write_gradient(params + image * params_size, total.data(), shape, v_params + image * params_size);
+        for (int64_t slot = slots.begin(image); slot >= 0; slot = slots.after(slot)) {
+            std::fill(parts.begin(), parts.end(), T(0));
+            torch::stable::parallel_for(0, plan.bands, 1, [&](int64_t begin, int64_t end) {
+                std::vector<T> scratch(scratch_size, T(0));
+                for (int64_t index = begin; index < end; ++index)
+                    gather(rows, slot, index, scratch.data(), parts.data() + index * sums_size);
+            });
+            for (int64_t index = 0; index < plan.bands; ++index)
+                add(total, parts.data() + index * sums_size);
+        }
+        finish(rows, image, total);
     }
 }
 
+using torch::headeronly::ScalarType;
+
 Shape shape_of(
-    const Tensor& params, int64_t height, int64_t width,
-    bool opacity, bool saturate, bool prefilter, bool supersample) {
+    const Tensor& params, int64_t height, int64_t width, bool opacity, bool saturate,
+    bool prefilter, bool supersample, const std::optional<Tensor>& index) {
     STD_TORCH_CHECK(params.dim() == 3, "splat: params must be [images, points, numbers]");
     const int64_t channels = params.size(2) - kGeometry - (opacity ? 1 : 0);
     STD_TORCH_CHECK(channels >= 1 && channels <= kMaxChannels, "splat: 1 to 4 channels");
     STD_TORCH_CHECK(height >= 1 && width >= 1, "splat: height and width must be positive");
-    return {params.size(0), int(params.size(1)), int(channels), int(params.size(2)), int(height),
-            int(width), opacity, saturate && opacity, prefilter, supersample ? 2 : 1};
+    const ScalarType type = params.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double ||
+                    type == ScalarType::BFloat16,
+                    "splat: params must be float32, float64 or bfloat16");
+    Shape shape{params.size(0), int(params.size(1)), int(channels), int(params.size(2)),
+                int(height), int(width), opacity, saturate && opacity, prefilter,
+                supersample ? 2 : 1, type == ScalarType::BFloat16};
+    if (!index) return shape;
+    STD_TORCH_CHECK(index->dim() == 1 && index->scalar_type() == ScalarType::Long &&
+                    index->is_cpu() && index->is_contiguous(),
+                    "splat: index must be int64 [n] on the device of params");
+    shape.batch = index->size(0);
+    shape.index = static_cast<const int64_t*>(index->data_ptr());
+    shape.indexed = params.size(0);
+    for (int64_t slot = 0; slot < shape.batch; ++slot)
+        STD_TORCH_CHECK(shape.index[slot] >= 0 && shape.index[slot] < shape.indexed,
+                        "splat: index ", shape.index[slot], " is not one of the ", shape.indexed,
+                        " images, 0 to ", shape.indexed - 1);
+    return shape;
 }
 
 Tensor splat_cpu(
-    Tensor params, int64_t height, int64_t width,
-    bool opacity, bool saturate, bool prefilter, bool supersample) {
-    const Shape shape = shape_of(params, height, width, opacity, saturate, prefilter, supersample);
+    Tensor params, int64_t height, int64_t width, bool opacity, bool saturate, bool prefilter,
+    bool supersample, std::optional<Tensor> index) {
+    if (index) index = torch::stable::contiguous(*index);
+    const Shape shape =
+        shape_of(params, height, width, opacity, saturate, prefilter, supersample, index);
+    const bool in_double = params.scalar_type() == ScalarType::Double;
     const Tensor rows = torch::stable::contiguous(params);
-    Tensor images = torch::stable::new_empty(rows, {shape.batch, shape.channels, height, width});
-    if (rows.scalar_type() == torch::headeronly::ScalarType::Double)
-        forward(static_cast<const double*>(rows.data_ptr()), static_cast<double*>(images.data_ptr()), shape);
-    else
-        forward(static_cast<const float*>(rows.data_ptr()), static_cast<float*>(images.data_ptr()), shape);
+    Tensor images = torch::stable::new_empty(
+        rows, {shape.batch, shape.channels, height, width},
+        in_double ? ScalarType::Double : ScalarType::Float);
+    if (in_double) forward(rows.data_ptr(), static_cast<double*>(images.data_ptr()), shape);
+    else forward(rows.data_ptr(), static_cast<float*>(images.data_ptr()), shape);
     return images;
 }
 
 Tensor splat_backward_cpu(
-    Tensor v_images, Tensor params,
-    bool opacity, bool saturate, bool prefilter, bool supersample) {
-    const Shape shape = shape_of(
-        params, v_images.size(2), v_images.size(3), opacity, saturate, prefilter, supersample);
+    Tensor v_images, Tensor params, bool opacity, bool saturate, bool prefilter,
+    bool supersample, std::optional<Tensor> index) {
+    if (index) index = torch::stable::contiguous(*index);
+    const Shape shape = shape_of(params, v_images.size(2), v_images.size(3), opacity, saturate,
+                                 prefilter, supersample, index);
+    const bool in_double = params.scalar_type() == ScalarType::Double;
+    STD_TORCH_CHECK(
+        v_images.dim() == 4 && v_images.size(0) == shape.batch &&
+            v_images.size(1) == shape.channels &&
+            v_images.scalar_type() == (in_double ? ScalarType::Double : ScalarType::Float),
+        "splat: v_images must have the images, channels and dtype of what was rendered");
     const Tensor rows = torch::stable::contiguous(params);
     const Tensor v = torch::stable::contiguous(v_images);
-    Tensor v_params = torch::stable::new_empty(rows, {shape.batch, shape.points, shape.row});
-    if (rows.scalar_type() == torch::headeronly::ScalarType::Double)
-        backward(static_cast<const double*>(v.data_ptr()), static_cast<const double*>(rows.data_ptr()),
-                 static_cast<double*>(v_params.data_ptr()), shape);
+    Tensor v_params =
+        torch::stable::new_empty(rows, {shape.stored(), shape.points, shape.row});
+    if (in_double)
+        backward(static_cast<const double*>(v.data_ptr()), rows.data_ptr(), v_params.data_ptr(), shape);
     else
-        backward(static_cast<const float*>(v.data_ptr()), static_cast<const float*>(rows.data_ptr()),
-                 static_cast<float*>(v_params.data_ptr()), shape);
+        backward(static_cast<const float*>(v.data_ptr()), rows.data_ptr(), v_params.data_ptr(), shape);
     return v_params;
 }
 
@@ -253,9 +325,9 @@ Tensor splat_backward_cpu(
 
 STABLE_TORCH_LIBRARY(gsdd, m) {
     m.def("splat(Tensor params, int height, int width, bool opacity, bool saturate, bool prefilter, "
-          "bool supersample) -> Tensor");
+          "bool supersample, Tensor? index=None) -> Tensor");
     m.def("splat_backward(Tensor v_images, Tensor params, bool opacity, bool saturate, "
-          "bool prefilter, bool supersample) -> Tensor");
+          "bool prefilter, bool supersample, Tensor? index=None) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gsdd, CPU, m) {

@@ -1,7 +1,7 @@
 // The operator's CUDA kernels: thin shells around the block programs of splat_warp.h.
 //
-//     gsdd::splat(params [B, M, R], ...)            -> images [B, C, H, W]
-//     gsdd::splat_backward(v_images, params, ...)   -> v_params [B, M, R], written, not added to
+//     gsdd::splat(params [N, M, R], ..., index [B])         -> images [B, C, H, W]
+//     gsdd::splat_backward(v_images, params, ..., index)    -> v_params [N, M, R], all written
 //
 // One kernel renders, one differentiates (and a tiny second one where an image has more than one
 // part). Nothing is sorted, saved, synchronized with the host or summed by atomics, and nothing is
@@ -16,6 +16,7 @@
 #include <cuda_runtime.h>
 
 #include <climits>
+#include <optional>
 
 #include "splat_warp.h"
 
@@ -70,25 +71,25 @@ constexpr int kGatherOccupancy = sizeof(T) == 4 ? 3 : 1;
 
 template <typename T, int C, int S>
 __global__ void __launch_bounds__(kThreads, kRenderOccupancy<T>)
-render_kernel(const T* __restrict__ params, T* __restrict__ images, const Shape shape) {
+render_kernel(const Numbers<T> params, T* __restrict__ images, const Shape shape) {
     __shared__ Staged<T, C> staged[kStaged];
     render<Block, T, C, S>(params, images, shape, int(blockIdx.x), staged);
 }
 
 template <typename T, int C, int S>
 __global__ void __launch_bounds__(kThreads, kGatherOccupancy<T>)
-gather_kernel(const T* __restrict__ v_images, const T* __restrict__ params,
-              T* __restrict__ v_params, T* __restrict__ slots, const Shape shape) {
+gather_kernel(const T* __restrict__ v_images, const Numbers<T> params, const Numbers<T> v_params,
+              T* __restrict__ slots, const Shape shape) {
     __shared__ GatherShared<T, C> shared;
     gather<Block, T, C, S>(v_images, params, v_params, slots, shape, int(blockIdx.x), shared);
 }
 
 template <typename T, int C>
 __global__ void __launch_bounds__(kThreads)
-add_parts_kernel(const T* __restrict__ slots, const T* __restrict__ params,
-                 T* __restrict__ v_params, const Shape shape) {
+add_parts_kernel(const T* __restrict__ slots, const Numbers<T> params, const Numbers<T> v_params,
+                 const Shape shape) {
     const int64_t index = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-    if (index < shape.batch * shape.points) add_parts<T, C>(slots, params, v_params, shape, index);
+    if (index < shape.stored() * shape.points) add_parts<T, C>(slots, params, v_params, shape, index);
 }
 
 // ---- 3. Launches ----------------------------------------------------------------------------
@@ -113,7 +114,7 @@ cudaStream_t current_stream(const Tensor& tensor) {
 
 template <typename T>
 void launch_render(const Tensor& params, Tensor& images, const Shape& shape) {
-    const auto* from = static_cast<const T*>(params.data_ptr());
+    const Numbers<T> from{params.data_ptr(), shape.half};
     auto* to = static_cast<T*>(images.data_ptr());
     const cudaStream_t stream = current_stream(params);
     with_constants<T>(shape, [&](auto channels, auto per_axis) {
@@ -128,15 +129,16 @@ template <typename T>
 void launch_gather(
     const Tensor& v_images, const Tensor& params, Tensor& v_params, const Shape& shape) {
     const auto* v = static_cast<const T*>(v_images.data_ptr());
-    const auto* from = static_cast<const T*>(params.data_ptr());
-    auto* to = static_cast<T*>(v_params.data_ptr());
+    const Numbers<T> from{params.data_ptr(), shape.half};
+    const Numbers<T> to{v_params.data_ptr(), shape.half};
     const cudaStream_t stream = current_stream(params);
     with_constants<T>(shape, [&](auto channels, auto per_axis) {
         constexpr int C = decltype(channels)::value, S = decltype(per_axis)::value;
         const int64_t parts = parts_of(shape);
         Tensor slots;  // its memory goes back to the stream's allocator, which keeps the order
         if (parts > 1)
-            slots = torch::stable::new_empty(params, {shape.batch, parts, shape.points, kSums<C>});
+            slots = torch::stable::new_empty(
+                v_images, {shape.stored(), parts, shape.points, kSums<C>});
         T* slot = parts > 1 ? static_cast<T*>(slots.data_ptr()) : nullptr;
         gather_kernel<T, C, S>
             <<<grid(gather_blocks<T>(shape)), kThreads, 0, stream>>>(v, from, to, slot, shape);
@@ -150,38 +152,51 @@ void launch_gather(
 
 // ---- 4. Checks and registration -------------------------------------------------------------
 
-bool is_double(const Tensor& tensor, const char* name) {
-    const auto type = tensor.scalar_type();
-    const bool yes = type == torch::headeronly::ScalarType::Double;
-    STD_TORCH_CHECK(yes || type == torch::headeronly::ScalarType::Float,
-                    "splat: ", name, " must be float32 or float64");
-    return yes;
-}
+using torch::headeronly::ScalarType;
 
 Shape shape_of(
-    const Tensor& params, int64_t height, int64_t width,
-    bool opacity, bool saturate, bool prefilter, bool supersample) {
+    const Tensor& params, int64_t height, int64_t width, bool opacity, bool saturate,
+    bool prefilter, bool supersample, const std::optional<Tensor>& index) {
     STD_TORCH_CHECK(params.dim() == 3, "splat: params must be [images, points, numbers]");
     const int64_t channels = params.size(2) - kGeometry - (opacity ? 1 : 0);
     STD_TORCH_CHECK(channels >= 1 && channels <= kMaxChannels, "splat: 1 to 4 channels");
     STD_TORCH_CHECK(height >= 1 && width >= 1, "splat: height and width must be positive");
+    const ScalarType type = params.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double ||
+                    type == ScalarType::BFloat16,
+                    "splat: params must be float32, float64 or bfloat16");
     // What the kernels count in ints: points, pixels along a side, tiles (with a part to spare).
     STD_TORCH_CHECK(params.size(1) < INT_MAX - kThreads && height < INT_MAX - kTile &&
                     width < INT_MAX - kTile &&
                     (height / kTile + 1) * (width / kTile + 1) < INT_MAX - kTilesPerPart,
                     "splat: more points or pixels in an image than can be counted");
-    return {params.size(0), int(params.size(1)), int(channels), int(params.size(2)), int(height),
-            int(width), opacity, saturate && opacity, prefilter, supersample ? 2 : 1};
+    Shape shape{params.size(0), int(params.size(1)), int(channels), int(params.size(2)),
+                int(height), int(width), opacity, saturate && opacity, prefilter,
+                supersample ? 2 : 1, type == ScalarType::BFloat16};
+    if (!index) return shape;
+    STD_TORCH_CHECK(index->dim() == 1 && index->scalar_type() == ScalarType::Long &&
+                    index->is_contiguous() &&
+                    index->get_device_index() == params.get_device_index(),
+                    "splat: index must be int64 [n], contiguous, on the device of params");
+    STD_TORCH_CHECK(index->size(0) < INT_MAX - kLanes, "splat: index is too long; split it");
+    shape.batch = index->size(0);
+    shape.index = static_cast<const int64_t*>(index->data_ptr());
+    shape.indexed = params.size(0);
+    return shape;
 }
 
 Tensor splat_cuda(
-    Tensor params, int64_t height, int64_t width,
-    bool opacity, bool saturate, bool prefilter, bool supersample) {
-    const Shape shape = shape_of(params, height, width, opacity, saturate, prefilter, supersample);
-    const bool in_double = is_double(params, "params");
+    Tensor params, int64_t height, int64_t width, bool opacity, bool saturate, bool prefilter,
+    bool supersample, std::optional<Tensor> index) {
+    if (index) index = torch::stable::contiguous(*index);
+    const Shape shape =
+        shape_of(params, height, width, opacity, saturate, prefilter, supersample, index);
+    const bool in_double = params.scalar_type() == ScalarType::Double;
     const torch::stable::accelerator::DeviceGuard guard(params.get_device_index());
     const Tensor rows = torch::stable::contiguous(params);
-    Tensor images = torch::stable::new_empty(rows, {shape.batch, shape.channels, height, width});
+    Tensor images = torch::stable::new_empty(
+        rows, {shape.batch, shape.channels, height, width},
+        in_double ? ScalarType::Double : ScalarType::Float);
     if (shape.batch == 0) return images;
     if (in_double) launch_render<double>(rows, images, shape);
     else launch_render<float>(rows, images, shape);
@@ -189,23 +204,25 @@ Tensor splat_cuda(
 }
 
 Tensor splat_backward_cuda(
-    Tensor v_images, Tensor params,
-    bool opacity, bool saturate, bool prefilter, bool supersample) {
+    Tensor v_images, Tensor params, bool opacity, bool saturate, bool prefilter,
+    bool supersample, std::optional<Tensor> index) {
     STD_TORCH_CHECK(
         v_images.dim() == 4, "splat: v_images must be [images, channels, height, width]");
-    const Shape shape = shape_of(
-        params, v_images.size(2), v_images.size(3), opacity, saturate, prefilter, supersample);
-    const bool in_double = is_double(params, "params");
+    if (index) index = torch::stable::contiguous(*index);
+    const Shape shape = shape_of(params, v_images.size(2), v_images.size(3), opacity, saturate,
+                                 prefilter, supersample, index);
+    const bool in_double = params.scalar_type() == ScalarType::Double;
     STD_TORCH_CHECK(
         v_images.size(0) == shape.batch && v_images.size(1) == shape.channels &&
-            is_double(v_images, "v_images") == in_double &&
+            v_images.scalar_type() == (in_double ? ScalarType::Double : ScalarType::Float) &&
             v_images.get_device_index() == params.get_device_index(),
-        "splat: v_images must have the images, channels, dtype and device of params");
+        "splat: v_images must have the images, channels, dtype and device of what was rendered");
     const torch::stable::accelerator::DeviceGuard guard(params.get_device_index());
     const Tensor rows = torch::stable::contiguous(params);
     const Tensor v = torch::stable::contiguous(v_images);
-    Tensor v_params = torch::stable::new_empty(rows, {shape.batch, shape.points, shape.row});
-    if (shape.batch == 0 || shape.points == 0) return v_params;
+    Tensor v_params =
+        torch::stable::new_empty(rows, {shape.stored(), shape.points, shape.row});
+    if (shape.stored() == 0 || shape.points == 0) return v_params;
     if (in_double) launch_gather<double>(v, rows, v_params, shape);
     else launch_gather<float>(v, rows, v_params, shape);
     return v_params;

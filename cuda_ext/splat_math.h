@@ -17,6 +17,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__CUDACC__)
 #define SPLAT_HD __host__ __device__ __forceinline__
@@ -33,15 +34,53 @@ constexpr int kGeometry = 5;     // u, v, l11, l21, l22 before the colors
 constexpr int kMoments = 6;      // of h = dL/dw exp(-sigma): 1, u, t, uu, ut, tt
 constexpr int kMaxChannels = 4;
 
-// What an operator call renders: shapes and switches.
+// What an operator call renders: shapes and switches. Without an index the rendered images are the
+// stored ones; with it, slot i of the batch shows the stored image index[i].
 struct Shape {
-    int64_t batch;
+    int64_t batch;  // images rendered
     int points, channels, row, height, width;  // row: numbers per Gaussian, 5 + channels (+ 1)
     bool opacity, saturate, prefilter;
     int per_axis;  // samples per pixel and axis, 1 or 2
+    bool half = false;               // rows are bfloat16, computed in float
+    const int64_t* index = nullptr;  // [batch]
+    int64_t indexed = -1;            // stored images, where there is an index
 
+    SPLAT_HD bool picks() const { return indexed >= 0; }
+    SPLAT_HD int64_t stored() const { return picks() ? indexed : batch; }
+    SPLAT_HD int64_t source(int64_t slot) const { return picks() ? index[slot] : slot; }
     SPLAT_HD double spacing() const { return 1.0 / per_axis; }
     SPLAT_HD double first_sample() const { return 0.5 / per_axis; }
+};
+
+// Numbers in memory, of type T or bfloat16 (the upper half of a float); indexed like a pointer.
+// What is written is rounded to the nearest, ties to even, as torch does.
+template <typename T>
+struct Numbers {
+    void* at;
+    bool half;
+
+    SPLAT_HD operator T() const {
+        if (!half) return *static_cast<const T*>(at);
+        const uint32_t bits = uint32_t(*static_cast<const uint16_t*>(at)) << 16;
+        float number;
+        memcpy(&number, &bits, sizeof number);
+        return T(number);
+    }
+    SPLAT_HD void operator=(T value) const {
+        if (!half) {
+            *static_cast<T*>(at) = value;
+            return;
+        }
+        const float number = float(value);
+        uint32_t bits;
+        memcpy(&bits, &number, sizeof bits);
+        const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+        *static_cast<uint16_t*>(at) = uint16_t(number == number ? rounded : 0x7fc0u);
+    }
+    SPLAT_HD Numbers operator+(int64_t i) const {
+        return {static_cast<char*>(at) + i * int64_t(half ? sizeof(uint16_t) : sizeof(T)), half};
+    }
+    SPLAT_HD Numbers operator[](int64_t i) const { return *this + i; }
 };
 
 // One Gaussian in pixels. Sigma = S diag(a, 1 / curvature) S^T with the shear S = [[1, 0], [slope, 1]],
@@ -59,13 +98,14 @@ struct Gaussian {
     bool alive;
 };
 
-template <typename T>
-SPLAT_HD Gaussian<T> project(const T* row, const Shape& shape) {
+// `row` is a pointer or Numbers.
+template <typename T, typename Row>
+SPLAT_HD Gaussian<T> project(Row row, const Shape& shape) {
     Gaussian<T> g;
     const T l11 = row[2], l21 = row[3], l22 = row[4];
     const T v = T(shape.prefilter ? kPrefilterVariance : kFloorVariance);
-    g.x = T(0.5) * T(shape.width) * (row[0] + T(1));
-    g.y = T(0.5) * T(shape.height) * (row[1] + T(1));
+    g.x = T(0.5) * T(shape.width) * (T(row[0]) + T(1));
+    g.y = T(0.5) * T(shape.height) * (T(row[1]) + T(1));
     g.a = l11 * l11 + v;
     g.b = l11 * l21;
     g.c = l21 * l21 + l22 * l22 + v;
@@ -73,13 +113,13 @@ SPLAT_HD Gaussian<T> project(const T* row, const Shape& shape) {
     const T det = l11 * l11 * l22 * l22 + v * (l11 * l11 + g.c);
     g.slope = g.b / g.a;
     g.curvature = g.a / det;
-    g.opacity = shape.opacity ? row[shape.row - 1] : T(1);
+    g.opacity = shape.opacity ? T(row[shape.row - 1]) : T(1);
     const T strength = std::fabs(g.opacity);
     g.reach = T(2) * std::log(T(kInverseSupport) * (strength > T(1) ? strength : T(1)));
     // Every number of the row enters this sum, so one test finds any that is not finite;
     // zero times a finite number is zero, zero times any other is not a number.
     T probe = g.x + g.y + g.a + g.b + g.c + det + g.reach;
-    for (int k = 0; k < shape.channels; ++k) probe += T(0) * (g.opacity * row[kGeometry + k]);
+    for (int k = 0; k < shape.channels; ++k) probe += T(0) * (g.opacity * T(row[kGeometry + k]));
     g.alive = probe - probe == T(0) && g.curvature > T(0);
     return g;
 }
@@ -110,12 +150,12 @@ SPLAT_HD T support_threshold(T opacity) {
 // With d = S (u, t), M the second moments of opacity h d and Q = Sigma^-1 = S^-T diag(1/a, k) S^-1:
 //     dL/dcenter = opacity Q sum(h d),   dL/dL = Q M Q L,   dL/dopacity = sum(h).
 // S^-1 L = [[l11, 0], [l21 v / a, l22]]: the shear takes the cancellation out of the product.
-template <typename T>
+template <typename T, typename Row, typename Gradient>
 SPLAT_HD void project_vjp(
-    const Gaussian<T>& g, const T* row, const Shape& shape, const T* moments, T* v_row) {
+    const Gaussian<T>& g, Row row, const Shape& shape, const T* moments, Gradient v_row) {
     const T l11 = row[2], l22 = row[4];
     const T v = T(shape.prefilter ? kPrefilterVariance : kFloorVariance);
-    const T sheared = row[3] * v / g.a;
+    const T sheared = T(row[3]) * v / g.a;
     const T pull_u = g.opacity * moments[1] / g.a, pull_t = g.opacity * moments[2] * g.curvature;
     v_row[0] = T(0.5) * T(shape.width) * (pull_u - g.slope * pull_t);
     v_row[1] = T(0.5) * T(shape.height) * pull_t;

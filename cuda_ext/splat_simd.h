@@ -269,7 +269,7 @@ void draw_band(const T* rows, const Shape& shape, const Band& band, T* planes) {
     draw.from_row = band.from_row;
     for (int k = 0; k < shape.points; ++k) {
         const T* row = rows + int64_t(k) * shape.row;
-        const Gaussian<T> g = project(row, shape);
+        const Gaussian<T> g = project<T>(row, shape);
         if (!g.alive) continue;
         draw.saturated = shape.saturate && g.opacity > T(1);
         draw.opacity = typename Lanes<T>::V{} + g.opacity;
@@ -286,7 +286,7 @@ template <typename T, int C, int S>
 void gather_band(const T* rows, const Shape& shape, const Band& band, const T* planes, T* sums) {
     for (int k = 0; k < shape.points; ++k) {
         const T* row = rows + int64_t(k) * shape.row;
-        const Gaussian<T> g = project(row, shape);
+        const Gaussian<T> g = project<T>(row, shape);
         T* out = sums + int64_t(k) * (kMoments + kMaxChannels);
         if (!g.alive) continue;
         Gather<T, C, S> gather;

@@ -58,10 +58,10 @@ SPLAT_HD int64_t render_blocks(const Shape& shape) {
 }
 template <typename T>
 SPLAT_HD int64_t gather_blocks(const Shape& shape) {
-    return shape.batch * parts_of(shape) * ceil_div(shape.points, kChunk<T>);
+    return shape.stored() * parts_of(shape) * ceil_div(shape.points, kChunk<T>);
 }
 SPLAT_HD int64_t add_parts_blocks(const Shape& shape) {
-    return (shape.batch * shape.points + kThreads - 1) / kThreads;
+    return (shape.stored() * shape.points + kThreads - 1) / kThreads;
 }
 
 // Calls f(C, S) with constants for the channels (rounded up) and the samples per pixel and axis.
@@ -166,10 +166,10 @@ SPLAT_HD T steepness(const Gaussian<T>& g) {
 
 // A dead Gaussian's half-width is below zero: it touches nothing.
 template <typename T, int C>
-SPLAT_HD Staged<T, C> stage(const T* row, const Shape& shape, bool premultiply) {
+SPLAT_HD Staged<T, C> stage(Numbers<T> row, const Shape& shape, bool premultiply) {
     Staged<T, C> staged{};
     staged.half_width = T(-INFINITY);
-    const Gaussian<T> g = project(row, shape);
+    const Gaussian<T> g = project<T>(row, shape);
     if (!g.alive) return staged;
     const bool saturated = saturates(g, shape);
     staged.x = g.x;
@@ -184,7 +184,7 @@ SPLAT_HD Staged<T, C> stage(const T* row, const Shape& shape, bool premultiply) 
     T scale = T(1);
     if (premultiply) scale = (saturated ? T(1) : g.opacity) / T(shape.per_axis * shape.per_axis);
     for (int c = 0; c < C; ++c)
-        staged.color[c] = c < shape.channels ? scale * row[kGeometry + c] : T(0);
+        staged.color[c] = c < shape.channels ? scale * T(row[kGeometry + c]) : T(0);
     return staged;
 }
 
@@ -272,14 +272,17 @@ SPLAT_DEVICE void store(
 
 template <typename Team, typename T, int C, int S>
 SPLAT_DEVICE void render(
-    const T* params, T* images, const Shape& shape, int block, Staged<T, C>* staged) {
+    Numbers<T> params, T* images, const Shape& shape, int block, Staged<T, C>* staged) {
     const int tiles = tiles_of(shape), per_image = ceil_div(tiles, kWarps);
     const int image = block / per_image, first_tile = block % per_image * kWarps;
-    const T* rows = params + int64_t(image) * shape.points * shape.row;
+    const int64_t source = shape.source(image);
+    const bool there = source >= 0 && source < shape.stored();  // else it is left black
+    const int points = there ? shape.points : 0;
+    const Numbers<T> rows = params + source * shape.points * shape.row;
     typename Team::template PerThread<Pixels<T, C>> pixels;
 
-    for (int begin = 0; begin < shape.points; begin += kStaged) {
-        const int count = shape.points - begin < kStaged ? shape.points - begin : kStaged;
+    for (int begin = 0; begin < points; begin += kStaged) {
+        const int count = points - begin < kStaged ? points - begin : kStaged;
 
         // 1. Stage: a thread projects one Gaussian.
         Team::threads([&](int thread) {
@@ -460,8 +463,9 @@ SPLAT_DEVICE void gather_tile(
 // the staged weight was opacity exp(-sigma) and the moments want exp(-sigma); elsewhere it was
 // exp(-sigma) and the color wants opacity exp(-sigma). The moments' t was steep times theirs.
 template <typename T, int C>
-SPLAT_DEVICE void finish(const T* row, const Shape& shape, const Sums<T, C>& sums, T* v_row) {
-    const Gaussian<T> g = project(row, shape);
+SPLAT_DEVICE void finish(
+    Numbers<T> row, const Shape& shape, const Sums<T, C>& sums, Numbers<T> v_row) {
+    const Gaussian<T> g = project<T>(row, shape);
     if (!g.alive) {
         for (int i = 0; i < shape.row; ++i) v_row[i] = T(0);
         return;
@@ -477,28 +481,30 @@ SPLAT_DEVICE void finish(const T* row, const Shape& shape, const Sums<T, C>& sum
         if (c < shape.channels) v_row[kGeometry + c] = color_scale * sums.value[kMoments + c];
 }
 
-// Offset of a Gaussian's sums over one part in slots [batch, parts, points, kSums].
+// Offset of a Gaussian's sums over one part in slots [stored, parts, points, kSums].
 template <int C>
 SPLAT_HD int64_t slot_offset(const Shape& shape, int image, int part, int k) {
     return ((int64_t(image) * parts_of(shape) + part) * shape.points + k) * kSums<C>;
 }
 
-// Writes v_params where one part covers the image, else slots.
+// Writes v_params where one part covers the image, else slots. A block belongs to a stored image
+// and looks through the index for where it is shown, 32 slots of the batch at a time: an image
+// shown twice adds up in the batch's order and one that is not shown gets zeros, without atomics.
 template <typename Team, typename T, int C, int S>
 SPLAT_DEVICE void gather(
-    const T* v_images, const T* params, T* v_params, T* slots, const Shape& shape, int block,
-    GatherShared<T, C>& shared) {
+    const T* v_images, Numbers<T> params, Numbers<T> v_params, T* slots, const Shape& shape,
+    int block, GatherShared<T, C>& shared) {
     const int chunks = ceil_div(shape.points, kChunk<T>), parts = parts_of(shape);
     const int part = block / chunks % parts, image = block / chunks / parts;
     const int begin = block % chunks * kChunk<T>;
     const int count = shape.points - begin < kChunk<T> ? shape.points - begin : kChunk<T>;
     const int64_t first_row = int64_t(image) * shape.points + begin;
-    const T* rows = params + first_row * shape.row;
+    const auto row = [&](int k) { return params + (first_row + k) * shape.row; };
 
     // 1. Stage, and start every warp's sums at zero.
     Team::threads([&](int thread) {
         if (thread < count)
-            shared.staged[thread] = stage<T, C>(rows + int64_t(thread) * shape.row, shape, false);
+            shared.staged[thread] = stage<T, C>(row(thread), shape, false);
         for (int i = thread; i < kWarps * kChunk<T>; i += kThreads)
             shared.sums[i / kChunk<T>][i % kChunk<T>] = Sums<T, C>{};
     });
@@ -506,10 +512,18 @@ SPLAT_DEVICE void gather(
     // 2. A warp takes every eighth tile of the part.
     const int first = part * kTilesPerPart, tiles = tiles_of(shape);
     const int last = tiles - first < kTilesPerPart ? tiles : first + kTilesPerPart;
+    const int begin_slot = shape.picks() ? 0 : image;
+    const int end_slot = shape.picks() ? int(shape.batch) : image + 1;
     Team::warps([&](int warp) {
-        for (int tile = first + warp; tile < last; tile += kWarps)
-            gather_tile<Team, T, C, S>(
-                v_images, shape, image, tile_at<T, S>(shape, tile), count, warp, shared);
+        for (int group = begin_slot; group < end_slot; group += kLanes) {
+            uint32_t shown = Team::ballot([&](int lane) {
+                return group + lane < end_slot && shape.source(group + lane) == image;
+            });
+            for (; shown != 0; shown &= shown - 1)
+                for (int tile = first + warp; tile < last; tile += kWarps)
+                    gather_tile<Team, T, C, S>(v_images, shape, group + lowest_bit(shown),
+                                               tile_at<T, S>(shape, tile), count, warp, shared);
+        }
     });
 
     // 3. Sum over the warps in their order; apply the chain rule or keep the part's slot.
@@ -519,8 +533,8 @@ SPLAT_DEVICE void gather(
         for (int warp = 0; warp < kWarps; ++warp)
             for (int i = 0; i < kSums<C>; ++i) total.value[i] += shared.sums[warp][thread].value[i];
         if (parts == 1) {
-            finish<T, C>(rows + int64_t(thread) * shape.row, shape, total,
-                         v_params + (first_row + thread) * shape.row);
+            finish<T, C>(
+                row(thread), shape, total, v_params + (first_row + thread) * shape.row);
         } else {
             T* slot = slots + slot_offset<C>(shape, image, part, begin + thread);
             for (int i = 0; i < kSums<C>; ++i) slot[i] = total.value[i];
@@ -529,10 +543,10 @@ SPLAT_DEVICE void gather(
 }
 
 // Adds one Gaussian's slots in the parts' order and applies the chain rule. `index` counts the
-// Gaussians of the batch.
+// Gaussians that are stored.
 template <typename T, int C>
 SPLAT_DEVICE void add_parts(
-    const T* slots, const T* params, T* v_params, const Shape& shape, int64_t index) {
+    const T* slots, Numbers<T> params, Numbers<T> v_params, const Shape& shape, int64_t index) {
     const int image = int(index / shape.points), k = int(index % shape.points);
     Sums<T, C> total{};
     for (int part = 0; part < parts_of(shape); ++part) {

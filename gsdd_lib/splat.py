@@ -29,6 +29,7 @@ def splat(
     saturate: bool = True,
     prefilter: bool = True,
     supersample: bool = True,
+    index: Tensor | None = None,
 ) -> Tensor:
     """Render Gaussians: ``params [B, M, 5 + C + opacity] -> images [B, C, height, width]``.
 
@@ -36,29 +37,37 @@ def splat(
         params: per Gaussian ``u, v`` in [-1, 1] (x right, y down; outside is allowed), the
             Cholesky factor ``l11, l21, l22`` of its covariance in pixels, ``C`` colors (1 to 4,
             any number), and, with ``opacity``, its opacity (any number). float32, float64, or
-            bfloat16, which is computed and returned in float32.
+            bfloat16, which is computed and returned in float32; the gradient has the dtype of
+            ``params``, summed in float32 and rounded once.
         height, width: of the images, in pixels.
         opacity: whether the last number of a row is an opacity; without it, 1.
         saturate: clamp a Gaussian's weight ``opacity * exp(-sigma)`` at 1.
         prefilter: add the variance of a pixel, 1/12, to the covariance (anti-aliasing).
         supersample: average 2x2 samples per pixel (anti-aliasing).
+        index: int64 [n], render these images only, as ``splat(params[index], ...)`` would without
+            its copy. An image may be asked for more than once; its gradients add up in the order
+            of ``index``. The gradient has the shape of ``params``, zero where nothing was
+            rendered. On a GPU an index out of range renders black, for nobody looks at it there.
 
     Differentiable once with respect to ``params``. A Gaussian with a number that is not finite
     renders nothing and gets a zero gradient.
 
     Raises:
         TypeError, ValueError: one sentence saying which argument is wrong and what fits.
+        IndexError, RuntimeError: an index out of range, on the CPU.
 
     >>> splat(torch.tensor([[[0.0, 0.0, 2.0, 0.0, 2.0, 1.0, 1.0]]]), 5, 5)[0, 0, 2, 2] > 0.9
     tensor(True)
     """
-    _check(params, height, width, opacity)
-    if params.dtype == torch.bfloat16:
-        params = params.float()
+    _check(params, height, width, opacity, index)
     if not backend_ready():
         switches = {"saturate": saturate, "prefilter": prefilter, "supersample": supersample}
-        return splat_reference(params, height, width, opacity=opacity, **switches)
-    return torch.ops.gsdd.splat(params, height, width, opacity, saturate, prefilter, supersample)
+        wide = params.float() if params.dtype == torch.bfloat16 else params
+        return splat_reference(wide, height, width, opacity=opacity, index=index, **switches)
+    switches = (opacity, saturate, prefilter, supersample)
+    brief = params.requires_grad and not torch.compiler.is_compiling()
+    render = _Splat.apply if brief else torch.ops.gsdd.splat.default
+    return render(params, height, width, *switches, index)
 
 
 def backend_ready() -> bool:
@@ -86,7 +95,7 @@ def _backend_ready() -> bool:
     return True
 
 
-def _check(params: Tensor, height: int, width: int, opacity: bool) -> None:
+def _check(params: Tensor, height: int, width: int, opacity: bool, index: Tensor | None) -> None:
     if not isinstance(params, Tensor):
         raise TypeError(f"params must be a tensor [images, points, numbers], got {type(params)}.")
     if params.dtype not in DTYPES:
@@ -102,18 +111,33 @@ def _check(params: Tensor, height: int, width: int, opacity: bool) -> None:
         )
     if height < 1 or width < 1:
         raise ValueError(f"height and width must be at least 1 pixel, got {height} x {width}.")
+    if index is not None:
+        _check_index(index, params)
+
+
+def _check_index(index: Tensor, params: Tensor) -> None:
+    if not isinstance(index, Tensor):
+        raise TypeError(f"index must be an int64 tensor [n], got {type(index)}.")
+    if index.dtype != torch.int64:
+        raise TypeError(f"index must be int64, got {index.dtype}.")
+    if index.dim() != 1:
+        raise ValueError(f"index must be [n], got the shape {list(index.shape)}.")
+    if index.device != params.device:
+        raise ValueError(f"index is on {index.device} and params on {params.device}; use one.")
 
 
 def _register() -> None:
     """Give the compiled operator its shapes and its gradient."""
 
     @torch.library.register_fake("gsdd::splat")
-    def _(params, height, width, opacity, saturate, prefilter, supersample):
+    def _(params, height, width, opacity, saturate, prefilter, supersample, index=None):
         channels = params.shape[2] - GEOMETRY - opacity
-        return params.new_empty(params.shape[0], channels, height, width)
+        images = params.shape[0] if index is None else index.shape[0]
+        dtype = torch.float64 if params.dtype == torch.float64 else torch.float32
+        return params.new_empty(images, channels, height, width, dtype=dtype)
 
     @torch.library.register_fake("gsdd::splat_backward")
-    def _(v_images, params, opacity, saturate, prefilter, supersample):
+    def _(v_images, params, opacity, saturate, prefilter, supersample, index=None):
         return params.new_empty(params.shape)
 
     torch.library.register_autograd("gsdd::splat", _backward, setup_context=_setup_context)
@@ -121,14 +145,25 @@ def _register() -> None:
 
 
 def _setup_context(ctx, inputs, output):
-    params, _, _, *ctx.switches = inputs
-    ctx.save_for_backward(params)
+    params, _, _, *ctx.switches, index = inputs
+    ctx.save_for_backward(params, index)
 
 
 def _backward(ctx, v_images):
-    (params,) = ctx.saved_tensors
-    v_params = torch.ops.gsdd.splat_backward(v_images, params, *ctx.switches)
-    return v_params, None, None, None, None, None, None
+    params, index = ctx.saved_tensors
+    v_params = torch.ops.gsdd.splat_backward.default(v_images, params, *ctx.switches, index)
+    return v_params, None, None, None, None, None, None, None
+
+
+class _Splat(torch.autograd.Function):
+    """The operator with its gradient, at two thirds of the registry's cost per call."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        _setup_context(ctx, inputs, None)
+        return torch.ops.gsdd.splat.default(*inputs)
+
+    backward = staticmethod(_backward)
 
 
 @once_differentiable

@@ -28,13 +28,17 @@ def splat_reference(
     saturate: bool = True,
     prefilter: bool = True,
     supersample: bool = True,
+    index: Tensor | None = None,
     published_support: bool = False,
 ) -> Tensor:
     """Render ``params [B, M, 5 + C + opacity]`` to ``[B, C, height, width]``, densely.
 
-    The row layout is the operator's (:func:`gsdd_lib.splat.splat`). ``published_support`` swaps
-    the support rule for the published kernel's, faults included (:func:`published_mask`).
+    The row layout is the operator's (:func:`gsdd_lib.splat.splat`), and so is ``index``.
+    ``published_support`` swaps the support rule for the published kernel's, faults included
+    (:func:`published_mask`).
     """
+    if index is not None:
+        params = params.index_select(0, index)
     samples = height * width * (4 if supersample else 1)
     step = max(1, MAX_ELEMENTS // max(1, params.shape[1] * samples))
     images = [

@@ -53,7 +53,7 @@ struct Loop {
 
 // What the launchers of splat_cuda.cu do, with a loop over the blocks in place of the grid.
 template <typename Team, typename T, int C, int S>
-void render_all(const T* params, T* images, const Shape& shape) {
+void render_all(Numbers<T> params, T* images, const Shape& shape) {
     const auto staged = std::make_unique<Staged<T, C>[]>(kStaged);
     for (int64_t block = 0; block < render_blocks(shape); ++block)
         Team::block([&] {
@@ -62,17 +62,18 @@ void render_all(const T* params, T* images, const Shape& shape) {
 }
 
 template <typename Team, typename T, int C, int S>
-void gather_all(const T* v_images, const T* params, T* v_params, const Shape& shape) {
+void gather_all(
+    const T* v_images, Numbers<T> params, Numbers<T> v_params, const Shape& shape) {
     const auto shared = std::make_unique<GatherShared<T, C>>();
     const int64_t parts = parts_of(shape);
-    std::vector<T> slots(parts > 1 ? shape.batch * parts * shape.points * kSums<C> : 0, T(NAN));
+    std::vector<T> slots(parts > 1 ? shape.stored() * parts * shape.points * kSums<C> : 0, T(NAN));
     for (int64_t block = 0; block < gather_blocks<T>(shape); ++block)
         Team::block([&] {
             gather<Team, T, C, S>(
                 v_images, params, v_params, slots.data(), shape, int(block), *shared);
         });
     if (parts == 1) return;
-    for (int64_t index = 0; index < shape.batch * shape.points; ++index)
+    for (int64_t index = 0; index < shape.stored() * shape.points; ++index)
         add_parts<T, C>(slots.data(), params, v_params, shape, index);
 }
 
@@ -82,19 +83,27 @@ void gather_all(const T* v_images, const T* params, T* v_params, const Shape& sh
 
 namespace {
 
-// batch, points, channels, height, width, opacity, saturate, prefilter, samples per axis
-Shape shape_from(const int64_t* n) {
-    return {n[0], int(n[1]), int(n[2]), int(5 + n[2] + n[5]), int(n[3]), int(n[4]),
-            n[5] != 0, n[6] && n[5], n[7] != 0, int(n[8])};
+// stored, points, channels, height, width, opacity, saturate, prefilter, samples per axis, bfloat16,
+// rendered: with -1, all that are stored, in their order
+Shape shape_from(const int64_t* n, const int64_t* index) {
+    Shape shape{n[0], int(n[1]), int(n[2]), int(5 + n[2] + n[5]), int(n[3]), int(n[4]),
+            n[5] != 0, n[6] && n[5], n[7] != 0, int(n[8]), n[9] != 0};
+    if (n[10] < 0) return shape;
+    shape.indexed = n[0];
+    shape.batch = n[10];
+    shape.index = index;
+    return shape;
 }
 
 template <typename T>
-void run(const T* params, const T* v_images, T* images, T* v_params, const int64_t* numbers) {
-    const Shape shape = shape_from(numbers);
+void run(void* params, const T* v_images, T* images, void* v_params, const int64_t* numbers,
+         const int64_t* index) {
+    const Shape shape = shape_from(numbers, index);
+    const Numbers<T> rows{params, shape.half}, v_rows{v_params, shape.half};
     with_constants<T>(shape, [&](auto channels, auto per_axis) {
         constexpr int C = decltype(channels)::value, S = decltype(per_axis)::value;
-        render_all<Loop, T, C, S>(params, images, shape);
-        if (shape.points > 0) gather_all<Loop, T, C, S>(v_images, params, v_params, shape);
+        render_all<Loop, T, C, S>(rows, images, shape);
+        if (shape.points > 0) gather_all<Loop, T, C, S>(v_images, rows, v_rows, shape);
     });
 }
 
@@ -113,14 +122,15 @@ extern "C" int64_t slot_offset_of(int images, int points, int height, int width)
 extern "C" void order(int backwards) { Loop::backwards = backwards != 0; }
 
 extern "C" void run_float(
-    const float* params, const float* v_images, float* images, float* v_params, const int64_t* n) {
-    run(params, v_images, images, v_params, n);
+    void* params, const float* v_images, float* images, void* v_params, const int64_t* n,
+    const int64_t* index) {
+    run(params, v_images, images, v_params, n, index);
 }
 
 extern "C" void run_double(
-    const double* params, const double* v_images, double* images, double* v_params,
-    const int64_t* n) {
-    run(params, v_images, images, v_params, n);
+    void* params, const double* v_images, double* images, void* v_params, const int64_t* n,
+    const int64_t* index) {
+    run(params, v_images, images, v_params, n, index);
 }
 
 #else
@@ -197,12 +207,13 @@ std::vector<float> random_rows(const Shape& shape) {
 // Image and gradient of random Gaussians, one after the other; every number is written.
 template <typename Team, int C, int S>
 std::vector<float> image_and_gradient(const Shape& shape) {
-    const std::vector<float> rows = random_rows(shape);
+    std::vector<float> rows = random_rows(shape);
     std::vector<float> images(shape.batch * shape.channels * shape.height * shape.width, NAN);
     std::vector<float> v_rows(rows.size(), NAN);
-    render_all<Team, float, C, S>(rows.data(), images.data(), shape);
+    const Numbers<float> from{rows.data(), false}, to{v_rows.data(), false};
+    render_all<Team, float, C, S>(from, images.data(), shape);
     if (shape.points > 0)
-        gather_all<Team, float, C, S>(images.data(), rows.data(), v_rows.data(), shape);
+        gather_all<Team, float, C, S>(images.data(), from, to, shape);
     images.insert(images.end(), v_rows.begin(), v_rows.end());
     return images;
 }

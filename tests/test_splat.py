@@ -209,6 +209,79 @@ def test_bfloat16_is_float32_of_the_rounded_numbers():
     assert gradient.dtype == torch.bfloat16 and torch.equal(gradient, plain_gradient.bfloat16())
 
 
+# ------------------------------------------------------------------------------ some of the images
+
+INDEXES = {"two": [3, 0], "none": [], "all": [0, 1, 2, 3, 4], "one repeated": [2, 4, 2, 2]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("index", INDEXES.values(), ids=INDEXES)
+def test_an_index_renders_the_bits_of_a_gather(index, dtype, threads):
+    params = scene(seeded(), 5, 30, 200, 90).to(dtype).requires_grad_()
+    index = torch.tensor(index, dtype=torch.int64)
+    image = splat(params, 200, 90, index=index)
+    assert torch.equal(image, splat(params[index], 200, 90))
+    v_images = torch.randn(image.shape, generator=seeded(1), dtype=image.dtype)
+    (gradient,) = torch.autograd.grad(image, params, v_images)
+    assert gradient.shape == params.shape and gradient.dtype == dtype
+    if len(index.unique()) == len(index):
+        (gathered,) = torch.autograd.grad(splat(params[index], 200, 90), params, v_images)
+        assert torch.equal(gradient, gathered)
+    for number in (2, 7):
+        threads(number)
+        again = torch.autograd.grad(splat(params, 200, 90, index=index), params, v_images)[0]
+        assert torch.equal(gradient, again)
+
+
+def test_gradients_of_repeated_images_add_up():
+    params, index = scene(seeded(), 4, 9, 20, 13).requires_grad_(), torch.tensor([1, 3, 1, 1])
+    v_images = torch.randn(4, 3, 20, 13, generator=seeded(1), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(splat(params, 20, 13, index=index), params, v_images)
+    (gathered,) = torch.autograd.grad(splat(params[index], 20, 13), params, v_images)
+    assert torch.allclose(gradient, gathered, rtol=1e-12, atol=1e-12)
+    assert (gradient[[0, 2]] == 0).all()
+
+
+def test_gradcheck_and_opcheck_with_an_index():
+    index = torch.tensor([1, 0, 1])
+    for seed in itertools.count():
+        params = scene(seeded(seed), 3, 3, 4, 5, channels=2)
+        if decided_pixels(params, 4, 5, margin=1e-4).all():
+            break
+    params.requires_grad_()
+    assert torch.autograd.gradcheck(lambda rows: splat(rows, 4, 5, index=index), params)
+    on = (True, True, True, True)
+    torch.library.opcheck(torch.ops.gsdd.splat, (params, 4, 5, *on, index))
+    v_images = torch.randn(3, 2, 4, 5, dtype=torch.float64)
+    torch.library.opcheck(torch.ops.gsdd.splat_backward, (v_images, params.detach(), *on, index))
+    half = params.detach().bfloat16().requires_grad_()
+    torch.library.opcheck(torch.ops.gsdd.splat, (half, 4, 5, *on, index))
+
+
+def test_an_index_may_be_strided():
+    params, index = scene(seeded(), 4, 9, 8, 8), torch.tensor([[3, 1], [0, 2]])[:, 0]
+    assert torch.equal(splat(params, 8, 8, index=index), splat(params[[3, 0]], 8, 8))
+
+
+@pytest.mark.parametrize("bad", [-1, 4, 2**40])
+def test_an_index_out_of_range_is_refused(bad):
+    with pytest.raises(RuntimeError, match=f"index {bad} is not one of the 4 images, 0 to 3"):
+        splat(scene(seeded(), 4, 2, 8, 8), 8, 8, index=torch.tensor([0, bad]))
+
+
+@pytest.mark.parametrize(
+    ("index", "sentence"),
+    [
+        ([0, 1], "index must be an int64 tensor"),
+        (torch.tensor([0], dtype=torch.int32), "index must be int64, got torch.int32"),
+        (torch.zeros(1, 1, dtype=torch.int64), r"index must be \[n\], got the shape \[1, 1\]"),
+    ],
+)
+def test_a_bad_index_is_named_in_a_sentence(index, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        splat(scene(seeded(), 4, 2, 8, 8), 8, 8, index=index)
+
+
 # ------------------------------------------------------------------------------------------ fitting
 
 

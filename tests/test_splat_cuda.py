@@ -326,3 +326,25 @@ def test_the_sanitizers_script_runs():
     command = [sys.executable, "-m", "cuda_ext.sanitize"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.startswith("OK"), done.stdout + done.stderr
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_index_gives_the_bits_of_a_gather(dtype):
+    params = scene(seeded(), 5, 120, 140, 90).to("cuda", dtype).requires_grad_()
+    index = torch.tensor([3, 0, 4], device="cuda")
+    image, gathered = splat(params, 140, 90, index=index), splat(params[index], 140, 90)
+    v_images = torch.randn(image.shape, generator=seeded(1)).cuda()
+    (gradient,) = torch.autograd.grad(image, params, v_images)
+    (expected_gradient,) = torch.autograd.grad(gathered, params, v_images)
+    assert torch.equal(image, gathered) and torch.equal(gradient, expected_gradient)
+
+
+@on_gpu
+def test_gradients_of_repeated_images_add_up():
+    params = scene(seeded(), 4, 9, 20, 13).cuda().requires_grad_()
+    index = torch.tensor([1, 3, 1, 1], device="cuda")
+    v_images = torch.randn(4, 3, 20, 13, generator=seeded(1), dtype=torch.float64).cuda()
+    (gradient,) = torch.autograd.grad(splat(params, 20, 13, index=index), params, v_images)
+    (gathered,) = torch.autograd.grad(splat(params[index], 20, 13), params, v_images)
+    assert torch.allclose(gradient, gathered, rtol=1e-12, atol=1e-12)

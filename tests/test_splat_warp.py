@@ -37,22 +37,32 @@ def host(tmp_path_factory) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def run(host: ctypes.CDLL, case: Case, params: Tensor, v_images: Tensor) -> tuple[Tensor, Tensor]:
-    """Image and gradient as the block programs compute them, in the dtype of ``params``."""
+def run(
+    host: ctypes.CDLL, case: Case, params: Tensor, v_images: Tensor, index: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Image and gradient as the block programs compute them, in the dtypes of the operator."""
     switch = {"opacity": True, "saturate": True, "prefilter": True, "supersample": True}
     switch |= case.switches
     images, points, row = params.shape
     channels = row - 5 - switch["opacity"]
     numbers = [images, points, channels, case.height, case.width, switch["opacity"]]
     numbers += [switch["saturate"], switch["prefilter"], 1 + switch["supersample"]]
-    size = (images, channels, case.height, case.width)
+    half = params.dtype == torch.bfloat16
+    numbers += [half, -1 if index is None else len(index)]
+    shown = images if index is None else len(index)
+    size = (shown, channels, case.height, case.width)
     sources = [params.contiguous(), v_images.contiguous()]
-    counts = (images * channels * case.height * case.width, params.numel())
-    targets = [torch.full((n + 2 * GUARD,), torch.nan, dtype=params.dtype) for n in counts]
-    name = "run_float" if params.dtype == torch.float32 else "run_double"
+    counts = (shown * channels * case.height * case.width, params.numel())
+    dtypes = (v_images.dtype, params.dtype)
+    targets = [
+        torch.full((n + 2 * GUARD,), torch.nan, dtype=dtype)
+        for n, dtype in zip(counts, dtypes, strict=True)
+    ]
+    name = "run_double" if params.dtype == torch.float64 else "run_float"
     pointers = [source.data_ptr() for source in sources]
     pointers += [target[GUARD:].data_ptr() for target in targets]
-    getattr(host, name)(*map(ctypes.c_void_p, pointers), (ctypes.c_int64 * 9)(*numbers))
+    order = (ctypes.c_int64 * max(1, shown))(*([] if index is None else index.tolist()))
+    getattr(host, name)(*map(ctypes.c_void_p, pointers), (ctypes.c_int64 * 11)(*numbers), order)
     for target in targets:
         assert target[:GUARD].isnan().all() and target[-GUARD:].isnan().all(), "out of bounds"
     inner = [target[GUARD:-GUARD] for target in targets]
@@ -123,6 +133,45 @@ def test_an_image_does_not_depend_on_the_batch_it_is_in(host):
     image, gradient = run(host, case, params, v_images)
     alone = run(host, case, params[3:4], v_images[3:4])
     assert torch.equal(image[3:4], alone[0]) and torch.equal(gradient[3:4], alone[1])
+
+
+@pytest.mark.parametrize("index", [[3], [4, 0, 2], [1, 4, 1, 1, 0], [2] * 70, []])
+def test_an_index_renders_and_differentiates_those_images(host, index):
+    params = scene(torch.Generator().manual_seed(0), 5, 22, 70, 75, channels=1).float()
+    case, v_images = Case(params, 70, 75, {}), torch.randn(len(index), 1, 70, 75)
+    image, gradient = run(host, case, params, v_images, torch.tensor(index, dtype=torch.int64))
+    for slot, shown in enumerate(index):
+        alone = run(host, case, params[shown : shown + 1], v_images[slot : slot + 1])
+        assert torch.equal(image[slot : slot + 1], alone[0])
+        if index.count(shown) == 1:
+            assert torch.equal(gradient[shown : shown + 1], alone[1])
+    for shown in range(5):
+        slots = [slot for slot, one in enumerate(index) if one == shown]
+        if not slots:
+            assert (gradient[shown] == 0).all()
+            continue
+        rows = params[shown].expand(len(slots), -1, -1)
+        each = run(host, case, rows, v_images[slots])[1].double()
+        assert (gradient[shown] - each.sum(0)).abs().max() <= 1e-5 * each.abs().sum(0).max()
+
+
+def test_an_index_out_of_range_renders_black_and_reads_nothing(host):
+    params = scene(torch.Generator().manual_seed(0), 2, 9, 12, 11).float()
+    case, v_images = Case(params, 12, 11, {}), torch.randn(4, 3, 12, 11)
+    index = torch.tensor([1, -1, 2, 2**40])
+    image, gradient = run(host, case, params, v_images, index)
+    alone = run(host, case, params[1:], v_images[:1])
+    assert torch.equal(image[:1], alone[0]) and (image[1:] == 0).all()
+    assert torch.equal(gradient[1:], alone[1]) and (gradient[0] == 0).all()
+
+
+def test_bfloat16_is_read_and_its_gradient_rounded_once(host):
+    params = scene(torch.Generator().manual_seed(0), 3, 40, 20, 11).bfloat16()
+    case, v_images = Case(params, 20, 11, {}), torch.randn(3, 3, 20, 11)
+    image, gradient = run(host, case, params, v_images)
+    plain_image, plain_gradient = run(host, case, params.float(), v_images)
+    assert torch.equal(image, plain_image)
+    assert gradient.dtype == torch.bfloat16 and torch.equal(gradient, plain_gradient.bfloat16())
 
 
 def test_offsets_past_two_to_the_31st(host):

@@ -69,6 +69,7 @@ class GaussianImages(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
         self.resolution = tuple(resolution)
         self.render_config = render_config or RenderConfig()
+        self._switches = self.render_config.model_dump()  # once, not at every call
         self.opacity, self.space, self.store_bf16 = opacity, space, store_bf16
 
     def __len__(self) -> int:
@@ -120,8 +121,7 @@ class GaussianImages(nn.Module):
         self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
     ) -> Tensor:
         """The bare sum of Gaussians, in this parameterization's own space."""
-        packed = self.packed if index is None else self.packed[index]
-        return self._splat(packed, resolution or self.resolution)
+        return self._splat(self.packed, resolution or self.resolution, index)
 
     def render_packed(self, packed: Tensor) -> Tensor:
         """Normalized images of other numbers than this object's own, in its place: [n, C, H, W]."""
@@ -130,14 +130,15 @@ class GaussianImages(nn.Module):
     def _normalized(self, canvas: Tensor) -> Tensor:
         return canvas if self.space == "normalized" else (canvas - self.mean) / self.std
 
-    def _splat(self, packed: Tensor, resolution: tuple[int, int]) -> Tensor:
+    def _splat(
+        self, packed: Tensor, resolution: tuple[int, int], index: Tensor | None = None
+    ) -> Tensor:
         if self.store_bf16:
             packed = RoundToBf16.apply(packed)
         height, width = resolution
         if (height, width) != self.resolution:
             packed = self._rescaled(packed, height, width)
-        switches = self.render_config.model_dump()
-        return splat(packed, height, width, opacity=self.opacity, **switches)
+        return splat(packed, height, width, opacity=self.opacity, index=index, **self._switches)
 
     def _rescaled(self, packed: Tensor, height: int, width: int) -> Tensor:
         """Cholesky rows scale with their axis: l11 with the width, l21 and l22 with the height."""
