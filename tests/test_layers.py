@@ -19,6 +19,8 @@ FLOORS = (
     (
         "distill",
         "evaluate",
+        "protocols",
+        "cross_architecture",
         "fit",
         "storage",
         "experts",
