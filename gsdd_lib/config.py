@@ -59,6 +59,7 @@ class BudgetConfig(Config):
     ipc: int = Field(1, ge=1, description="budget: fp32 images per class")
     gpc: int = Field(10, ge=1, description="Gaussian images per class")
     opacity: bool = Field(True, description="whether a Gaussian stores an opacity")
+    soft_labels: bool = Field(False, description="whether labels are learned, and paid for")
 
 
 class RenderConfig(Config):

@@ -20,6 +20,7 @@ FLOORS = (
         "distill",
         "evaluate",
         "protocols",
+        "soft_labels",
         "cross_architecture",
         "fit",
         "storage",
