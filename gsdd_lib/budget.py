@@ -5,6 +5,9 @@
 two bytes (bf16). Shared evenly by ``GPC`` Gaussian images per class, that buys
 
     points = floor(H * W * C * IPC * 4 / (GPC * (5 + C + opacity) * 2))    Gaussians per image.
+
+Learned labels are paid for too: a bf16 number per class and image, taken from the budget first. A
+label that is a class's number is counted by nobody, and not here.
 """
 
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from gsdd_lib.config import BudgetConfig
 PIXEL_BYTES = 4  # the field counts a budget in fp32 pixels
 GAUSSIAN_BYTES = 2  # bf16
 GEOMETRY = 5  # means 2, Cholesky factor 3
+LABEL_BITS = 16  # bf16, of each class's logit in a learned label
 
 
 class BudgetError(ValueError):
@@ -21,9 +25,18 @@ class BudgetError(ValueError):
 
 
 def points_per_image(
-    *, ipc: int, gpc: int, height: int, width: int, channels: int, opacity: bool = True
+    *,
+    ipc: int,
+    gpc: int,
+    height: int,
+    width: int,
+    channels: int,
+    opacity: bool = True,
+    label_bits: int = 0,
 ) -> int:
     """Gaussians per image that ``ipc`` fp32 images per class buy, spread over ``gpc`` images.
+
+    label_bits: bits of one image's learned label, 0 for class numbers
 
     Raises :class:`BudgetError` when that is none, naming the largest ``gpc`` that fits.
 
@@ -34,15 +47,21 @@ def points_per_image(
     for name, value in sizes.items():
         if value < 1:
             raise BudgetError(f"{name} must be at least 1, got {value}")
-    affordable = _affordable_points(ipc, channels * height * width, channels, opacity)
-    if affordable >= gpc:
-        return affordable // gpc
+    bits = ipc * channels * height * width * 8 * PIXEL_BYTES
+    gaussian_bits = (GEOMETRY + channels + opacity) * 8 * GAUSSIAN_BYTES
+    points = (bits - gpc * label_bits) // (gpc * gaussian_bits)
+    if points > 0:
+        return points
+    largest = bits // (gaussian_bits + label_bits)
     budget = f"a budget of {ipc} image{'s' * (ipc > 1)} per class ({channels}x{height}x{width})"
-    if affordable == 0:
-        raise BudgetError(f"{budget} is less than one Gaussian; use larger images or a larger ipc")
+    if largest == 0:
+        label = " and a learned label" if label_bits else ""
+        raise BudgetError(
+            f"{budget} is less than one Gaussian{label}; use larger images or a larger ipc"
+        )
     raise BudgetError(
         f"{budget} buys no Gaussian for each of gpc={gpc} images;"
-        f" the largest gpc that fits is {affordable}"
+        f" the largest gpc that fits is {largest}"
     )
 
 
@@ -57,11 +76,6 @@ def pixel_bits_per_class(
     return images * channels * height * width * bits
 
 
-def _affordable_points(ipc: int, values: int, channels: int, opacity: bool) -> int:
-    """Gaussians per class that ``ipc`` fp32 images of ``values`` values buy."""
-    return ipc * values * PIXEL_BYTES // ((GEOMETRY + channels + opacity) * GAUSSIAN_BYTES)
-
-
 @dataclass(frozen=True)
 class Budget:
     """How one budget is spent: ``gpc`` images per class of ``points`` Gaussians each."""
@@ -73,6 +87,7 @@ class Budget:
     height: int
     width: int
     opacity: bool = True
+    label_bits: int = 0
 
     @property
     def numbers_per_gaussian(self) -> int:
@@ -86,8 +101,9 @@ class Budget:
 
     @property
     def bits_per_class(self) -> int:
-        """What is spent: the bits of all Gaussians of a class. Never above the budget."""
-        return self.gpc * self.points * self.numbers_per_gaussian * 8 * GAUSSIAN_BYTES
+        """What is spent: the bits of a class's Gaussians and learned labels, within the budget."""
+        gaussians = self.points * self.numbers_per_gaussian * 8 * GAUSSIAN_BYTES
+        return self.gpc * (gaussians + self.label_bits)
 
     @property
     def uint8_images_per_class(self) -> int:
@@ -99,15 +115,16 @@ class Budget:
         return self.budget_bits_per_class // self._pixel_bits(1, 8)
 
     def file_bytes(self, num_classes: int) -> int:
-        """Bytes of the Gaussians in the distilled set's file; labels and description add to it."""
+        """Bytes of all Gaussians and learned labels; class numbers and a description add to it."""
         return num_classes * self.bits_per_class // 8
 
     def describe(self) -> str:
         """One line: IPC, GPC, points, bits per class used and allowed."""
+        labels = f" + {self.gpc} labels of {self.label_bits} bits" if self.label_bits else ""
         return (
             f"IPC {self.ipc} ({self.budget_bits_per_class:,} bits per class) -> "
-            f"GPC {self.gpc} x {self.points} points x {self.numbers_per_gaussian} bf16 numbers "
-            f"= {self.bits_per_class:,} bits per class"
+            f"GPC {self.gpc} x {self.points} points x {self.numbers_per_gaussian} bf16 numbers"
+            f"{labels} = {self.bits_per_class:,} bits per class"
         )
 
     def _pixel_bits(self, images: int, bits: int) -> int:
@@ -115,14 +132,21 @@ class Budget:
         return pixel_bits_per_class(images, bits=bits, **size)
 
 
-def plan_budget(config: BudgetConfig, *, channels: int, height: int, width: int) -> Budget:
+def plan_budget(
+    config: BudgetConfig, *, channels: int, height: int, width: int, num_classes: int = 0
+) -> Budget:
     """Spend the budget of ``config`` on images of this size.
+
+    num_classes: needed where labels are learned, which take a number per class
 
     Raises :class:`BudgetError` when it buys no Gaussian per image.
 
     >>> plan_budget(BudgetConfig(), channels=1, height=28, width=28).describe()
     'IPC 1 (25,088 bits per class) -> GPC 10 x 22 points x 7 bf16 numbers = 24,640 bits per class'
     """
+    if config.soft_labels and num_classes < 1:
+        raise BudgetError("soft_labels are paid for per class; pass num_classes to the budget")
+    label_bits = config.soft_labels * num_classes * LABEL_BITS
     points = points_per_image(
         ipc=config.ipc,
         gpc=config.gpc,
@@ -130,5 +154,8 @@ def plan_budget(config: BudgetConfig, *, channels: int, height: int, width: int)
         width=width,
         channels=channels,
         opacity=config.opacity,
+        label_bits=label_bits,
     )
-    return Budget(config.ipc, config.gpc, points, channels, height, width, config.opacity)
+    return Budget(
+        config.ipc, config.gpc, points, channels, height, width, config.opacity, label_bits
+    )

@@ -59,6 +59,7 @@ class BudgetConfig(Config):
     ipc: int = Field(1, ge=1, description="budget: fp32 images per class")
     gpc: int = Field(10, ge=1, description="Gaussian images per class")
     opacity: bool = Field(True, description="whether a Gaussian stores an opacity")
+    soft_labels: bool = Field(False, description="whether labels are learned, and paid for")
 
 
 class RenderConfig(Config):
@@ -103,11 +104,30 @@ class DistillConfig(Config):
 class EvalConfig(Config):
     """How a distilled set is judged: fresh networks trained on it alone."""
 
+    protocol: Literal["clean", "paper"] = Field(
+        "clean",
+        description="what is reported of a run: the test accuracy of the row that is best on "
+        "validation, or the best test accuracy of all rows, as the paper does",
+    )
     networks: int = Field(5, ge=1, description="networks trained from scratch")
     eval_network: str = Field("ConvNetD3", description="architecture")
     eval_width: int = Field(64, ge=1, description="filters per convolution")
     epochs: int = Field(300, ge=1, description="passes over the distilled set")
-    eval_lr: float = Field(0.01, gt=0, description="SGD learning rate, /10 at half way")
+    eval_norm: Literal["instance", "batch", "layer", "group", "none"] = Field(
+        "instance", description="normalization of a ConvNet"
+    )
+    eval_pooling: Literal["avg", "max", "none"] = Field("avg", description="pooling of a ConvNet")
+    eval_activation: Literal["relu", "leakyrelu", "sigmoid"] = Field(
+        "relu", description="activation of a ConvNet"
+    )
+    eval_optimizer: Literal["sgd", "adam", "adamw"] = Field(
+        "sgd", description="sgd has momentum 0.9; see cross_architecture for other networks"
+    )
+    eval_lr: float = Field(0.01, gt=0, description="learning rate at the start")
+    eval_schedule: Literal["step", "cosine"] = Field(
+        "step", description="of the learning rate: a tenth after half the epochs, or to 0 by cosine"
+    )
+    eval_weight_decay: float = Field(5e-4, ge=0, description="weight decay")
     eval_batch: int = Field(256, ge=1, description="distilled images per step")
     eval_dsa: str = Field(
         "color_crop_cutout_flip_scale_rotate", description="augmentations; empty: none"

@@ -47,6 +47,7 @@ class Distillation:
     history: list[dict[str, float]] = field(default_factory=list)
     best: Tensor | None = None  # packed Gaussians of the best validation accuracy so far
     best_accuracy: float = float("-inf")
+    snapshots: list[Tensor] | None = None  # packed Gaussians of every row, if they are asked for
 
 
 def distill(
@@ -57,6 +58,7 @@ def distill(
     *,
     seed: int,
     folder: Path | None = None,
+    snapshots: list[Tensor] | None = None,
 ) -> Iterator[dict[str, float]]:
     """Distill ``data.train`` into ``gaussians`` in place; yields a history row per evaluation.
 
@@ -68,12 +70,14 @@ def distill(
         eval_config: how a row's networks are trained; ``config.select_networks`` says how many.
         folder: where ``checkpoint.pt`` is written every few steps and read at the start. A
             checkpoint of other settings is refused.
+        snapshots: a list that receives the packed Gaussians of every row, for
+            ``protocols.compare_protocols``; the checkpoint then holds them too.
 
     Raises:
         DistillError: the loss is not a number, or the checkpoint does not fit. ctrl-C stops
             between two steps with a KeyboardInterrupt that names the checkpoint.
     """
-    state = Distillation(gaussians)
+    state = Distillation(gaussians, snapshots=snapshots)
     optimizer = torch.optim.Adam(gaussians.parameters(), lr=config.lr)
     checkpoint = _Checkpoint(folder, gaussians, config, eval_config, seed)
     checkpoint.load(state, optimizer)
@@ -190,6 +194,8 @@ def _evaluate(
     summary = summarize(rows)
     row = {"step": state.step, "loss": loss, **summary}
     state.history.append(row)
+    if state.snapshots is not None:
+        state.snapshots.append(state.gaussians.packed.detach().clone())
     if summary["mean"] > state.best_accuracy:
         state.best_accuracy = summary["mean"]
         state.best = state.gaussians.packed.detach().clone()
@@ -241,6 +247,13 @@ class _Checkpoint:
                 f"The checkpoint {self.name} belongs to a run with other settings; delete it to "
                 "start over, or choose another folder."
             )
+        if state.snapshots is not None:
+            if saved["snapshots"] is None:
+                raise DistillError(
+                    f"The checkpoint {self.name} was written without snapshots; delete it to "
+                    "start over, or go on without them."
+                )
+            state.snapshots[:] = saved["snapshots"]
         with torch.no_grad():
             state.gaussians.packed.copy_(saved["packed"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -260,6 +273,7 @@ class _Checkpoint:
             "history": state.history,
             "best": state.best,
             "best_accuracy": state.best_accuracy,
+            "snapshots": state.snapshots,
         }
         torch.save(saved, buffer)
         write_atomically(self.path, buffer.getvalue())

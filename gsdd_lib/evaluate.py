@@ -1,8 +1,13 @@
 """How good is a distilled set? Train fresh networks on it alone and test them on real images.
 
-The protocol is the field's (arXiv 2006.05929, 2110.04181): from scratch, SGD with momentum 0.9 and
+The default is the field's (arXiv 2006.05929, 2110.04181): from scratch, SGD with momentum 0.9 and
 weight decay 5e-4, a tenth of the learning rate in the second half, DSA with a draw per image. The
 ``validation`` split serves every choice; ``test`` is read only when it is asked for by name.
+
+The networks are trained one after another: all five in one ``torch.func.vmap`` pass, whose
+convolutions become grouped ones, are slower on a CPU. ConvNetD3 at width 64 on 28x28, two cores,
+forward, backward and step of five: 0.07 s against 0.19 s for 10 images, 0.85 s against 1.36 s for
+100.
 """
 
 import math
@@ -23,7 +28,6 @@ from gsdd_lib.progress import Progress
 from gsdd_lib.rng import generator as make_generator
 
 MOMENTUM = 0.9
-WEIGHT_DECAY = 5e-4
 TEST_BATCH = 512  # images per forward pass; the accuracy does not depend on it
 
 EpochHook = Callable[[int, float], None]  # called with (epoch, mean loss) after every epoch
@@ -91,12 +95,9 @@ def train_network(
     Raises :class:`EvaluationError` when the loss is no longer a number.
     """
     network.train()
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=config.eval_lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
-    )
+    optimizer = _optimizer(network, config)
     for epoch in range(config.epochs):
-        if epoch == config.epochs // 2 + 1:  # the published code: 501 of 1000 epochs at full rate
-            optimizer.param_groups[0]["lr"] = config.eval_lr / 10
+        optimizer.param_groups[0]["lr"] = learning_rate(config, epoch)
         loss = _train_epoch(images, labels, network, optimizer, config=config, generator=generator)
         if not math.isfinite(loss):
             raise EvaluationError(
@@ -107,6 +108,18 @@ def train_network(
         if progress:
             progress(epoch, loss)
     return network.eval()
+
+
+def learning_rate(config: EvalConfig, epoch: int) -> float:
+    """The rate of one epoch, counted from 0.
+
+    >>> [learning_rate(EvalConfig(epochs=4), epoch) for epoch in range(4)]
+    [0.01, 0.01, 0.01, 0.001]
+    """
+    if config.eval_schedule == "cosine":
+        return config.eval_lr * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+    first_half = epoch <= config.epochs // 2  # the published code: 501 of 1000 epochs at full rate
+    return config.eval_lr if first_half else config.eval_lr / 10
 
 
 @torch.no_grad()
@@ -192,6 +205,7 @@ def _train_and_test(
         resolution=tuple(images.shape[2:]),
         width=config.eval_width,
         generator=make_generator(seed, "evaluate", index, "weights"),
+        **_choices(config),
     ).to(images.device)
     draws = make_generator(seed, "evaluate", index, "training")
     train_network(images, labels, network, config, generator=draws, progress=after_epoch)
@@ -205,6 +219,22 @@ def _train_and_test(
         "train_loss": losses[-1],
         "seconds": time.perf_counter() - started,
     }
+
+
+def _choices(config: EvalConfig) -> dict[str, str]:
+    """The settings of a ConvNet that are not the usual ones; the other networks have none."""
+    names = ("norm", "pooling", "activation")
+    fields = EvalConfig.model_fields
+    values = {name: getattr(config, f"eval_{name}") for name in names}
+    return {name: v for name, v in values.items() if v != fields[f"eval_{name}"].default}
+
+
+def _optimizer(network: nn.Module, config: EvalConfig) -> torch.optim.Optimizer:
+    settings = {"lr": config.eval_lr, "weight_decay": config.eval_weight_decay}
+    if config.eval_optimizer == "sgd":
+        return torch.optim.SGD(network.parameters(), momentum=MOMENTUM, **settings)
+    kind = torch.optim.AdamW if config.eval_optimizer == "adamw" else torch.optim.Adam
+    return kind(network.parameters(), **settings)
 
 
 def _train_epoch(

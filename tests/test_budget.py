@@ -51,6 +51,20 @@ def test_fashion_mnist_by_hand():
     )
 
 
+def test_learned_labels_are_paid_for():
+    # 10 labels of 10 bf16 numbers take 1,600 of 25,088 bits: 23,488 / (10 * 7 * 16) = 20.97
+    config = BudgetConfig(ipc=1, gpc=10, soft_labels=True)
+    budget = plan_budget(config, channels=1, height=28, width=28, num_classes=10)
+    assert (budget.points, budget.label_bits, budget.bits_per_class) == (20, 160, 24_000)
+    assert budget.uint8_images_per_class == 4  # what may be spent is the same
+    assert "7 bf16 numbers + 10 labels of 160 bits = 24,000 bits" in budget.describe()
+
+
+def test_learned_labels_need_the_number_of_classes():
+    with pytest.raises(BudgetError, match="pass num_classes"):
+        plan_budget(BudgetConfig(soft_labels=True), channels=1, height=28, width=28)
+
+
 def test_leaving_out_the_opacity_buys_more_gaussians():
     config = BudgetConfig(ipc=1, gpc=10, opacity=False)
     budget = plan_budget(config, channels=1, height=28, width=28)
@@ -72,14 +86,15 @@ sizes = {
 }
 
 
-@given(**sizes, opacity=st.booleans())
-def test_spends_all_it_can_and_never_more(ipc, gpc, height, width, channels, opacity):
+@given(**sizes, opacity=st.booleans(), classes=st.integers(0, 100))
+def test_spends_all_it_can_and_never_more(ipc, gpc, height, width, channels, opacity, classes):
     numbers = 5 + channels + opacity
-    assume(gpc * numbers * 16 <= ipc * channels * height * width * 32)
-    config = BudgetConfig(ipc=ipc, gpc=gpc, opacity=opacity)
-    budget = plan_budget(config, channels=channels, height=height, width=width)
+    assume(gpc * (numbers + classes) * 16 <= ipc * channels * height * width * 32)
+    config = BudgetConfig(ipc=ipc, gpc=gpc, opacity=opacity, soft_labels=classes > 0)
+    size = {"channels": channels, "height": height, "width": width}
+    budget = plan_budget(config, **size, num_classes=classes)
     assert budget.bits_per_class <= budget.budget_bits_per_class
-    one_more = gpc * (budget.points + 1) * numbers * 16
+    one_more = gpc * ((budget.points + 1) * numbers + classes) * 16
     assert one_more > budget.budget_bits_per_class
     assert budget.uint8_images_per_class == 4 * ipc
 

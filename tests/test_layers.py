@@ -19,6 +19,9 @@ FLOORS = (
     (
         "distill",
         "evaluate",
+        "protocols",
+        "soft_labels",
+        "cross_architecture",
         "fit",
         "storage",
         "experts",

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gsdd_lib import networks
 from gsdd_lib.config import ConfigError
-from gsdd_lib.networks import make_network, mean_pool
+from gsdd_lib.networks import layers, make_network
+from gsdd_lib.networks.layers import mean_pool
 from gsdd_lib.rng import generator
 
 
@@ -103,7 +103,7 @@ def test_chunks_change_neither_outputs_nor_gradients(monkeypatch):
     images = torch.randn(7, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     whole = network.embed(images)
     (whole_grad,) = torch.autograd.grad(whole.square().sum(), images)
-    monkeypatch.setattr(networks, "CHUNK_BYTES", 3 * 4 * 4 * 8 * 8)
+    monkeypatch.setattr(layers, "CHUNK_BYTES", 3 * 4 * 4 * 8 * 8)
     parts = network.embed(images)
     (parts_grad,) = torch.autograd.grad(parts.square().sum(), images)
     torch.testing.assert_close(parts, whole)

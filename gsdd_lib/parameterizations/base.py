@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 
 class Parameterization(Protocol):
-    """Parameters that render to labeled images. Gaussians are one; pixels would be another."""
+    """Parameters that render to labeled images: Gaussians, and pixels as their rival."""
 
+    packed: nn.Parameter  # float32 [N, ...], the numbers that a distillation changes
     labels: Tensor  # int64 [N]
 
     def parameters(self) -> "list[nn.Parameter]":
@@ -15,6 +16,9 @@ class Parameterization(Protocol):
 
     def render(self, index: Tensor | None = None) -> Tensor:
         """Normalized images [n, C, H, W], differentiable; all of them without an index."""
+
+    def render_packed(self, packed: Tensor) -> Tensor:
+        """Images of other numbers in place of this object's own, e.g. of a snapshot."""
 
     def penalty(self) -> Tensor:
         """A scalar added to the objective, weighted by the outer loop."""

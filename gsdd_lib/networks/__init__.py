@@ -1,0 +1,73 @@
+"""The field's networks: ConvNetD1 to D6, AlexNet, VGG11, ResNet18 and ViT.
+
+``make_network(name, ...)`` draws every weight from a generator that is passed in, with torch's
+default distributions; the global generator is neither read nor moved. A new architecture is a
+subclass of :class:`~gsdd_lib.networks.layers.Network` and a line in :data:`NETWORKS`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from gsdd_lib.config import ConfigError
+from gsdd_lib.networks.convnet import ConvNet
+from gsdd_lib.networks.layers import Network, check_choice, initialize_
+from gsdd_lib.networks.plain import VGG11, AlexNet
+from gsdd_lib.networks.resnet import ResNet18
+from gsdd_lib.networks.vit import ViT
+
+CONVNETS: dict[str, Callable[..., Network]] = {
+    f"ConvNetD{depth}": partial(ConvNet, depth=depth) for depth in range(1, 7)
+}
+NETWORKS: dict[str, Callable[..., Network]] = {
+    **CONVNETS,
+    "AlexNet": AlexNet,
+    "VGG11": VGG11,
+    "ResNet18": ResNet18,
+    "ViT": ViT,
+}
+
+__all__ = ["CONVNETS", "NETWORKS", "Network", "initialize_", "make_network"]
+
+
+def make_network(
+    name: str,
+    *,
+    channels: int,
+    num_classes: int,
+    resolution: tuple[int, int],
+    width: int = 128,
+    generator: torch.Generator,
+    **choices: str,
+) -> Network:
+    """A network with fresh weights, on the generator's device.
+
+    Args:
+        name: a key of :data:`NETWORKS`.
+        resolution: (height, width) of the images, in pixels.
+        width: filters per convolution of a ConvNet; the other networks' are fixed.
+        generator: the source of the weights; equal states give equal weights.
+        choices: of a ConvNet, ``norm`` (instance, batch, layer, group, none), ``pooling`` (avg,
+            max, none) and ``activation`` (relu, leakyrelu, sigmoid).
+
+    The result maps images [N, C, H, W] to logits, and by ``.embed`` to [N, features]. Raises
+    :class:`ConfigError` for an unknown name or choice and for images that do not fit it.
+
+    >>> net = make_network("ConvNetD3", channels=3, num_classes=10, resolution=(32, 32),
+    ...                    generator=torch.Generator().manual_seed(0))
+    >>> sum(parameter.numel() for parameter in net.parameters())
+    320010
+    """
+    check_choice("network", name, tuple(NETWORKS))
+    if name in CONVNETS:
+        choices = {"width": width, **choices}
+    elif choices:
+        raise ConfigError(
+            f"{', '.join(choices)} can be chosen for a ConvNet alone; {name} is as published"
+        )
+    with torch.device("meta"):  # no weights yet, so nothing is drawn from the global generator
+        network = NETWORKS[name]((channels, *resolution), num_classes, **choices)
+    network.to_empty(device=generator.device)
+    initialize_(network, generator)
+    return network

@@ -1,0 +1,59 @@
+"""ResNet18 as the field evaluates it: a 3x3 stem for small images, and instance norm.
+
+The definition of github.com/VICO-UoE/DatasetCondensation and github.com/GeorgeCazenavette/glad
+(networks/resnet.py): four stages of two basic blocks, 64 to 512 filters, the later three halving
+the image, then the mean over pixels, so any image size will do.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gsdd_lib.networks.layers import Network
+
+STAGES = (64, 128, 256, 512)
+
+
+class ResNet18(Network):
+    """17 convolutions with instance norm in residual blocks, the mean over pixels, one linear."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        channels, height, width = input_shape
+        image_bytes = 4 * STAGES[0] * height * width
+        super().__init__(input_shape, num_classes, features=STAGES[-1], image_bytes=image_bytes)
+        self.stem, self.stem_norm = _conv_norm(channels, STAGES[0], kernel=3)
+        self.blocks = nn.Sequential()
+        before = STAGES[0]
+        for filters in STAGES:
+            self.blocks.append(BasicBlock(before, filters, stride=1 if filters == before else 2))
+            self.blocks.append(BasicBlock(filters, filters, stride=1))
+            before = filters
+        self.add_classifier()
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.blocks(F.relu_(self.stem_norm(self.stem(images)))).mean((2, 3))
+
+
+class BasicBlock(nn.Module):
+    """``relu(x + norm(conv(relu(norm(conv(x))))))``, x brought to shape by a 1x1 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = _conv_norm(in_channels, out_channels, kernel=3, stride=stride)
+        self.conv2, self.norm2 = _conv_norm(out_channels, out_channels, kernel=3)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut.extend(_conv_norm(in_channels, out_channels, kernel=1, stride=stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in, H, W] to [N, out, ceil(H / stride), ceil(W / stride)]."""
+        inner = F.relu_(self.norm1(self.conv1(x)))
+        return F.relu_(self.norm2(self.conv2(inner)) + self.shortcut(x))
+
+
+def _conv_norm(
+    in_channels: int, out_channels: int, *, kernel: int, stride: int = 1
+) -> tuple[nn.Conv2d, nn.GroupNorm]:
+    conv = nn.Conv2d(
+        in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False
+    )
+    return conv, nn.GroupNorm(out_channels, out_channels)

@@ -1,0 +1,104 @@
+"""The vision transformer of the field's cross-architecture tables, in two sizes.
+
+As github.com/GeorgeCazenavette/glad makes it (utils.py, networks/vit_cifar.py and vit.py): 512
+dimensions, 8 heads of 64, a class token, dropout 0.1. Small images (up to 64 pixels): patches of 4,
+6 blocks, layer norms. Larger ones: patches of 16, 10 blocks, and no layer norm anywhere.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gsdd_lib.config import ConfigError
+from gsdd_lib.networks.layers import Dropout, Network
+
+DIM, HEADS, HEAD_DIM, DROPOUT = 512, 8, 64, 0.1
+LARGEST_SMALL = 64  # pixels per side
+
+
+class ViT(Network):
+    """Patches as tokens, ``depth`` blocks of attention and two linear layers, the class token."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        channels, height, width = input_shape
+        small = max(height, width) <= LARGEST_SMALL
+        self.patch, depth = (4, 6) if small else (16, 10)
+        if height % self.patch or width % self.patch:
+            raise ConfigError(
+                f"ViT cuts an image into patches of {self.patch}x{self.patch} pixels, which "
+                f"{height}x{width} is no multiple of; choose another resolution"
+            )
+        patches = height * width // self.patch**2
+        image_bytes = 4 * patches * 3 * HEADS * HEAD_DIM
+        super().__init__(input_shape, num_classes, features=DIM, image_bytes=image_bytes)
+        self.embedding = nn.Linear(channels * self.patch**2, DIM)
+        self.tokens = Tokens(patches)
+        self.dropout = Dropout(DROPOUT)
+        self.blocks = nn.Sequential(*[TransformerBlock(normed=small) for _ in range(depth)])
+        self.norm = _norm(small)
+        self.add_classifier()
+
+    def features(self, images: Tensor) -> Tensor:
+        patches = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)  # [N, T, C p p]
+        tokens = self.dropout(self.tokens(self.embedding(patches)))  # [N, 1 + T, DIM]
+        return self.norm(self.blocks(tokens)[:, 0])
+
+
+class Tokens(nn.Module):
+    """The class token put before the patches' tokens, and the positions added to all."""
+
+    def __init__(self, patches: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.empty(1, patches + 1, DIM))
+        self.class_token = nn.Parameter(torch.empty(1, 1, DIM))
+
+    def initialize_(self, generator: torch.Generator) -> None:
+        """Standard normal, as published."""
+        for parameter in (self.position, self.class_token):
+            nn.init.normal_(parameter, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, T, DIM] to [N, 1 + T, DIM]."""
+        return torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.position
+
+
+class TransformerBlock(nn.Module):
+    """``x += attention(norm(x)); x += linear(gelu(linear(norm(x))))`` on [N, T, DIM]."""
+
+    def __init__(self, *, normed: bool) -> None:
+        super().__init__()
+        self.attention_norm = _norm(normed)
+        self.attention = Attention()
+        self.mlp = nn.Sequential(
+            _norm(normed),
+            nn.Linear(DIM, DIM),
+            nn.GELU(),
+            Dropout(DROPOUT),
+            nn.Linear(DIM, DIM),
+            Dropout(DROPOUT),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, written out so that it can be differentiated twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(DIM, 3 * HEADS * HEAD_DIM, bias=False)
+        self.out = nn.Linear(HEADS * HEAD_DIM, DIM)
+        self.dropout = Dropout(DROPOUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, _ = x.shape
+        qkv = self.qkv(x).view(n, tokens, 3, HEADS, HEAD_DIM)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [N, HEADS, T, HEAD_DIM] each
+        weights = (q @ k.transpose(-1, -2) * HEAD_DIM**-0.5).softmax(-1)  # [N, HEADS, T, T]
+        return self.dropout(self.out((weights @ v).transpose(1, 2).flatten(2)))
+
+
+def _norm(normed: bool) -> nn.Module:
+    return nn.LayerNorm(DIM) if normed else nn.Identity()

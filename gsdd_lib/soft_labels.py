@@ -1,0 +1,77 @@
+"""Learned labels: a number per class and image in place of the class's number alone.
+
+They start from what a network trained on real data says of the images, are moved by the gradient
+of any objective that trains on them, and are stored in bf16 and paid for (``BudgetConfig`` has
+``soft_labels``, ``budget.LABEL_BITS`` says how much). ``evaluate`` takes their probabilities.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gsdd_lib.budget import LABEL_BITS
+from gsdd_lib.parameterizations.gaussian import RoundToBf16
+
+BATCH = 256  # images shown to the teacher at once
+
+
+class SoftLabels(nn.Module):
+    """Logits [N, num_classes] as the one parameter; their probabilities are the labels."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        if logits.dim() != 2 or not torch.isfinite(logits).all():
+            raise ValueError(
+                f"soft labels need finite logits [N, num_classes], got {list(logits.shape)}"
+            )
+        self.logits = nn.Parameter(logits.detach().to(torch.float32, copy=True))
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @property
+    def bits(self) -> int:
+        """Bits of all labels as they are stored."""
+        return self.logits.numel() * LABEL_BITS
+
+    def probabilities(self, index: Tensor | None = None) -> Tensor:
+        """[n, num_classes], rows that sum to 1, of the logits as stored; differentiable."""
+        logits = self.logits if index is None else self.logits[index]
+        return RoundToBf16.apply(logits).softmax(1)
+
+    def loss(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+        """Cross-entropy of a network's logits [n, num_classes], a scalar, with these labels."""
+        return F.cross_entropy(logits, self.probabilities(index))
+
+
+@torch.no_grad()
+def labels_of_teacher(teacher: nn.Module, images: Tensor, labels: Tensor) -> SoftLabels:
+    """What ``teacher`` says of the images, with each image's own class kept on top.
+
+    Args:
+        teacher: a network trained on real data, e.g. an expert; used in eval mode.
+        images: normalized, [N, C, H, W].
+        labels: int64 [N]. Where the teacher prefers another class, the two logits are exchanged, so
+            that no image starts under a wrong label.
+    """
+    was_training = teacher.training
+    logits = torch.cat([teacher.eval()(part) for part in images.split(BATCH)])
+    teacher.train(was_training)
+    rows, top = torch.arange(len(logits), device=logits.device), logits.argmax(1)
+    own, highest = logits[rows, labels], logits[rows, top]
+    logits[rows, top] = own
+    logits[rows, labels] = highest
+    return SoftLabels(logits)
+
+
+def labels_of_classes(labels: Tensor, num_classes: int, *, confidence: float = 0.9) -> SoftLabels:
+    """Labels without a teacher: ``confidence`` on the image's class, the rest shared evenly.
+
+    >>> soft = labels_of_classes(torch.tensor([1]), 3, confidence=0.5)
+    >>> soft.probabilities().detach().round(decimals=2)
+    tensor([[0.2500, 0.5000, 0.2500]])
+    """
+    if not 1 / num_classes < confidence < 1:
+        raise ValueError(f"confidence must lie between 1/{num_classes} and 1, got {confidence}")
+    rest = torch.full((len(labels), num_classes), (1 - confidence) / (num_classes - 1))
+    return SoftLabels(rest.scatter(1, labels[:, None].cpu(), confidence).log())
