@@ -22,6 +22,7 @@ FLOORS = (
         "fit",
         "storage",
         "experts",
+        "matching",
         "explore",
         "parameter_files",
         "runner",
