@@ -129,7 +129,7 @@ def _advice(config: DistillConfig) -> str:
 
 
 def _step(state: Distillation, data: ImageData, config: DistillConfig, *, seed: int) -> Tensor:
-    """One step; the loss, or NaN where it or its gradient is no number: then nothing is moved."""
+    """One step; the loss, or NaN where it, its gradient or the new learning rate is no number."""
     gaussians, carried = state.gaussians, state.carried
     for optimizer in state.optimizers:
         optimizer.zero_grad(set_to_none=True)
@@ -148,7 +148,7 @@ def _step(state: Distillation, data: ImageData, config: DistillConfig, *, seed: 
         change = gaussians.cholesky - before[..., 2:GEOMETRY]
         gaussians.cholesky.copy_(before[..., 2:GEOMETRY] + config.cholesky_lr_ratio * change)
     gaussians.constrain_()
-    return total.detach()
+    return total.detach() if math.isfinite(carried.syn_lr) else torch.full_like(total, math.nan)
 
 
 def _evaluate(

@@ -159,10 +159,9 @@ def read_about(path: Path) -> dict[str, Any]:
     """What a file says of its expert; raises :class:`ExpertError` where it is no whole file."""
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
                 raise ExpertError(f"{path.name} is no expert file of version {VERSION}; remove it.")
-            about = json.loads(metadata["about"])
             expected = {_key(epoch) for epoch in range(about["settings"]["train_epochs"] + 1)}
             if set(file.keys()) != expected:
                 raise _damaged(path, "snapshots are missing")
@@ -184,8 +183,8 @@ def _key(epoch: int) -> str:
 
 def _write(path: Path, snapshots: list[Tensor], about: dict[str, Any]) -> None:
     tensors = {_key(epoch): params for epoch, params in enumerate(snapshots)}
-    metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about)}
-    write_atomically(path, serialize(tensors, metadata))
+    text = json.dumps({"format": FORMAT, "version": VERSION, **about})
+    write_atomically(path, serialize(tensors, {"about": text}))  # one text: equal bytes
 
 
 def _settings(data: ImageData, config: ExpertConfig, seed: int, index: int) -> dict[str, Any]:

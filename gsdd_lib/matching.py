@@ -48,7 +48,7 @@ class Carried:
     @property
     def syn_lr(self) -> float:
         """The students' learning rate."""
-        return math.exp(self.log_syn_lr.item())
+        return self.log_syn_lr.detach().exp().item()
 
     def state(self) -> dict[str, Tensor | None]:
         """What a checkpoint keeps."""
