@@ -10,7 +10,8 @@ and nothing else.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from gsdd_lib.evaluate import accuracy
 from gsdd_lib.files import write_atomically
 from gsdd_lib.networks import make_network
 from gsdd_lib.objectives.tm import flatten
+from gsdd_lib.profiling import median_ms
 from gsdd_lib.progress import Progress
 from gsdd_lib.rng import generator
 
@@ -65,6 +67,16 @@ def plan_experts(data: ImageData, config: ExpertConfig) -> ExpertPlan:
     steps = -(-len(data.train) // config.expert_batch) * config.train_epochs * config.num_experts
     parameters = sum(value.numel() for value in network.parameters())
     return ExpertPlan(config.num_experts, config.train_epochs + 1, parameters, steps)
+
+
+def seconds_per_step(data: ImageData, config: ExpertConfig, *, repeats: int = 5) -> float:
+    """How long one SGD step takes here, the median of ``repeats`` after one that does not count."""
+    first = replace(data, train=data.train.select(slice(config.expert_batch)))
+    network = _network(data, config, generator(0, "expert", "plan"))
+    optimizer = torch.optim.SGD(network.parameters(), lr=config.expert_lr)
+    draw = generator(0, "expert", "time")
+    job = partial(_train_epoch, first, config, network, optimizer, draw)
+    return 1e-3 * median_ms(job, repeats)
 
 
 def train_experts(
@@ -153,6 +165,20 @@ class Experts:
                 f"The experts trained for {self.epochs} epochs, the matching needs {epochs} "
                 "(max_start_epoch - 1 + expert_epochs); lower these or train longer."
             )
+
+
+def distances(experts: Experts, expert_epochs: int) -> list[dict[str, float | int]]:
+    """How far each expert gets in ``expert_epochs`` epochs: the root of what divides the TM loss.
+
+    Rows of expert, epoch (where the matched epochs start) and distance ``||start - target||``.
+    """
+    rows = []
+    for index in range(len(experts)):
+        for epoch in range(experts.epochs - expert_epochs + 1):
+            start, target = experts.snapshots(index, epoch, epoch + expert_epochs)
+            distance = (start - target).norm().item()
+            rows.append({"expert": index, "epoch": epoch, "distance": distance})
+    return rows
 
 
 def read_about(path: Path) -> dict[str, Any]:

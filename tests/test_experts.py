@@ -10,7 +10,15 @@ import gsdd_lib.experts as module
 from gsdd_lib.config import DataConfig, ExpertConfig
 from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.evaluate import accuracy
-from gsdd_lib.experts import ExpertError, Experts, expert_path, plan_experts, train_experts
+from gsdd_lib.experts import (
+    ExpertError,
+    Experts,
+    distances,
+    expert_path,
+    plan_experts,
+    seconds_per_step,
+    train_experts,
+)
 from gsdd_lib.objectives.tm import unflatten
 
 CONFIG = ExpertConfig(
@@ -67,6 +75,20 @@ def test_snapshots_are_the_networks_that_were_measured(data: ImageData, trained)
         held = data.validation
         percent = accuracy(network, held.images, held.labels, normalize=data.normalize)
         assert percent == rows[4 + epoch]["accuracy"]
+
+
+def test_distances_are_those_between_snapshots(trained):
+    experts = Experts(trained[0])
+    rows = distances(experts, 2)
+    assert [(row["expert"], row["epoch"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    start, target = experts.snapshots(1, 0, 2)
+    assert rows[2]["distance"] == (start - target).norm().item() > 0
+
+
+def test_a_step_is_timed_without_a_trace(data: ImageData):
+    before = torch.random.get_rng_state()
+    assert 0 < seconds_per_step(data, CONFIG, repeats=1) < 10
+    assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_experts_differ_and_repeat(data: ImageData, trained, tmp_path: Path):
