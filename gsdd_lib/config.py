@@ -83,7 +83,9 @@ class FitConfig(Config):
 class DistillConfig(Config):
     """The outer loop (paper, section 4.1)."""
 
-    objective: Literal["dm"] = Field("dm", description="dm: distribution matching")
+    objective: Literal["dm", "dc", "tm"] = Field(
+        "dm", description="matches distributions (dm), gradients (dc) or trajectories (tm)"
+    )
     steps: int = Field(200, ge=0, description="outer steps")
     lr: float = Field(5e-3, gt=0, description="Adam's learning rate; the paper: 1e-3")
     cholesky_lr_ratio: float = Field(
@@ -99,6 +101,38 @@ class DistillConfig(Config):
     eval_every: int = Field(100, ge=1, description="steps between two rows of the history")
     select_networks: int = Field(2, ge=1, description="networks trained for a row")
     checkpoint_every: int = Field(25, ge=1, description="steps between two checkpoints")
+    micro_batch: int = Field(
+        256, ge=1, description="images in memory at once (dm, dc); changes rounding alone"
+    )
+    outer_loop: int = Field(1, ge=1, description="steps per network (dc)")
+    inner_loop: int = Field(1, ge=0, description="epochs a network trains between steps (dc)")
+    inner_lr: float = Field(0.01, gt=0, description="SGD learning rate of these epochs (dc)")
+    inner_batch: int = Field(256, ge=1, description="distilled images per step of them (dc)")
+    syn_steps: int = Field(20, ge=1, description="SGD steps of a student (tm)")
+    batch_syn: int = Field(0, ge=0, description="distilled images per such step; 0: all (tm)")
+    expert_epochs: int = Field(2, ge=1, description="expert's epochs a student shall equal (tm)")
+    max_start_epoch: int = Field(5, ge=1, description="students start at an epoch below (tm)")
+    syn_lr_init: float = Field(0.01, gt=0, description="student's learning rate at first (tm)")
+    lr_lr: float = Field(
+        0.1, ge=0, description="learning rate of its logarithm; the published 1e-5 is 0.1 (tm)"
+    )
+    keep_steps: int = Field(
+        0, ge=0, description="student's steps kept in memory, the others are run twice (tm)"
+    )
+
+
+class ExpertConfig(Config):
+    """Networks trained on the real data, whose paths trajectory matching follows."""
+
+    num_experts: int = Field(5, ge=1, description="networks; the paper: 100")
+    train_epochs: int = Field(10, ge=1, description="passes over the real data; the paper: 50")
+    expert_network: str = Field("ConvNetD3", description="architecture; that of the matching")
+    expert_width: int = Field(64, ge=1, description="filters per convolution")
+    expert_lr: float = Field(0.01, gt=0, description="SGD learning rate, constant")
+    expert_batch: int = Field(256, ge=1, description="real images per step")
+    expert_dsa: str = Field(
+        "color_crop_cutout_flip_scale_rotate", description="augmentations; empty: none"
+    )
 
 
 class EvalConfig(Config):

@@ -1,9 +1,8 @@
 """The outer loop: change a parameterization until networks cannot tell it from the real data.
 
-One step draws a fresh network and a batch of real images per class, and moves the parameters down
-the gradient of the objective. Every random number of step ``t`` comes from generators made for
-``(seed, t)``, so a run that was killed and resumed is bit for bit the run that was not, and an
-evaluation in between changes nothing.
+One step moves the parameters down the gradient of the objective (:mod:`gsdd_lib.matching`). Every
+random number of step ``t`` comes from generators made for ``(seed, t)``, so a run that was killed
+and resumed is bit for bit the run that was not, and an evaluation in between changes nothing.
 """
 
 import hashlib
@@ -11,27 +10,24 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gsdd_lib.augment import apply_dsa, sample_dsa
 from gsdd_lib.config import DistillConfig, EvalConfig
-from gsdd_lib.data import ImageData, ImageSet
-from gsdd_lib.data.sampling import class_members, draw_per_class
-from gsdd_lib.evaluate import evaluate, summarize
+from gsdd_lib.data import ImageData
+from gsdd_lib.evaluate import EvaluationError, evaluate, summarize
+from gsdd_lib.experts import Experts
 from gsdd_lib.files import write_atomically
-from gsdd_lib.networks import make_network
-from gsdd_lib.objectives.dm import class_means, dm_loss
+from gsdd_lib.matching import STEP_LOSSES, Carried, begin
 from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.progress import Progress
-from gsdd_lib.rng import generator
 from gsdd_lib.splat import GEOMETRY
 
-MICRO_BATCH = 256  # real images embedded at once; their gradient is not needed, so it is free
+SYN_LR_MOMENTUM = 0.5  # of the SGD that learns the students' learning rate, as published
 
 
 class DistillError(RuntimeError):
@@ -43,6 +39,8 @@ class Distillation:
     """Where a run stands: everything that a checkpoint holds."""
 
     gaussians: GaussianImages
+    carried: Carried
+    optimizers: tuple[torch.optim.Optimizer, ...]
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     best: Tensor | None = None  # packed Gaussians of the best validation accuracy so far
@@ -58,53 +56,60 @@ def distill(
     *,
     seed: int,
     folder: Path | None = None,
+    experts: Experts | None = None,
     snapshots: list[Tensor] | None = None,
 ) -> Iterator[dict[str, float]]:
     """Distill ``data.train`` into ``gaussians`` in place; yields a history row per evaluation.
 
-    A row holds step, loss, penalty, and the validation accuracy's mean, std, n and ci95. After the
-    last one ``gaussians`` are those of the best row: the choice is made on the validation split,
-    and the test split is never read here.
+    A row holds step, loss, and the validation accuracy's mean, std, n and ci95; with trajectory
+    matching also syn_lr, the learned learning rate, which the row's networks were trained with
+    (:func:`learned_eval_config` gives it to those of the final evaluation). After the last row
+    ``gaussians`` are those of the best one: the choice is made on the validation split, and the
+    test split is never read here.
 
     Args:
         eval_config: how a row's networks are trained; ``config.select_networks`` says how many.
         folder: where ``checkpoint.pt`` is written every few steps and read at the start. A
             checkpoint of other settings is refused.
+        experts: whose paths trajectory matching follows; the other objectives need none.
         snapshots: a list that receives the packed Gaussians of every row, for
             ``protocols.compare_protocols``; the checkpoint then holds them too.
 
     Raises:
-        DistillError: the loss is not a number, or the checkpoint does not fit. ctrl-C stops
-            between two steps with a KeyboardInterrupt that names the checkpoint.
+        DistillError: the loss or its gradient is not a number, or the checkpoint does not fit.
+            ctrl-C stops between two steps with a KeyboardInterrupt that names the checkpoint.
+        ExpertError: there are no experts, or not those that the settings ask for.
     """
-    state = Distillation(gaussians, snapshots=snapshots)
-    optimizer = torch.optim.Adam(gaussians.parameters(), lr=config.lr)
-    checkpoint = _Checkpoint(folder, gaussians, config, eval_config, seed)
-    checkpoint.load(state, optimizer)
-    members = class_members(data.train.labels)
+    carried = begin(data, config, experts)
+    adam = torch.optim.Adam(gaussians.parameters(), lr=config.lr)
+    sgd = torch.optim.SGD([carried.log_syn_lr], lr=config.lr_lr, momentum=SYN_LR_MOMENTUM)
+    state = Distillation(gaussians, carried, (adam, sgd), snapshots=snapshots)
+    checkpoint = _Checkpoint(folder, gaussians, config, eval_config, seed, experts)
+    checkpoint.load(state)
     judges = eval_config.model_copy(update={"networks": config.select_networks})
     yield from state.history
     try:
         with Progress(config.steps, config.objective, done=state.step) as progress:
             if not state.history:
-                row = _evaluate(state, data, judges, seed, loss=math.nan)
-                checkpoint.save(state, optimizer)
+                row = _evaluate(state, data, config, judges, seed=seed, loss=math.nan)
+                checkpoint.save(state)
                 yield row
             while state.step < config.steps:
-                loss = _step(state, data, config, optimizer, members=members, seed=seed)
+                loss = _step(state, data, config, seed=seed)
                 if not torch.isfinite(loss):
                     raise DistillError(
-                        f"The loss is not a number at step {state.step}; lower the learning rate "
-                        f"(lr={config.lr}). {checkpoint.sentence()}"
+                        f"The loss is not a number at step {state.step}; {_advice(config)}"
                     )
                 progress.update(loss=loss.item())
                 evaluated = state.step % config.eval_every == 0 or state.step == config.steps
                 if evaluated:
-                    row = _evaluate(state, data, judges, seed, loss=loss.item())
+                    row = _evaluate(state, data, config, judges, seed=seed, loss=loss.item())
                 if evaluated or state.step % config.checkpoint_every == 0:
-                    checkpoint.save(state, optimizer)
+                    checkpoint.save(state)
                 if evaluated:
                     yield row
+    except (DistillError, EvaluationError) as error:
+        raise DistillError(f"{error}. {checkpoint.sentence()}") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped at step {state.step}. {checkpoint.sentence()}") from None
     if state.best is not None:
@@ -112,87 +117,62 @@ def distill(
             gaussians.packed.copy_(state.best)
 
 
-def _step(
-    state: Distillation,
-    data: ImageData,
-    config: DistillConfig,
-    optimizer: torch.optim.Optimizer,
-    *,
-    members: list[Tensor],
-    seed: int,
-) -> Tensor:
-    gaussians = state.gaussians
-    loss = dm_step_loss(gaussians, data, config, members, seed=seed, step=state.step)
-    total = loss + config.boundary * gaussians.penalty()
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    before = gaussians.packed.detach().clone()
-    optimizer.step()
-    with torch.no_grad():  # Adam's step, longer where a number is measured in pixels
-        moved = gaussians.cholesky - before[..., 2:GEOMETRY]
-        gaussians.cholesky.copy_(before[..., 2:GEOMETRY] + config.cholesky_lr_ratio * moved)
-    gaussians.constrain_()
-    state.step += 1
-    return total.detach()
+def learned_eval_config(eval_config: EvalConfig, rows: Sequence[dict[str, float]]) -> EvalConfig:
+    """``eval_config`` with the learned learning rate of the row whose Gaussians were kept.
 
-
-def dm_step_loss(
-    gaussians: GaussianImages,
-    data: ImageData,
-    config: DistillConfig,
-    members: list[Tensor],
-    *,
-    seed: int,
-    step: int,
-) -> Tensor:
-    """Distribution matching of one step (arXiv 2110.04181), differentiable in the Gaussians.
-
-    members: of each class, the indices of its training images (``sampling.class_members``).
-
-    A fresh network, ``batch_real`` images per class, one augmentation per class that real and
-    synthetic images share.
+    Unchanged where ``rows`` hold none, which is so for every objective but trajectory matching.
     """
-    network = make_network(
-        config.network,
-        channels=data.channels,
-        num_classes=data.num_classes,
-        resolution=data.resolution,
-        width=config.width,
-        generator=generator(seed, "distill", step, "network"),
-    ).requires_grad_(False)
-    augmentation = sample_dsa(
-        config.dsa,
-        data.num_classes,
-        data.resolution,
-        generator=generator(seed, "distill", step, "dsa"),
-        siamese=False,
-        mixed=True,
-    )
-    draw = generator(seed, "distill", step, "real")
-    batch = data.train.select(draw_per_class(members, config.batch_real, generator=draw))
-    real = _real_means(network, batch, data, augmentation)
-    synthetic = apply_dsa(gaussians.render(), augmentation, gaussians.labels)
-    return dm_loss(real, network.embed(synthetic), gaussians.labels)
+    best = max(rows, key=lambda row: row["mean"])
+    return eval_config.model_copy(update={"eval_lr": best.get("syn_lr", eval_config.eval_lr)})
 
 
-@torch.no_grad()
-def _real_means(network, batch: ImageSet, data: ImageData, augmentation) -> Tensor:
-    parts = []
-    for start in range(0, len(batch), MICRO_BATCH):
-        part = batch.select(slice(start, start + MICRO_BATCH))
-        images = apply_dsa(data.normalize(part.images), augmentation, part.labels)
-        parts.append(network.embed(images))
-    return class_means(torch.cat(parts), batch.labels, data.num_classes)
+def _advice(config: DistillConfig) -> str:
+    if config.objective == "tm":
+        return f"lower lr={config.lr}, lr_lr={config.lr_lr} or syn_lr_init={config.syn_lr_init}"
+    return f"lower the learning rate (lr={config.lr})"
+
+
+def _step(state: Distillation, data: ImageData, config: DistillConfig, *, seed: int) -> Tensor:
+    """One step; the loss, or NaN where it, its gradient or the new learning rate is no number."""
+    gaussians, carried = state.gaussians, state.carried
+    for optimizer in state.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    step_loss = STEP_LOSSES[config.objective]
+    loss = step_loss(gaussians, data, config, carried, seed=seed, step=state.step)
+    total = loss + config.boundary * gaussians.penalty()
+    total.backward()
+    state.step += 1
+    moved = [*gaussians.parameters(), carried.log_syn_lr]
+    if not all(p.grad.isfinite().all() for p in moved if p.grad is not None):
+        return torch.full_like(total, math.nan)
+    before = gaussians.packed.detach().clone()
+    for optimizer in state.optimizers:
+        optimizer.step()
+    with torch.no_grad():  # Adam's step, longer where a number is measured in pixels
+        change = gaussians.cholesky - before[..., 2:GEOMETRY]
+        gaussians.cholesky.copy_(before[..., 2:GEOMETRY] + config.cholesky_lr_ratio * change)
+    gaussians.constrain_()
+    return total.detach() if math.isfinite(carried.syn_lr) else torch.full_like(total, math.nan)
 
 
 def _evaluate(
-    state: Distillation, data: ImageData, config: EvalConfig, seed: int, *, loss: float
+    state: Distillation,
+    data: ImageData,
+    config: DistillConfig,
+    judges: EvalConfig,
+    *,
+    seed: int,
+    loss: float,
 ) -> dict[str, float]:
+    learned = {}
+    if config.objective == "tm":
+        learned["syn_lr"] = state.carried.syn_lr
+        judges = judges.model_copy(update={"eval_lr": learned["syn_lr"]})
     with torch.no_grad():
         images = state.gaussians.render()
-    rows = evaluate(images, state.gaussians.labels, data, config, seed=seed, split="validation")
+    rows = evaluate(images, state.gaussians.labels, data, judges, seed=seed, split="validation")
     summary = summarize(rows)
-    row = {"step": state.step, "loss": loss, **summary}
+    row = {"step": state.step, "loss": loss, **learned, **summary}
     state.history.append(row)
     if state.snapshots is not None:
         state.snapshots.append(state.gaussians.packed.detach().clone())
@@ -212,6 +192,7 @@ class _Checkpoint:
         config: DistillConfig,
         eval_config: EvalConfig,
         seed: int,
+        experts: Experts | None,
     ) -> None:
         self.path = Path(folder) / "checkpoint.pt" if folder else None
         settings = [
@@ -219,8 +200,9 @@ class _Checkpoint:
             eval_config.model_dump(),
             seed,
             list(gaussians.packed.shape),
+            experts.fingerprint if experts else "",
         ]
-        start = gaussians.packed.detach().numpy().tobytes()
+        start = gaussians.packed.detach().cpu().numpy().tobytes()
         self.settings = json.dumps(settings) + hashlib.sha256(start).hexdigest()
         self.written = False
 
@@ -233,7 +215,7 @@ class _Checkpoint:
             return "No checkpoint was written."
         return f"The last checkpoint is {self.name}; the same call goes on from there."
 
-    def load(self, state: Distillation, optimizer: torch.optim.Optimizer) -> None:
+    def load(self, state: Distillation) -> None:
         if self.path is None or not self.path.exists():
             return
         try:
@@ -256,19 +238,22 @@ class _Checkpoint:
             state.snapshots[:] = saved["snapshots"]
         with torch.no_grad():
             state.gaussians.packed.copy_(saved["packed"])
-        optimizer.load_state_dict(saved["optimizer"])
+        state.carried.load(saved["carried"])
+        for optimizer, numbers in zip(state.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(numbers)
         state.step, state.history = saved["step"], saved["history"]
         state.best, state.best_accuracy = saved["best"], saved["best_accuracy"]
         self.written = True
 
-    def save(self, state: Distillation, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, state: Distillation) -> None:
         if self.path is None:
             return
         buffer = io.BytesIO()
         saved = {
             "settings": self.settings,
             "packed": state.gaussians.packed.detach(),
-            "optimizer": optimizer.state_dict(),
+            "carried": state.carried.state(),
+            "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
             "step": state.step,
             "history": state.history,
             "best": state.best,

@@ -221,6 +221,25 @@ def history(frame: pd.DataFrame, *, hue: str = "method") -> Figure:
     return figure
 
 
+def expert_curves(frame: pd.DataFrame, y: str, ylabel: str) -> Figure:
+    """A number over epochs, a thin line per expert and a thick one for their mean.
+
+    Args:
+        frame: columns ``expert``, ``epoch`` and ``y``.
+    """
+    figure, ax = plt.subplots()
+    for number, (_, rows) in enumerate(frame.groupby("expert")):
+        named = {"label": "one expert"} if number == 0 else {}
+        ax.plot(rows.epoch, rows[y], color=_GREY, lw=0.7, alpha=0.7, **named)
+    mean = frame.groupby("epoch")[y].mean()
+    ax.plot(mean.index, mean, color=color("whole data"), marker="o", markersize=2.5, label="mean")
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    ax.set(xlabel="epoch", ylabel=ylabel)
+    ax.grid(axis="y")
+    ax.legend()
+    return figure
+
+
 def accuracy_bars(frame: pd.DataFrame, *, published: pd.DataFrame | None = None) -> Figure:
     """Test accuracy per method, a dot with its 95 % interval; published numbers hollow, below.
 

@@ -1,16 +1,25 @@
 """The outer loop: it lowers its loss, resumes bit for bit, and is not disturbed by evaluating."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 import gsdd_lib.distill as module
+import gsdd_lib.matching as matching
 from gsdd_lib.budget import plan_budget
-from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig, FitConfig
+from gsdd_lib.config import (
+    BudgetConfig,
+    DataConfig,
+    DistillConfig,
+    EvalConfig,
+    ExpertConfig,
+    FitConfig,
+)
 from gsdd_lib.data import ImageData, load_data
-from gsdd_lib.data.sampling import class_members
-from gsdd_lib.distill import DistillError, distill, dm_step_loss
+from gsdd_lib.distill import DistillError, distill, learned_eval_config
+from gsdd_lib.experts import Experts, train_experts
 from gsdd_lib.fit import initial_gaussians
 from gsdd_lib.parameterizations.gaussian import MAX_POSITION, GaussianImages
 
@@ -19,6 +28,13 @@ SMALL = {"network": "ConvNetD2", "width": 8, "batch_real": 16}
 CONFIG = DistillConfig(
     steps=8, lr=0.01, eval_every=4, checkpoint_every=2, select_networks=2, **SMALL
 )
+CONFIGS = {
+    "dm": CONFIG,
+    "dc": CONFIG.model_copy(update={"objective": "dc", "outer_loop": 3, "inner_loop": 1}),
+    "tm": CONFIG.model_copy(
+        update={"objective": "tm", "syn_steps": 3, "batch_syn": 8, "max_start_epoch": 2}
+    ),
+}
 JUDGES = EvalConfig(eval_network="ConvNetD2", eval_width=8, epochs=6)
 
 
@@ -32,21 +48,40 @@ def start(data: ImageData) -> torch.Tensor:
     return make(data).packed.detach().clone()
 
 
+@pytest.fixture(scope="module")
+def experts(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Experts:
+    folder = tmp_path_factory.mktemp("experts")
+    config = ExpertConfig(
+        num_experts=2, train_epochs=3, expert_network="ConvNetD2", expert_width=8, expert_lr=0.05
+    )
+    list(train_experts(data, config, folder, seed=0))
+    return Experts(folder)
+
+
 def make(data: ImageData) -> GaussianImages:
     budget = plan_budget(BudgetConfig(ipc=4, gpc=2), channels=1, height=8, width=8)
     return initial_gaussians(data, budget, FitConfig(fit_steps=30), seed=0).gaussians
 
 
-def run(data: ImageData, folder: Path | None = None, config: DistillConfig = CONFIG, seed: int = 0):
-    gaussians = make(data)
-    rows = list(distill(gaussians, data, config, JUDGES, seed=seed, folder=folder))
+def run(
+    data: ImageData,
+    folder: Path | None = None,
+    config: DistillConfig = CONFIG,
+    *,
+    seed: int = 0,
+    experts: Experts | None = None,
+):
+    gaussians, more = make(data), {"folder": folder, "experts": experts}
+    rows = list(distill(gaussians, data, config, JUDGES, seed=seed, **more))
     return gaussians, rows
 
 
-def last(data: ImageData, config: DistillConfig, seed: int = 0) -> torch.Tensor:
+def last(
+    data: ImageData, config: DistillConfig, *, seed: int = 0, experts: Experts | None = None
+) -> torch.Tensor:
     """The Gaussians after the last step, before the best row's take their place."""
     gaussians = make(data)
-    for row in distill(gaussians, data, config, JUDGES, seed=seed):
+    for row in distill(gaussians, data, config, JUDGES, seed=seed, experts=experts):
         if row["step"] == config.steps:
             return gaussians.packed.detach().clone()
     raise AssertionError("no row for the last step")
@@ -78,21 +113,31 @@ def test_the_best_row_is_what_is_kept(data: ImageData, monkeypatch: pytest.Monke
     assert torch.equal(gaussians.render(), seen[1])
 
 
-def test_distilling_lowers_the_objective(data: ImageData) -> None:
-    config = DistillConfig(steps=60, lr=0.02, eval_every=60, select_networks=1, **SMALL)
-    gaussians, members = make(data), class_members(data.train.labels)
+@pytest.mark.parametrize(
+    "objective, steps, lr, factor",
+    [("dm", 60, 0.02, 0.8), ("dc", 20, 0.02, 0.95), ("tm", 15, 0.02, 0.95)],
+)
+def test_distilling_lowers_the_objective(
+    data: ImageData, experts: Experts, objective: str, steps: int, lr: float, factor: float
+) -> None:
+    settings = {"objective": objective, "steps": steps, "lr": lr, "max_start_epoch": 2, **SMALL}
+    config = DistillConfig(
+        eval_every=steps, select_networks=1, syn_lr_init=0.03, lr_lr=0.0, **settings
+    )
+    gaussians, carried = make(data), matching.begin(data, config, experts)
 
-    def objective() -> float:
+    def mean_loss() -> float:
         losses = [
-            dm_step_loss(gaussians, data, config, members, seed=99, step=step) for step in range(8)
+            matching.STEP_LOSSES[objective](gaussians, data, config, carried, seed=99, step=step)
+            for step in range(8)
         ]
         return torch.stack(losses).mean().item()
 
-    before = objective()
-    distilled = last(data, config)
+    before = mean_loss()
+    distilled = last(data, config, experts=experts)
     with torch.no_grad():
         gaussians.packed.copy_(distilled)
-    assert objective() < 0.8 * before
+    assert mean_loss() < factor * before
 
 
 def test_equal_seeds_give_equal_bits_and_others_do_not(data: ImageData) -> None:
@@ -100,22 +145,41 @@ def test_equal_seeds_give_equal_bits_and_others_do_not(data: ImageData) -> None:
     assert not torch.equal(last(data, CONFIG), last(data, CONFIG, seed=1))
 
 
-def test_evaluating_more_often_changes_nothing(data: ImageData) -> None:
-    often = CONFIG.model_copy(update={"eval_every": 1})
-    assert torch.equal(last(data, CONFIG), last(data, often))
+@pytest.mark.parametrize("objective", CONFIGS)
+def test_evaluating_more_often_changes_nothing(
+    data: ImageData, experts: Experts, objective: str
+) -> None:
+    config = CONFIGS[objective]
+    often = config.model_copy(update={"eval_every": 1})
+    assert torch.equal(*[last(data, each, experts=experts) for each in (config, often)])
 
 
-def test_the_global_generator_is_left_alone(data: ImageData) -> None:
+@pytest.mark.parametrize("objective", CONFIGS)
+def test_the_global_generator_is_left_alone(
+    data: ImageData, experts: Experts, objective: str
+) -> None:
     before = torch.random.get_rng_state()
-    run(data)
+    run(data, config=CONFIGS[objective], experts=experts)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+@pytest.fixture(scope="module")
+def whole_runs(data: ImageData, experts: Experts) -> dict[str, tuple]:
+    """Of each objective the Gaussians and the history of a run that nothing cut off."""
+    return {name: run(data, config=config, experts=experts) for name, config in CONFIGS.items()}
+
+
 @pytest.mark.parametrize("stop_after", range(1, 8))
+@pytest.mark.parametrize("objective", CONFIGS)
 def test_a_run_cut_off_anywhere_resumes_to_the_same_bits(
-    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    data: ImageData,
+    experts: Experts,
+    whole_runs: dict[str, tuple],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    objective: str,
+    stop_after: int,
 ) -> None:
-    whole, rows = run(data)
     steps = 0
 
     def cut(*arguments, **named):
@@ -125,13 +189,49 @@ def test_a_run_cut_off_anywhere_resumes_to_the_same_bits(
             raise OSError("power cut")
         return original(*arguments, **named)
 
-    original = module._step
+    config, original = CONFIGS[objective], module._step
     monkeypatch.setattr(module, "_step", cut)
     with pytest.raises(OSError, match="power cut"):
-        run(data, tmp_path)
+        run(data, tmp_path, config, experts=experts)
     monkeypatch.setattr(module, "_step", original)
-    resumed, resumed_rows = run(data, tmp_path)
+    resumed, resumed_rows = run(data, tmp_path, config, experts=experts)
+    whole, rows = whole_runs[objective]
     assert torch.equal(whole.packed, resumed.packed) and same(rows, resumed_rows)
+
+
+def test_the_learned_learning_rate_is_in_the_history_and_judges(
+    data: ImageData, experts: Experts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, original = [], module.evaluate
+
+    def watched(images, labels, data, config, **named):
+        seen.append(config.eval_lr)
+        return original(images, labels, data, config, **named)
+
+    monkeypatch.setattr(module, "evaluate", watched)
+    config = CONFIGS["tm"].model_copy(update={"lr_lr": 10.0})
+    _, rows = run(data, config=config, experts=experts)
+    rates = [row["syn_lr"] for row in rows]
+    assert seen == rates and rates[0] == pytest.approx(config.syn_lr_init) and rates[2] != rates[0]
+    best = max(rows, key=lambda row: row["mean"])
+    assert learned_eval_config(JUDGES, rows).eval_lr == best["syn_lr"]
+
+
+def test_other_objectives_learn_no_learning_rate(whole_runs: dict[str, tuple]) -> None:
+    for name in ("dm", "dc"):
+        assert "syn_lr" not in whole_runs[name][1][0]
+        assert learned_eval_config(JUDGES, whole_runs[name][1]) == JUDGES
+
+
+def test_a_checkpoint_of_other_experts_is_refused(
+    data: ImageData, experts: Experts, tmp_path: Path
+) -> None:
+    run(data, tmp_path / "run", CONFIGS["tm"], experts=experts)
+    (tmp_path / "fewer").mkdir()
+    path = experts.paths[0]
+    (tmp_path / "fewer" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(DistillError, match="other settings; delete it"):
+        run(data, tmp_path / "run", CONFIGS["tm"], experts=Experts(tmp_path / "fewer"))
 
 
 def test_a_finished_run_is_read_back_without_a_step(
@@ -158,21 +258,40 @@ def test_a_damaged_checkpoint_is_named(data: ImageData, tmp_path: Path) -> None:
         run(data, tmp_path)
 
 
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+@pytest.mark.parametrize("objective", CONFIGS)
 def test_a_loss_that_is_not_a_number_stops_the_run(
-    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: ImageData,
+    experts: Experts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    objective: str,
+    broken: str,
 ) -> None:
-    original, calls = module.dm_step_loss, 0
+    original, calls = matching.STEP_LOSSES[objective], 0
 
-    def explode(*arguments, **named):
+    def explode(gaussians, *arguments, **named):
         nonlocal calls
         calls += 1
-        return original(*arguments, **named) * (float("nan") if calls == 6 else 1)
+        loss = original(gaussians, *arguments, **named)
+        if calls < 6:
+            return loss
+        # the root of 0 is a number and has a gradient that is none
+        return loss * math.nan if broken == "loss" else loss + (gaussians.packed * 0).sum().sqrt()
 
-    monkeypatch.setattr(module, "dm_step_loss", explode)
+    monkeypatch.setitem(matching.STEP_LOSSES, objective, explode)
     with pytest.raises(DistillError, match=r"not a number at step 6.*checkpoint\.pt"):
-        run(data, tmp_path)
+        run(data, tmp_path, CONFIGS[objective], experts=experts)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["step"] == 4 and torch.isfinite(saved["packed"]).all()
+
+
+def test_a_learned_learning_rate_that_explodes_names_the_checkpoint(
+    data: ImageData, experts: Experts, tmp_path: Path
+) -> None:
+    config = CONFIGS["tm"].model_copy(update={"lr_lr": 1e4, "eval_every": 1, "checkpoint_every": 1})
+    with pytest.raises(DistillError, match=r"lower .*checkpoint\.pt; the same call goes on"):
+        run(data, tmp_path, config, experts=experts)
 
 
 def test_ctrl_c_names_the_checkpoint(

@@ -25,6 +25,7 @@ FLOORS = (
         "fit",
         "storage",
         "experts",
+        "matching",
         "explore",
         "parameter_files",
         "runner",

@@ -101,6 +101,16 @@ def test_history_draws_the_mean_and_the_interval():
     np.testing.assert_allclose([low, high], [58.5, 83.5])
 
 
+def test_expert_curves_draw_every_expert_and_the_mean():
+    frame = pd.DataFrame(
+        {"expert": [0, 0, 1, 1], "epoch": [0, 1, 0, 1], "accuracy": [9, 70, 11, 80]}
+    )
+    ax = plots.expert_curves(frame, "accuracy", "validation accuracy (%)").axes[0]
+    drawn = [line.get_ydata().tolist() for line in ax.lines]
+    assert drawn == [[9, 70], [11, 80], [10.0, 75.0]]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one expert", "mean"]
+
+
 def test_accuracy_bars_mark_published_numbers_as_such():
     frame = pd.DataFrame(
         {"method": ["distilled", "initial"], "mean": [79.0, 74.0], "ci95": [0.4, None]}

@@ -1,0 +1,274 @@
+"""What a step of the outer loop lowers: one function per objective, all of one signature.
+
+``STEP_LOSSES[name](gaussians, data, config, carried, seed=, step=)`` gives a scalar, differentiable
+in the Gaussians. Every random number comes from generators made for ``(seed, step)``; what a step
+needs of the ones before it is in :class:`Carried`.
+
+Memory is bounded and the gradient exact: the synthetic images are rendered once, and the loss is
+differentiated in them class by class (:func:`sum_over_parts`), so that one class's activations are
+there at a time; real images go through the network ``micro_batch`` at a time.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gsdd_lib.augment import DsaParams, apply_dsa, sample_dsa
+from gsdd_lib.config import DistillConfig
+from gsdd_lib.data import ImageData, ImageSet
+from gsdd_lib.data.sampling import class_members, draw_per_class
+from gsdd_lib.experts import ExpertError, Experts
+from gsdd_lib.networks import make_network
+from gsdd_lib.objectives.dc import gradient_distance, network_gradients
+from gsdd_lib.objectives.dm import class_means, dm_loss
+from gsdd_lib.objectives.parts import class_groups, sum_over_parts
+from gsdd_lib.objectives.tm import flatten, student_path, synthetic_batches, tm_loss, unflatten
+from gsdd_lib.parameterizations.gaussian import GaussianImages
+from gsdd_lib.rng import generator
+
+
+@dataclass
+class Carried:
+    """What a step finds beside the Gaussians; the tensors of it belong to a checkpoint.
+
+    members: of each class, the indices of its training images
+    log_syn_lr: logarithm of the students' learning rate, learned (tm)
+    experts: whose paths are followed (tm)
+    network: parameters [P] of the network that the next step goes on with (dc); None: a fresh one
+    """
+
+    members: list[Tensor]
+    log_syn_lr: nn.Parameter
+    experts: Experts | None = None
+    network: Tensor | None = None
+
+    @property
+    def syn_lr(self) -> float:
+        """The students' learning rate."""
+        return self.log_syn_lr.detach().exp().item()
+
+    def state(self) -> dict[str, Tensor | None]:
+        """What a checkpoint keeps."""
+        return {"log_syn_lr": self.log_syn_lr.detach().clone(), "network": self.network}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor | None]) -> None:
+        """Take over what :meth:`state` gave."""
+        self.log_syn_lr.copy_(state["log_syn_lr"])
+        self.network = state["network"]
+
+
+def begin(data: ImageData, config: DistillConfig, experts: Experts | None = None) -> Carried:
+    """What the first step finds. Raises :class:`ExpertError` where the experts do not fit."""
+    if config.objective == "tm":
+        if experts is None:
+            raise ExpertError(
+                "Trajectory matching follows experts; train some by train_experts (notebook 03) "
+                "and pass experts=Experts(folder)."
+            )
+        last = config.max_start_epoch - 1 + config.expert_epochs
+        experts.check(data, config.network, config.width, last)
+    log_syn_lr = nn.Parameter(torch.tensor(math.log(config.syn_lr_init)))
+    return Carried(class_members(data.train.labels), log_syn_lr, experts)
+
+
+def dm_step_loss(
+    gaussians: GaussianImages,
+    data: ImageData,
+    config: DistillConfig,
+    carried: Carried,
+    *,
+    seed: int,
+    step: int,
+) -> Tensor:
+    """Distribution matching of one step (arXiv 2110.04181).
+
+    A fresh network, ``batch_real`` images per class, one augmentation per class that real and
+    synthetic images share.
+    """
+    network = _fresh_network(data, config, seed, step).requires_grad_(False)
+    augmentation = _class_augmentation(data, config, seed, step)
+    batch = _real_batch(data, config, carried, seed, step)
+    real = _real_means(network, batch, data, augmentation, config.micro_batch)
+
+    def part_loss(images: Tensor, index: Tensor) -> Tensor:
+        labels = gaussians.labels[index]
+        classes, own = labels.unique(return_inverse=True)
+        return dm_loss(real[classes], network.embed(apply_dsa(images, augmentation, labels)), own)
+
+    parts = class_groups(gaussians.labels, config.micro_batch)
+    return sum_over_parts(gaussians.render(), parts, part_loss)
+
+
+def dc_step_loss(
+    gaussians: GaussianImages,
+    data: ImageData,
+    config: DistillConfig,
+    carried: Carried,
+    *,
+    seed: int,
+    step: int,
+) -> Tensor:
+    """Gradient matching of one step (arXiv 2006.05929, algorithm 1).
+
+    A network serves ``outer_loop`` steps; before each but its first it trains for ``inner_loop``
+    epochs on the synthetic images as they are. ``carried.network`` is moved on.
+    """
+    iteration, update = divmod(step, config.outer_loop)
+    network = _fresh_network(data, config, seed, iteration)
+    images, labels = gaussians.render(), gaussians.labels
+    params = dict(network.named_parameters())
+    if update:
+        params = unflatten(carried.network, network)
+        params = _train_inner(network, params, images.detach(), labels, config, (seed, step))
+    carried.network = flatten(params) if update + 1 < config.outer_loop else None
+    augmentation = _class_augmentation(data, config, seed, step)
+    batch = _real_batch(data, config, carried, seed, step)
+    real_members = class_members(batch.labels)
+
+    def class_loss(part: Tensor, index: Tensor) -> Tensor:
+        own = labels[index]
+        draw = augmentation.select(own[:1])
+        real_batch = batch.select(real_members[int(own[0])])
+        real = real_gradients(network, params, real_batch, data, draw, config.micro_batch)
+        part = apply_dsa(part, draw)
+        syn = network_gradients(network, params, part, own, create_graph=True)
+        return gradient_distance(real, syn)
+
+    return sum_over_parts(images, class_groups(labels, 1), class_loss)
+
+
+def tm_step_loss(
+    gaussians: GaussianImages,
+    data: ImageData,
+    config: DistillConfig,
+    carried: Carried,
+    *,
+    seed: int,
+    step: int,
+) -> Tensor:
+    """Trajectory matching of one step (arXiv 2203.11932), differentiable in ``log_syn_lr`` too.
+
+    A random expert, a random epoch below ``max_start_epoch``, ``syn_steps`` steps of a student
+    against the expert's ``expert_epochs`` epochs. As published, each image of a student's batch
+    has its own draw of one transformation.
+    """
+    draw = generator(seed, "distill", step, "expert")
+    which = int(torch.randint(len(carried.experts), (), generator=draw))
+    epoch = int(torch.randint(config.max_start_epoch, (), generator=draw))
+    start, target = carried.experts.snapshots(which, epoch, epoch + config.expert_epochs)
+    order = generator(seed, "distill", step, "order")
+    batches = synthetic_batches(len(gaussians), config.batch_syn, config.syn_steps, generator=order)
+    drawn = torch.cat(batches).unique()
+    dsa = generator(seed, "distill", step, "dsa")
+    draws = [
+        sample_dsa(config.dsa, len(batch), data.resolution, generator=dsa, siamese=False)
+        for batch in batches
+    ]
+    student = student_path(
+        _fresh_network(data, config, seed, step),
+        start,
+        gaussians.render(drawn),
+        gaussians.labels[drawn],
+        carried.log_syn_lr.exp(),
+        batches=[torch.searchsorted(drawn, batch) for batch in batches],
+        augment=lambda images, *, step: apply_dsa(images, draws[step]),
+        keep_steps=config.keep_steps,
+    )
+    return tm_loss(student, start, target)
+
+
+STEP_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "dm": dm_step_loss,
+    "dc": dc_step_loss,
+    "tm": tm_step_loss,
+}
+
+
+# ------------------------------------------------------- real images, a few at a time
+
+
+def real_gradients(
+    network: nn.Module,
+    params: dict[str, Tensor],
+    batch: ImageSet,
+    data: ImageData,
+    augmentation: DsaParams,
+    micro_batch: int,
+) -> list[Tensor]:
+    """Gradients of the mean cross-entropy of a class's real images, ``micro_batch`` at a time.
+
+    augmentation: one draw, for all of them.
+    """
+    total: list[Tensor] = []
+    for start in range(0, len(batch), micro_batch):
+        part = batch.select(slice(start, start + micro_batch))
+        images = apply_dsa(data.normalize(part.images), augmentation)
+        grads = network_gradients(network, params, images, part.labels, create_graph=False)
+        grads = [grad * (len(part) / len(batch)) for grad in grads]
+        total = [a + b for a, b in zip(total, grads, strict=True)] if total else grads
+    return total
+
+
+@torch.no_grad()
+def _real_means(
+    network: nn.Module, batch: ImageSet, data: ImageData, augmentation: DsaParams, micro_batch: int
+) -> Tensor:
+    parts = []
+    for start in range(0, len(batch), micro_batch):
+        part = batch.select(slice(start, start + micro_batch))
+        images = apply_dsa(data.normalize(part.images), augmentation, part.labels)
+        parts.append(network.embed(images))
+    return class_means(torch.cat(parts), batch.labels, data.num_classes)
+
+
+# ------------------------------------------------------------------------------ a step's own draws
+
+
+def _fresh_network(data: ImageData, config: DistillConfig, seed: int, step: int) -> nn.Module:
+    return make_network(
+        config.network,
+        channels=data.channels,
+        num_classes=data.num_classes,
+        resolution=data.resolution,
+        width=config.width,
+        generator=generator(seed, "distill", step, "network"),
+    )
+
+
+def _class_augmentation(data: ImageData, config: DistillConfig, seed: int, step: int) -> DsaParams:
+    draw = generator(seed, "distill", step, "dsa")
+    count = data.num_classes
+    return sample_dsa(config.dsa, count, data.resolution, generator=draw, siamese=False, mixed=True)
+
+
+def _real_batch(
+    data: ImageData, config: DistillConfig, carried: Carried, seed: int, step: int
+) -> ImageSet:
+    draw = generator(seed, "distill", step, "real")
+    return data.train.select(draw_per_class(carried.members, config.batch_real, generator=draw))
+
+
+def _train_inner(
+    network: nn.Module,
+    params: dict[str, Tensor],
+    images: Tensor,
+    labels: Tensor,
+    config: DistillConfig,
+    moment: tuple[int, int],
+) -> dict[str, Tensor]:
+    """``inner_loop`` epochs of plain SGD on synthetic images; moment: (seed, step)."""
+    draw = generator(moment[0], "distill", moment[1], "inner")
+    size = tuple(images.shape[2:])
+    for _ in range(config.inner_loop):
+        order = torch.randperm(len(images), generator=draw)
+        for index in order.split(config.inner_batch):
+            draws = sample_dsa(config.dsa, len(index), size, generator=draw, siamese=False)
+            part = apply_dsa(images[index], draws)
+            grads = network_gradients(network, params, part, labels[index], create_graph=False)
+            moved = zip(params.items(), grads, strict=True)
+            params = {name: value.detach() - config.inner_lr * g for (name, value), g in moved}
+    return params

@@ -1,0 +1,159 @@
+"""One step of each objective: exact gradients in parts, draws by step, what a step hands on."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gsdd_lib.augment import sample_dsa
+from gsdd_lib.budget import plan_budget
+from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, ExpertConfig, FitConfig
+from gsdd_lib.data import ImageData, ImageSet, load_data
+from gsdd_lib.experts import ExpertError, Experts, train_experts
+from gsdd_lib.fit import initial_gaussians
+from gsdd_lib.matching import STEP_LOSSES, begin, real_gradients
+from gsdd_lib.networks import make_network
+from gsdd_lib.objectives.dc import gradient_distance, network_gradients
+from gsdd_lib.objectives.parts import class_groups, sum_over_parts
+from gsdd_lib.parameterizations.gaussian import GaussianImages
+
+CONFIG = DistillConfig(
+    network="ConvNetD2", width=8, batch_real=16, syn_steps=3, max_start_epoch=2, expert_epochs=1
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data(DataConfig(dataset="digits", max_per_class=40))
+
+
+@pytest.fixture(scope="module")
+def experts(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Experts:
+    folder: Path = tmp_path_factory.mktemp("experts")
+    config = ExpertConfig(num_experts=2, train_epochs=2, expert_network="ConvNetD2", expert_width=8)
+    list(train_experts(data, config, folder, seed=0))
+    return Experts(folder)
+
+
+@pytest.fixture
+def gaussians(data: ImageData) -> GaussianImages:
+    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), channels=1, height=8, width=8)
+    return initial_gaussians(data, budget, FitConfig(fit_steps=10), seed=0).gaussians
+
+
+def loss_and_gradient(gaussians, data, experts, step=0, seed=0, **changes):
+    config = CONFIG.model_copy(update=changes)
+    carried = begin(data, config, experts)
+    loss = STEP_LOSSES[config.objective](gaussians, data, config, carried, seed=seed, step=step)
+    gaussians.packed.grad = None
+    loss.backward()
+    return loss.detach(), gaussians.packed.grad.clone(), carried
+
+
+@pytest.mark.parametrize("objective", ["dm", "dc", "tm"])
+def test_a_step_draws_by_seed_and_step_alone(gaussians, data, experts, objective):
+    first, gradient, _ = loss_and_gradient(gaussians, data, experts, objective=objective)
+    again, same, _ = loss_and_gradient(gaussians, data, experts, objective=objective)
+    other, _, _ = loss_and_gradient(gaussians, data, experts, step=1, objective=objective)
+    assert torch.equal(first, again) and torch.equal(gradient, same) and first != other
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("objective", ["dm", "dc"])
+def test_micro_batches_change_rounding_alone(gaussians, data, experts, objective):
+    one = loss_and_gradient(gaussians, data, experts, objective=objective, micro_batch=10**6)
+    other = loss_and_gradient(gaussians, data, experts, objective=objective, micro_batch=3)
+    torch.testing.assert_close(one[0], other[0], rtol=1e-4, atol=0)
+    assert (one[1] - other[1]).norm() < 1e-3 * one[1].norm()
+
+
+def test_kept_steps_change_rounding_alone(gaussians, data, experts):
+    one = loss_and_gradient(gaussians, data, experts, objective="tm", keep_steps=3)
+    other = loss_and_gradient(gaussians, data, experts, objective="tm", batch_syn=0)
+    torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=0)
+    assert (one[1] - other[1]).norm() < 1e-4 * one[1].norm()
+    torch.testing.assert_close(one[2].log_syn_lr.grad, other[2].log_syn_lr.grad)
+
+
+def test_a_students_batches_may_leave_images_out(gaussians, data, experts):
+    _, gradient, _ = loss_and_gradient(gaussians, data, experts, objective="tm", batch_syn=4)
+    moved = gradient.flatten(1).abs().sum(1) > 0
+    assert moved.sum() == 12 and len(moved) == 20  # three steps of four images
+
+
+def double_convnet():
+    draw = torch.Generator().manual_seed(0)
+    made = {"channels": 1, "num_classes": 3, "resolution": (8, 8), "width": 4}
+    return make_network("ConvNetD2", **made, generator=draw).double()
+
+
+def test_real_gradients_in_parts_are_those_of_the_batch():
+    network = double_convnet()
+    params = dict(network.named_parameters())
+    images = torch.randint(0, 256, (11, 1, 8, 8), dtype=torch.uint8)
+    batch = ImageSet(images, torch.ones(11, dtype=torch.int64))
+    data = SimpleNamespace(normalize=lambda images: images.double() / 255)
+    draw = torch.Generator().manual_seed(1)
+    augmentation = sample_dsa("crop_flip", 1, (8, 8), generator=draw, siamese=True)
+    whole = real_gradients(network, params, batch, data, augmentation, 11)
+    for micro_batch in (1, 4, 100):
+        parts = real_gradients(network, params, batch, data, augmentation, micro_batch)
+        for one, other in zip(whole, parts, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-14)
+
+
+def test_class_by_class_is_the_plain_gradient_in_double():
+    network = double_convnet()
+    params = dict(network.named_parameters())
+    images, labels = torch.randn(9, 1, 8, 8).double(), torch.arange(9) % 3
+    real = network_gradients(network, params, images, labels, create_graph=False)
+    source = torch.randn(9, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+
+    def class_loss(part, index):
+        grads = network_gradients(network, params, part, labels[index], create_graph=True)
+        return gradient_distance(real, grads)
+
+    parts = class_groups(labels, 1)
+    split = sum_over_parts(source.tanh(), parts, class_loss)
+    plain = sum(class_loss(source.tanh()[index], index) for index in parts)
+    assert split.item() == pytest.approx(plain.item(), rel=1e-13)
+    one, other = (torch.autograd.grad(loss, source)[0] for loss in (split, plain))
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+
+
+def test_a_network_of_dc_serves_its_outer_loop(gaussians, data, experts):
+    config = CONFIG.model_copy(update={"objective": "dc", "outer_loop": 3, "inner_loop": 2})
+    carried, networks = begin(data, config), []
+    for step in range(4):
+        STEP_LOSSES["dc"](gaussians, data, config, carried, seed=0, step=step)
+        networks.append(carried.network)
+    assert not torch.equal(networks[0], networks[1])  # trained in between
+    assert networks[2] is None and not torch.equal(networks[3], networks[0])  # a fresh one
+
+
+def test_carried_state_goes_through_a_checkpoint(data):
+    carried, other = begin(data, CONFIG), begin(data, CONFIG)
+    with torch.no_grad():
+        carried.log_syn_lr.add_(0.3)
+    carried.network = torch.randn(4)
+    other.load(carried.state())
+    assert other.syn_lr == carried.syn_lr != CONFIG.syn_lr_init
+    assert torch.equal(other.network, carried.network)
+
+
+def test_tm_wants_experts_that_fit(data, experts):
+    tm = CONFIG.model_copy(update={"objective": "tm"})
+    with pytest.raises(ExpertError, match="follows experts; train some"):
+        begin(data, tm)
+    with pytest.raises(ExpertError, match="expert_width 8, wanted 4"):
+        begin(data, tm.model_copy(update={"width": 4}), experts)
+    with pytest.raises(ExpertError, match="the matching needs 6"):
+        begin(data, tm.model_copy(update={"max_start_epoch": 6}), experts)
+
+
+def test_groups_hold_whole_classes():
+    labels = torch.tensor([2, 0, 1, 0, 2, 2])
+    assert [g.tolist() for g in class_groups(labels, 1)] == [[1, 3], [2], [0, 4, 5]]
+    assert [g.tolist() for g in class_groups(labels, 3)] == [[1, 3, 2], [0, 4, 5]]
+    assert [g.tolist() for g in class_groups(labels, 100)] == [[1, 3, 2, 0, 4, 5]]
