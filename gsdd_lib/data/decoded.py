@@ -130,6 +130,8 @@ def _write(path: Path, listing: Listing, shape: tuple[int, ...], name: str) -> N
                 image = decode_image(content, shape[2:], channels=shape[1], source=source)
                 pixels[position] = image.numpy()
                 progress.update()
+        if progress.done != shape[0]:
+            raise DataError(f"'{name}' changed while it was decoded; do it again")
         pixels.flush()
         del pixels
         os.replace(temporary, path)

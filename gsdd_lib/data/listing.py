@@ -8,7 +8,7 @@ classes asked for, never a position in a folder.
 import hashlib
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -74,7 +74,7 @@ def list_folder(root: Path, tree: Tree, labels: dict[str, int], *, train: str) -
 def archive_tree(path: Path, splits: Sequence[str]) -> Tree:
     """Likewise for a ``.tgz`` whose members are ``<anything>/split/class/image``."""
     tree: Tree = {}
-    for member in _members(path):
+    for member, _ in _members(path):
         place = _place(member)
         if place and place[0] in splits:
             split, folder, name = place
@@ -90,10 +90,8 @@ def list_archive(path: Path, tree: Tree, labels: dict[str, int], *, train: str) 
     listed = f"{path.name} {status.st_size} {status.st_mtime_ns} {entries}"
 
     def read() -> Iterator[tuple[int, bytes]]:
-        for member, content in _members(path, with_content=True):
-            place = _place(member)
-            if place and "/".join(place) in positions:
-                yield positions["/".join(place)], content()
+        for member, content in _members(path, positions):
+            yield positions["/".join(_place(member))], content
 
     return Listing(entries, hashlib.sha256(listed.encode()).hexdigest(), read)
 
@@ -126,16 +124,17 @@ def _place(member: str) -> tuple[str, str, str] | None:
     return parts[-3:] if len(parts) >= 3 and _is_image(parts[-1]) else None
 
 
-def _members(path: Path, with_content: bool = False) -> Iterator:
-    """Names of the plain files of an archive, or (name, function that reads it) in its order."""
+def _members(path: Path, wanted: Collection[str] | None = None) -> Iterator[tuple[str, bytes]]:
+    """(name, b"") of the plain files of an archive; of those ``wanted`` by place, the content."""
     try:
-        with tarfile.open(path, "r:*") as tar:
+        with tarfile.open(path, "r:gz") as tar:
             for member in tar:
                 if not member.isfile() or member.size > MAX_BYTES:
                     continue
-                if with_content:
-                    yield member.name, lambda member=member: tar.extractfile(member).read()
-                else:
-                    yield member.name
+                place = _place(member.name)
+                if wanted is None:
+                    yield member.name, b""
+                elif place and "/".join(place) in wanted:
+                    yield member.name, tar.extractfile(member).read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path} is not a whole, readable archive ({error})") from None
+        raise DataError(f"{path} is not a whole, readable .tgz archive ({error})") from None

@@ -26,7 +26,7 @@ from gsdd_lib.progress import Progress
 
 REGULARIZATION = 0.1
 MAX_VALUES = 3 * 64 * 64  # of an image: its matrices then take 1.2 GB each
-CHUNK = 2_000  # images turned to double at a time
+CHUNK = 1_024  # images summed in float32: pixels are within 128 of 128, and 1,024 * 128^2 = 2^24
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,20 +103,21 @@ def cached_whitening(images: Tensor, *, folder: Path | None = None) -> Whitening
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [D] and unbiased covariance [D, D] in double of pixels in [0, 1].
 
-    Sums of integers below 2^53 are exact in double, so the pixels are centered only at the end.
+    Sums of integers are exact in float32 up to 2^24 and in double up to 2^53, so the products of a
+    chunk are exact though float32, which takes half the time, and centering comes at the end.
     """
     count, values = len(images), images[0].numel()
     total = torch.zeros(values, dtype=torch.float64)
     products = torch.zeros(values, values, dtype=torch.float64)
     with Progress(count, "covariance") as progress:
         for part in images.split(CHUNK):
-            flat = part.flatten(1).double()
+            flat = part.flatten(1).float() - 128
             total += flat.sum(0)
-            products.addmm_(flat.T, flat)
+            products += flat.T @ flat
             progress.update(len(part))
     mean = total / count
     covariance = (products - count * torch.outer(mean, mean)) / (count - 1)
-    return mean / 255, covariance / 255**2
+    return (mean + 128) / 255, covariance / 255**2
 
 
 def _content_hash(images: Tensor) -> str:
