@@ -119,7 +119,9 @@ def distill_images(
     return DistilledImages(gaussians, data, budget, eval_config, seed, history)
 
 
-def as_image_data(images: Any, labels: Any = None, *, resolution: int = 0, seed: int = 0):
+def as_image_data(
+    images: Any, labels: Any = None, *, resolution: int = 0, seed: int = 0
+) -> ImageData:
     """An :class:`ImageData` of anything that :func:`distill_images` takes."""
     if isinstance(images, ImageData):
         return images

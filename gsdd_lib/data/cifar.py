@@ -256,7 +256,7 @@ def _read_split(
     classes: int,
 ) -> ImageSet:
     read = _read_records if published.label_bytes else _read_batch
-    parts = [read(contents[name], name, published.label_bytes) for name in files]
+    parts = [read(contents.pop(name), name, published.label_bytes) for name in files]
     images, labels = (torch.cat(both) for both in zip(*parts, strict=True))
     if len(labels) != count or len(images) != count:
         raise DataError(f"{', '.join(files)} hold {len(images):,} images, expected {count:,}")

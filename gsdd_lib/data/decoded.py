@@ -11,6 +11,8 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from gsdd_lib.progress import Progress
 
 VERSION = 1  # of how pixels are made: a change makes all files anew
 SPARE_BYTES = 2**26
+BATCH = 64  # encoded images held at once
 
 
 def decoded(name: str, listing: Listing, size: tuple[int, int], *, channels: int = 3) -> Tensor:
@@ -125,9 +128,7 @@ def _write(path: Path, listing: Listing, shape: tuple[int, ...], name: str) -> N
     try:
         pixels = np.memmap(temporary, np.uint8, "w+", shape=shape)
         with Progress(shape[0], f"decode {name}") as progress:
-            for position, content in listing.read():
-                source = listing.entries[position].path
-                image = decode_image(content, shape[2:], channels=shape[1], source=source)
+            for position, image in _decoded(listing, shape):
                 pixels[position] = image.numpy()
                 progress.update()
         if progress.done != shape[0]:
@@ -137,6 +138,20 @@ def _write(path: Path, listing: Listing, shape: tuple[int, ...], name: str) -> N
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _decoded(listing: Listing, shape: tuple[int, ...]) -> Iterator[tuple[int, Tensor]]:
+    """(position, image) of everything listed, on all cores: Pillow lets other threads run."""
+
+    def decode(item: tuple[int, bytes]) -> tuple[int, Tensor]:
+        position, content = item
+        source = listing.entries[position].path
+        return position, decode_image(content, shape[2:], channels=shape[1], source=source)
+
+    items = listing.read()
+    with ThreadPoolExecutor() as pool:
+        while batch := list(islice(items, BATCH)):
+            yield from pool.map(decode, batch)
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:

@@ -171,10 +171,10 @@ def prepare(
         )
     draw = generator(seed, "data", "holdout")
     kept, held = stratified_split(raw.train.labels, holdout, generator=draw)
-    train, validation = raw.train.select(kept), raw.train.select(held)
     if max_per_class:
         draw = generator(seed, "data", "max_per_class")
-        train = train.select(keep_per_class(train.labels, max_per_class, generator=draw))
+        kept = kept[keep_per_class(raw.train.labels[kept], max_per_class, generator=draw)]
+    train, validation = raw.train.select(kept), raw.train.select(held)
     splits = {"train": train, "validation": validation, "test": raw.test}
     if resolution:
         count = sum(len(split) for split in splits.values())
