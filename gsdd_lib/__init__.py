@@ -9,6 +9,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
+    "distill_images": "gsdd_lib.easy",
     "GaussianImages": "gsdd_lib.parameterizations.gaussian",
     "load_data": "gsdd_lib.data",
     "plan_budget": "gsdd_lib.budget",

@@ -51,6 +51,7 @@ class DataConfig(Config):
     resolution: int = Field(0, ge=0, le=4096, description="pixels per side; 0: native")
     max_per_class: int = Field(0, ge=0, description="training images kept per class; 0: all")
     holdout: float = Field(0.1, gt=0, lt=1, description="fraction held out for validation")
+    zca: bool = Field(False, description="ZCA whitening in the place of mean and deviation")
 
 
 class BudgetConfig(Config):

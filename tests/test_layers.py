@@ -18,6 +18,7 @@ FLOORS = (
     ("parameterizations", "objectives"),
     (
         "distill",
+        "easy",
         "evaluate",
         "protocols",
         "soft_labels",

@@ -5,13 +5,18 @@ module with a reader ``DataConfig -> RawData`` and a line in :data:`READERS`.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from gsdd_lib.config import DataConfig, nearest
+from gsdd_lib.data.cifar import read_cifar10, read_cifar100
 from gsdd_lib.data.digits import read_digits
 from gsdd_lib.data.fashion_mnist import read_fashion_mnist
-from gsdd_lib.data.image_data import DataError, ImageData, ImageSet, RawData, prepare
+from gsdd_lib.data.image_data import DataError, ImageData, ImageSet, RawData, prepare, resize
+from gsdd_lib.data.imagefolder import read_imagefolder
+from gsdd_lib.data.imagenet import SUBSETS, read_imagenet_subset
 from gsdd_lib.data.shapes import read_shapes
 from gsdd_lib.data.tensors import from_tensors
+from gsdd_lib.data.zca import cached_whitening
 
 __all__ = ["READERS", "DataError", "ImageData", "ImageSet", "RawData", "from_tensors", "load_data"]
 
@@ -19,6 +24,10 @@ READERS: dict[str, Callable[[DataConfig], RawData]] = {
     "digits": read_digits,
     "shapes": read_shapes,
     "fashion_mnist": read_fashion_mnist,
+    "cifar10": read_cifar10,
+    "cifar100": read_cifar100,
+    **{name: partial(read_imagenet_subset, name) for name in SUBSETS},
+    "imagefolder": read_imagefolder,
 }
 
 
@@ -31,14 +40,20 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
     >>> load_data(DataConfig(dataset="digits")).train.images.shape[1:]
     torch.Size([1, 8, 8])
     """
-    return prepare(
+    raw = reader(config.dataset)(config)
+    data = prepare(
         config.dataset,
-        reader(config.dataset)(config),
+        raw,
         resolution=config.resolution,
         max_per_class=config.max_per_class,
         holdout=config.holdout,
         seed=seed,
     )
+    if not config.zca:
+        return data
+    # of all training images as published, as mean and std are: no test image, and one for all seeds
+    images = resize(raw.train.images, config.resolution) if config.resolution else raw.train.images
+    return data.whitened(cached_whitening(images))
 
 
 def reader(name: str) -> Callable[[DataConfig], RawData]:

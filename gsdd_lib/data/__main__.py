@@ -4,10 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from gsdd_lib.config import DataConfig
 from gsdd_lib.data import DataError, reader
 from gsdd_lib.data.obtain import obtain_fashion_mnist
 
 OBTAIN = {"fashion_mnist": obtain_fashion_mnist}
+EMBEDDED = ("digits", "shapes")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,11 +20,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fetch", action="store_true", help="fetch it, install no package")
     options = parser.parse_args(arguments)
     try:
-        reader(options.dataset)
-        if options.dataset not in OBTAIN:
-            print(f"{options.dataset}: part of the library, nothing to get")
-            return 0
-        line = OBTAIN[options.dataset](options.folder, fetch_only=options.fetch, say=_note)
+        read = reader(options.dataset)
+        if options.dataset in EMBEDDED:
+            line = "part of the library, nothing to get"
+        elif options.dataset in OBTAIN:
+            line = OBTAIN[options.dataset](options.folder, fetch_only=options.fetch, say=_note)
+        else:  # not fetched here: read once, which checks and decodes it, or says how to get it
+            read_once = read(DataConfig(dataset=options.dataset, folder=options.folder))
+            line = f"found: {read_once.provenance}"
     except DataError as error:
         print(f"{options.dataset}: {error}", file=sys.stderr)
         return 1

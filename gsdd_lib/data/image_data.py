@@ -6,7 +6,7 @@ of it what the rest of the library works with: an :class:`ImageData` with a vali
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +19,19 @@ MAX_BYTES = 32 * 2**30  # a resolution mistyped by a digit should be an error, n
 
 class DataError(ValueError):
     """Images cannot be had or used; the message is one sentence: what is wrong, what to do."""
+
+
+class Transform(Protocol):
+    """An invertible map of whole images; :class:`gsdd_lib.data.zca.Whitening` is one."""
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Pixels [..., C, H, W] in [0, 1] to the space that networks see, float32."""
+
+    def invert(self, whitened: Tensor) -> Tensor:
+        """Undo :meth:`apply`."""
+
+    def to(self, device: str | torch.device) -> Self:
+        """The same map on another device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +74,8 @@ class ImageData:
     """A data set ready for use; mean and std per channel, of training pixels in [0, 1].
 
     provenance: one line saying where the images came from, without the path of a user's folder
+    whitening: takes the place of mean and std, which are then 0 and 1: Gaussians made for this data
+        add up to whitened images, and :meth:`unit` brings them back to pixels
     """
 
     name: str
@@ -71,6 +86,7 @@ class ImageData:
     validation: ImageSet
     test: ImageSet
     provenance: str
+    whitening: Transform | None = None
 
     @property
     def num_classes(self) -> int:
@@ -86,29 +102,45 @@ class ImageData:
         return tuple(self.train.images.shape[2:])
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(x - mean) / std per channel, float32, differentiable.
+        """(x - mean) / std per channel, or the whitening; float32, differentiable.
 
         images: [..., C, H, W], uint8 in [0, 255] or floating point in [0, 1], on any device
         """
         mean, std = self._statistics(images)
         unit = 255.0 if images.dtype == torch.uint8 else 1.0
+        if self.whitening is not None:
+            return self.whitening.apply(images.to(torch.float32) / unit)
         return images.to(torch.float32) * (1 / (unit * std)) - mean / std
 
     def unit(self, normalized: Tensor) -> Tensor:
         """Undo :meth:`normalize`: [..., C, H, W] back to [0, 1], not clamped."""
         mean, std = self._statistics(normalized)
+        if self.whitening is not None:
+            return self.whitening.invert(normalized)
         return normalized * std + mean
 
     def to(self, device: str | torch.device) -> Self:
         """The same data set on another device."""
         splits = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
-        return replace(self, **splits)
+        whitening = self.whitening.to(device) if self.whitening is not None else None
+        return replace(self, **splits, whitening=whitening)
+
+    def whitened(self, whitening: Transform) -> Self:
+        """The same images with ``whitening`` in the place of mean and std."""
+        nothing, one = (0.0,) * self.channels, (1.0,) * self.channels
+        note = f"{self.provenance}, ZCA"
+        return replace(self, whitening=whitening, mean=nothing, std=one, provenance=note)
 
     def _statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if images.dim() < 3 or images.shape[-3] != self.channels:
             raise DataError(
                 f"images of shape {list(images.shape)} do not fit '{self.name}';"
                 f" pass [..., {self.channels}, height, width]"
+            )
+        if self.whitening is not None and tuple(images.shape[-2:]) != self.resolution:
+            raise DataError(
+                f"images of {images.shape[-2]}x{images.shape[-1]} pixels do not fit the whitening"
+                f" of '{self.name}', made for {self.resolution[0]}x{self.resolution[1]}"
             )
         both = torch.tensor([self.mean, self.std], device=images.device)
         mean, std = both.view(2, -1, 1, 1)  # [C, 1, 1] each
@@ -139,10 +171,10 @@ def prepare(
         )
     draw = generator(seed, "data", "holdout")
     kept, held = stratified_split(raw.train.labels, holdout, generator=draw)
-    train, validation = raw.train.select(kept), raw.train.select(held)
     if max_per_class:
         draw = generator(seed, "data", "max_per_class")
-        train = train.select(keep_per_class(train.labels, max_per_class, generator=draw))
+        kept = kept[keep_per_class(raw.train.labels[kept], max_per_class, generator=draw)]
+    train, validation = raw.train.select(kept), raw.train.select(held)
     splits = {"train": train, "validation": validation, "test": raw.test}
     if resolution:
         count = sum(len(split) for split in splits.values())
