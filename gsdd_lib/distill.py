@@ -230,7 +230,7 @@ class _Checkpoint:
                 "start over, or choose another folder."
             )
         if state.snapshots is not None:
-            if saved["snapshots"] is None:
+            if saved.get("snapshots") is None:
                 raise DistillError(
                     f"The checkpoint {self.name} was written without snapshots; delete it to "
                     "start over, or go on without them."
