@@ -2,7 +2,7 @@
 
 The paper trains AlexNet, VGG11, ResNet18 and ViT with a cosine schedule at the learning rates
 below. Its text says Adam; its code has AdamW with weight decay 0.05, or SGD. Taken here: AdamW for
-the two small rates, SGD for the two of 0.01, at which Adam leaves both networks at chance: trained
+the two small rates, SGD for the two of 0.01, at which AdamW leaves both networks at chance: trained
 on 20 random images of Fashion-MNIST, VGG11 for 40 epochs is right on 54.7 % of validation images
 with SGD and on 7.7 % with Adam and with AdamW, ResNet18 for 15 epochs on 32.3 % and on 10.0 %.
 """

@@ -23,9 +23,8 @@ from gsdd_lib.evaluate import EvaluationError, evaluate, summarize
 from gsdd_lib.experts import Experts
 from gsdd_lib.files import write_atomically
 from gsdd_lib.matching import STEP_LOSSES, Carried, begin
-from gsdd_lib.parameterizations.gaussian import GaussianImages
+from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.progress import Progress
-from gsdd_lib.splat import GEOMETRY
 
 SYN_LR_MOMENTUM = 0.5  # of the SGD that learns the students' learning rate, as published
 
@@ -38,7 +37,7 @@ class DistillError(RuntimeError):
 class Distillation:
     """Where a run stands: everything that a checkpoint holds."""
 
-    gaussians: GaussianImages
+    gaussians: Parameterization
     carried: Carried
     optimizers: tuple[torch.optim.Optimizer, ...]
     step: int = 0
@@ -49,7 +48,7 @@ class Distillation:
 
 
 def distill(
-    gaussians: GaussianImages,
+    gaussians: Parameterization,
     data: ImageData,
     config: DistillConfig,
     eval_config: EvalConfig,
@@ -68,6 +67,7 @@ def distill(
     test split is never read here.
 
     Args:
+        gaussians: what is distilled into; any other parameterization will do, pixels for one.
         eval_config: how a row's networks are trained; ``config.select_networks`` says how many.
         folder: where ``checkpoint.pt`` is written every few steps and read at the start. A
             checkpoint of other settings is refused.
@@ -148,9 +148,7 @@ def _step(state: Distillation, data: ImageData, config: DistillConfig, *, seed: 
     before = gaussians.packed.detach().clone()
     for optimizer in state.optimizers:
         optimizer.step()
-    with torch.no_grad():  # Adam's step, longer where a number is measured in pixels
-        change = gaussians.cholesky - before[..., 2:GEOMETRY]
-        gaussians.cholesky.copy_(before[..., 2:GEOMETRY] + config.cholesky_lr_ratio * change)
+    gaussians.scale_step_(before, config.cholesky_lr_ratio)
     gaussians.constrain_()
     return total.detach() if math.isfinite(carried.syn_lr) else torch.full_like(total, math.nan)
 
@@ -188,7 +186,7 @@ class _Checkpoint:
     def __init__(
         self,
         folder: Path | None,
-        gaussians: GaussianImages,
+        gaussians: Parameterization,
         config: DistillConfig,
         eval_config: EvalConfig,
         seed: int,

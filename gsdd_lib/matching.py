@@ -26,7 +26,7 @@ from gsdd_lib.objectives.dc import gradient_distance, network_gradients
 from gsdd_lib.objectives.dm import class_means, dm_loss
 from gsdd_lib.objectives.parts import class_groups, sum_over_parts
 from gsdd_lib.objectives.tm import flatten, student_path, synthetic_batches, tm_loss, unflatten
-from gsdd_lib.parameterizations.gaussian import GaussianImages
+from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.rng import generator
 
 
@@ -76,7 +76,7 @@ def begin(data: ImageData, config: DistillConfig, experts: Experts | None = None
 
 
 def dm_step_loss(
-    gaussians: GaussianImages,
+    gaussians: Parameterization,
     data: ImageData,
     config: DistillConfig,
     carried: Carried,
@@ -104,7 +104,7 @@ def dm_step_loss(
 
 
 def dc_step_loss(
-    gaussians: GaussianImages,
+    gaussians: Parameterization,
     data: ImageData,
     config: DistillConfig,
     carried: Carried,
@@ -142,7 +142,7 @@ def dc_step_loss(
 
 
 def tm_step_loss(
-    gaussians: GaussianImages,
+    gaussians: Parameterization,
     data: ImageData,
     config: DistillConfig,
     carried: Carried,

@@ -22,6 +22,7 @@ from gsdd_lib.distill import DistillError, distill, learned_eval_config
 from gsdd_lib.experts import Experts, train_experts
 from gsdd_lib.fit import initial_gaussians
 from gsdd_lib.parameterizations.gaussian import MAX_POSITION, GaussianImages
+from gsdd_lib.parameterizations.pixel import random_real_pixels
 
 # Two blocks are what an 8x8 image has room for.
 SMALL = {"network": "ConvNetD2", "width": 8, "batch_real": 16}
@@ -309,3 +310,13 @@ def test_ctrl_c_names_the_checkpoint(
     monkeypatch.setattr(module, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"step 3.*checkpoint\.pt; the same call goes on"):
         run(data, tmp_path)
+
+
+def test_pixels_are_distilled_by_the_same_loop(data: ImageData, tmp_path: Path) -> None:
+    pixels = random_real_pixels(data, 2, seed=0)
+    start = pixels.packed.detach().clone()
+    rows = list(distill(pixels, data, CONFIG, JUDGES, seed=0, folder=tmp_path))
+    assert [row["step"] for row in rows] == [0, 4, 8]
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert not torch.equal(saved["packed"], start)
+    assert 0 <= saved["packed"].min() and saved["packed"].max() <= 1

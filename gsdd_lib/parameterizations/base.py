@@ -23,5 +23,8 @@ class Parameterization(Protocol):
     def penalty(self) -> Tensor:
         """A scalar added to the objective, weighted by the outer loop."""
 
+    def scale_step_(self, before: Tensor, ratio: float) -> None:
+        """Lengthen by ``ratio`` what an optimizer moved since ``before``, where pixels are meant."""
+
     def constrain_(self) -> None:
         """Bring the parameters back to where they may be; called after each step."""

@@ -153,6 +153,15 @@ class GaussianImages(nn.Module):
         return -torch.log1p(-inside.square()).sum(-1).mean()
 
     @torch.no_grad()
+    def scale_step_(self, before: Tensor, ratio: float) -> None:
+        """Make a step from ``before`` [N, M, ...] ``ratio`` times as long in the Cholesky factors.
+
+        Adam moves every number alike, and these are the ones measured in pixels.
+        """
+        start = before[..., 2:GEOMETRY]
+        self.cholesky.copy_(start + ratio * (self.cholesky - start))
+
+    @torch.no_grad()
     def constrain_(self) -> None:
         """Clip the positions into the image, so that no Gaussian escapes (paper, section 3.4)."""
         self.means.clamp_(-MAX_POSITION, MAX_POSITION)

@@ -98,6 +98,9 @@ class PixelImages(nn.Module):
         """0: a pixel cannot leave its image."""
         return self.packed.new_zeros(())
 
+    def scale_step_(self, before: Tensor, ratio: float) -> None:
+        """Nothing: all numbers of an image are of one kind."""
+
     @torch.no_grad()
     def constrain_(self) -> None:
         """Clip what is stored in bytes to what a byte can hold."""
