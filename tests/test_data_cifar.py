@@ -345,6 +345,11 @@ BAD_PICKLES = {
         b"J\2\0\0\0J\0\x0c", b"J\3\0\0\0J\0\x0c"
     ),
     "a codec": b"\x80\x02c_codecs\nencode\n" + py2(("x", "zlib")) + b"R.",
+    "a program": pickle.dumps(Malicious(), protocol=4),
+    "a path to a program": b"\x80\x04\x8c\x05numpy\x8c\x0cndarray.data\x93.",
+    "an extension": b"\x80\x02\x82\x01.",
+    "a persistent name": b"\x80\x02U\x01xQ.",
+    "attributes of a stand-in": b"\x80\x02cnumpy\ndtype\n}U\x01aK\x01sb.",
     "cut off": pickled({"a": 1})[:-3],
     "empty": b"",
 }

@@ -7,12 +7,13 @@ the archives imagenette2 and imagewoof2.
 import hashlib
 import io
 import tarfile
+import tomllib
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from gsdd_lib.config import DataConfig
@@ -132,6 +133,13 @@ def test_an_archive_in_another_order_gives_the_same_images(tmp_path):
     assert torch.equal(one.train.labels, other.train.labels)
 
 
+def test_an_archive_is_read_once(tmp_path, monkeypatch):
+    path = pack(tmp_path / "imagenet.tgz", tree(NETTE), "imagenet")
+    first = load("imagenette", path)
+    monkeypatch.setattr("gsdd_lib.data.listing.tarfile", None)
+    assert torch.equal(load("imagenette", path).train.images, first.train.images)
+
+
 def test_the_default_resolution_is_128(tmp_path):
     data = load("imagenette", put(tmp_path / "x", tree(NETTE)), resolution=0)
     assert data.resolution == (128, 128)
@@ -145,8 +153,14 @@ def test_the_subsets_are_ten_classes_each_by_id():
     assert all(len(classes) == 10 for classes in SUBSETS.values())
     by_index = sorted({(one.index, one.wnid) for one in every})
     assert [wnid for _, wnid in by_index] == sorted({one.wnid for one in every})
-    text = (imagenet.Path(imagenet.__file__).with_name("imagenet_subsets.yaml")).read_text()
-    assert set(yaml.safe_load(text)) == set(SUBSETS)
+
+
+def test_the_list_of_subsets_travels_with_the_package():
+    root = Path(__file__).resolve().parents[1]
+    settings = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    package = root / "gsdd_lib"
+    packed = {p for one in settings["package-data"]["gsdd_lib"] for p in package.glob(one)}
+    assert package / "data" / "imagenet_subsets.yaml" in packed
 
 
 def test_missing_classes_are_named(tmp_path):

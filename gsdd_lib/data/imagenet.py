@@ -5,7 +5,9 @@ else a folder holds. Images are resized on the shorter side, cropped at the cent
 once (:mod:`gsdd_lib.data.decoded`). Nothing here touches the network.
 """
 
+import contextlib
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,11 @@ from pathlib import Path
 import yaml
 
 from gsdd_lib.config import DataConfig
+from gsdd_lib.data.cache import cache_folder
 from gsdd_lib.data.decoded import decoded, split_decoded
 from gsdd_lib.data.image_data import DataError, RawData
 from gsdd_lib.data.listing import Tree, archive_tree, folder_tree, list_archive, list_folder
+from gsdd_lib.files import write_atomically
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESOLUTION = 128
@@ -59,9 +63,8 @@ def read_imagenet_subset(name: str, config: DataConfig) -> RawData:
     path = _find(name, config.folder)
     classes = SUBSETS[name]
     labels = {one.wnid: label for label, one in enumerate(classes)}
-    if packed := path.is_file():
-        _check_md5(path)
-    tree = (archive_tree if packed else folder_tree)(path, (TRAIN, TEST))
+    packed = path.is_file()
+    tree = _archive_tree(path) if packed else folder_tree(path, (TRAIN, TEST))
     _check_classes(tree, classes, path)
     listing = (list_archive if packed else list_folder)(path, tree, labels, train=TRAIN)
     size = config.resolution or RESOLUTION
@@ -107,6 +110,20 @@ def _places(folder: str) -> list[Path]:
         return [Path(folder).expanduser()]
     own = os.environ.get("GSDD_DATA")
     return ([Path(own).expanduser()] if own else []) + [Path("data")]
+
+
+def _archive_tree(path: Path) -> Tree:
+    """What an archive holds; checked and listed once, as that takes as long as inflating it."""
+    status = path.stat()
+    about = f"{path.name} {status.st_size} {status.st_mtime_ns}".encode()
+    kept = cache_folder() / f"archive-{hashlib.sha256(about).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(kept.read_bytes())
+    _check_md5(path)
+    tree = archive_tree(path, (TRAIN, TEST))
+    with contextlib.suppress(OSError):
+        write_atomically(kept, json.dumps(tree).encode())
+    return tree
 
 
 def _check_md5(path: Path) -> None:
