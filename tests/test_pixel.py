@@ -8,9 +8,8 @@ import torch
 from gsdd_lib.budget import plan_budget
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig
 from gsdd_lib.data import load_data
-from gsdd_lib.data.sampling import class_members
-from gsdd_lib.distill import dm_step_loss
 from gsdd_lib.evaluate import random_real_images
+from gsdd_lib.matching import begin, dm_step_loss
 from gsdd_lib.parameterizations.pixel import (
     BITS,
     PixelImages,
@@ -95,10 +94,10 @@ def test_constraint_and_penalty():
 def test_pixels_are_distilled_by_the_same_objective(data):
     images = random_real_pixels(data, 2, seed=0)
     config = DistillConfig(network="ConvNetD2", width=8, batch_real=16)
-    members = class_members(data.train.labels)
+    carried = begin(data, config)
 
     def objective(step):
-        return dm_step_loss(images, data, config, members, seed=0, step=step)
+        return dm_step_loss(images, data, config, carried, seed=0, step=step)
 
     def mean_objective():
         return sum(objective(step).item() for step in range(100, 108)) / 8

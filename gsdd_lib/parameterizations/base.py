@@ -24,7 +24,7 @@ class Parameterization(Protocol):
         """A scalar added to the objective, weighted by the outer loop."""
 
     def scale_step_(self, before: Tensor, ratio: float) -> None:
-        """Lengthen by ``ratio`` what an optimizer moved since ``before``, where pixels are meant."""
+        """Make a step from ``before`` ``ratio`` times as long in what is measured in pixels."""
 
     def constrain_(self) -> None:
         """Bring the parameters back to where they may be; called after each step."""
