@@ -27,6 +27,8 @@ from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.progress import Progress
 
 SYN_LR_MOMENTUM = 0.5  # of the SGD that learns the students' learning rate, as published
+# Largest gradient of its logarithm that counts; the published code has no limit and goes NaN.
+SYN_LR_CLIP = 1.0
 
 
 class DistillError(RuntimeError):
@@ -145,6 +147,8 @@ def _step(state: Distillation, data: ImageData, config: DistillConfig, *, seed: 
     moved = [*gaussians.parameters(), carried.log_syn_lr]
     if not all(p.grad.isfinite().all() for p in moved if p.grad is not None):
         return torch.full_like(total, math.nan)
+    if carried.log_syn_lr.grad is not None:  # one student gone astray must not end the run
+        carried.log_syn_lr.grad.clamp_(-SYN_LR_CLIP, SYN_LR_CLIP)
     before = gaussians.packed.detach().clone()
     for optimizer in state.optimizers:
         optimizer.step()

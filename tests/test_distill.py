@@ -287,6 +287,15 @@ def test_a_loss_that_is_not_a_number_stops_the_run(
     assert saved["step"] == 4 and torch.isfinite(saved["packed"]).all()
 
 
+def test_a_student_gone_astray_does_not_end_the_run(data: ImageData, experts: Experts) -> None:
+    settings = {"syn_lr_init": 3.0, "syn_steps": 6}
+    config = CONFIGS["tm"].model_copy(update=settings)
+    _, rows = run(data, config=config, experts=experts)
+    assert rows[1]["loss"] > 10  # far beyond where it started
+    rates = [row["syn_lr"] for row in rows]
+    assert 1 > rates[1] / rates[0] > math.exp(-4 * 2 * 0.1)  # four steps of lr_lr, momentum 1/2
+
+
 def test_a_learned_learning_rate_that_explodes_names_the_checkpoint(
     data: ImageData, experts: Experts, tmp_path: Path
 ) -> None:
