@@ -7,6 +7,8 @@
 //     G(y + h) = G(y) R(y),   R(y + h) = R(y) Q,   Q = exp(-h^2 curvature).
 // The seed must not underflow while a later sample of its chunk is alive, which bounds how many
 // rows one seed may serve (`rows_per_seed`); one row means that every sample has its own exp.
+// A column with no sample of its chunk in the support is set to zero at its seed: its products
+// would sink below the smallest normal number, where a processor takes a hundred times as long.
 
 namespace splat {
 namespace SPLAT_TARGET {
@@ -106,6 +108,12 @@ inline void walk(const Gaussian<T>& g, int from_row, int to_row, int width, Body
     const T half_width = extent(g, g.a);
     const Span columns = pixels_between(g.x - half_width, g.x + half_width, first_sample, 0, width);
 
+    const T rim_exponent = -half_log2e * g.reach - T(0.01);  // of the support, with room to round
+    // Whether a product may sink: how deep the exponent is where a strip goes furthest out.
+    const T far_u = half_width + T(lanes);
+    const T far_t = std::sqrt(g.reach / g.curvature) + std::fabs(slope) * T(lanes) + T(chunk + 2);
+    const bool sinks = flat * far_u * far_u + curve * far_t * far_t > T(sizeof(T) == 4 ? 120 : 1000);
+
     V lane_index;
     for (int lane = 0; lane < lanes; ++lane) lane_index[lane] = T(lane);
 
@@ -144,6 +152,12 @@ inline void walk(const Gaussian<T>& g, int from_row, int to_row, int width, Body
                 const V off = (T(y) + first_sample) - line[j];
                 value[j] = exp2_lanes(base[j] - curve * off * off);
                 ratio[j] = exp2_lanes(-curve * step * (T(2) * off + step));
+                if (!sinks) continue;
+                const V zero = {}, past = off + (T(chunk) - step);  // the chunk's last sample
+                const V nearest = off > T(0) ? off : (past < T(0) ? past : zero);
+                const auto dead = base[j] - curve * nearest * nearest < rim_exponent;
+                value[j] = dead ? zero : value[j];
+                ratio[j] = dead ? zero : ratio[j];
             }
             const int end = y + chunk - 1 < rows.last ? y + chunk - 1 : rows.last;
             for (int row = y; row <= end; ++row) {

@@ -16,7 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cuda_ext import BuildError
+from cuda_ext.report import compile_report
 from gsdd_lib.files import write_atomically
+from gsdd_lib.floor import alive_samples, floor_ms
 from gsdd_lib.profiling import Job, machine, median_ms, peak_mib, run_alone
 from gsdd_lib.rng import generator
 from gsdd_lib.splat import backend_ready, splat
@@ -28,11 +31,13 @@ RENDERERS = {"operator": splat, "oracle": splat_reference}
 PASSES = ("forward", "forward + backward")
 COLUMNS = (
     "images", "Gaussians", "size", "pass", "operator ms", "oracle ms", "ratio",
-    "operator MiB", "oracle MiB", "oracle images",
+    "floor ms", "of floor", "operator MiB", "oracle MiB", "oracle images",
 )  # fmt: skip
 NOTE = """\
 ms: median, for all images; the oracle rendered as many images as the last column says, and its
-time is scaled to all. MiB: peak memory beyond inputs and outputs, for the images rendered."""
+time is scaled to all. Floor: what no kernel on this CPU can go below (gsdd_lib/floor.py says what
+is counted), and the fraction of it that the operator reaches. MiB: peak memory beyond inputs and
+outputs, for the images rendered."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,8 @@ def measure(work: Workload, *, repeats: int, device: str = "cpu") -> list[dict]:
     """One row per pass: milliseconds for the whole batch, their ratio, peak memory in MiB."""
     fitted = fitted_gaussians(work)
     peaks = run_alone(_peaks, fitted.numpy(), work, device)
+    size = (work.height, work.width)
+    alive = alive_samples(fitted, *size) if device == "cpu" else None
     rows = []
     for index, which in enumerate(PASSES):
         row = {**asdict(work), "pass": which}
@@ -133,6 +140,9 @@ def measure(work: Workload, *, repeats: int, device: str = "cpu") -> list[dict]:
             row[f"{name}_ms"] = median_ms(job, repeats, device) * work.images / count
             row[f"{name}_mib"] = peaks[name][index]
             row[f"{name}_images"] = count
+        if alive is not None:  # on a GPU the floor is not measured
+            floor = floor_ms(alive, work.images, work.points, work.channels, size, which)
+            row |= {"floor_ms": floor, "of_floor": floor / row["operator_ms"]}
         rows.append(row | {"ratio": row["oracle_ms"] / row["operator_ms"]})
     return rows
 
@@ -143,6 +153,8 @@ def table_line(row: dict) -> str:
     peaks = (row["operator_mib"], row["oracle_mib"])
     cells = [row["images"], row["points"], size, row["pass"]]
     cells += [f"{row['operator_ms']:.2f}", f"{row['oracle_ms']:.0f}", f"{row['ratio']:.0f}x"]
+    known = "floor_ms" in row
+    cells += [f"{row['floor_ms']:.2f}", f"{row['of_floor']:.0%}"] if known else ["not told"] * 2
     cells += ["not told" if peak is None else f"{peak:.1f}" for peak in peaks]
     return "| " + " | ".join(str(cell) for cell in [*cells, row["oracle_images"]]) + " |"
 
@@ -159,9 +171,22 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(row)
             print(table_line(row), flush=True)
     print(f"\n{NOTE}")
+    if options.kernels:
+        print(f"\n{kernels_table()}")
     if options.json:
         text = json.dumps({"machine": about, "rows": rows}, indent=2) + "\n"
         write_atomically(options.json, text.encode())
+
+
+def kernels_table(archs: tuple[str, ...] = ("sm_90",)) -> str:
+    """What nvcc makes of the CUDA kernels, as Markdown; one sentence where there is no nvcc."""
+    try:
+        rows = compile_report(*archs)
+    except BuildError as error:
+        return f"CUDA kernels: not compiled ({error})."
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *(row.values() for row in rows)]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -172,6 +197,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=5, help="runs that the median is taken of")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
+    parser.add_argument(
+        "--kernels", action="store_true", help="also compile the CUDA kernels, which takes minutes"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
     options = parser.parse_args(arguments)
     if options.repeats < 1:

@@ -34,6 +34,8 @@ METHODS: Mapping[str, tuple[str, Any]] = {
     "pixels": ("pixels, distilled, same bits", _PURPLE),
     "whole data": ("all real images", _GREEN),
     "gsdd": ("GSDD", _RED),
+    "Gaussians": ("Gaussians", _BLUE),
+    "neural field": ("neural field", _RED),
     "dc": ("DC", _GREY),
     "dsa": ("DSA", _GREY),
     "kip_convnet": ("KIP", _GREY),
@@ -296,6 +298,33 @@ def benchmark_ratios(frame: pd.DataFrame) -> Figure:
     ax.margins(x=0.12)
     ax.tick_params(axis="y", length=0)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=len(passes))
+    return figure
+
+
+def efficiency(frame: pd.DataFrame, x: str, y: str, *, xlabel: str, ylabel: str) -> Figure:
+    """One panel per pass, one line per method over ``x``, both axes logarithmic; the floor dashed.
+
+    Args:
+        frame: columns ``pass``, ``method``, ``x`` and ``y``; where ``y`` is "ms", also ``floor_ms``
+            (NaN where a method has none).
+    """
+    passes = list(dict.fromkeys(frame["pass"]))
+    figure, axes = plt.subplots(1, len(passes), figsize=(PAGE, 2.3), sharey=True, squeeze=False)
+    for ax, name in zip(axes[0], passes, strict=True):
+        rows = frame[frame["pass"] == name]
+        for method, part in rows.groupby("method", sort=False):
+            shade = color(method)
+            ax.plot(part[x], part[y], marker="o", ms=3, color=shade, label=method)
+            if y == "ms" and part.floor_ms.notna().all():
+                named = f"{method}, floor"
+                ax.plot(part[x], part.floor_ms, ls="--", lw=1, color=shade, label=named)
+        ax.set(xscale="log", yscale="log", xlabel=xlabel, title=name)
+        ticks = sorted(rows[x].unique())
+        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        ax.minorticks_off()
+        ax.grid(axis="y")
+    axes[0, 0].set_ylabel(ylabel)
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

@@ -60,6 +60,7 @@ def test_the_numbers_behind_the_table(quick):
     for row in rows:
         assert row["operator_ms"] > 0 and row["oracle_ms"] > 0
         assert row["ratio"] == pytest.approx(row["oracle_ms"] / row["operator_ms"])
+        assert 0 < row["of_floor"] == pytest.approx(row["floor_ms"] / row["operator_ms"])
         assert row["operator_images"] == row["images"] and row["operator_mib"] >= 0
 
 
@@ -90,10 +91,24 @@ def test_the_gaussians_are_fitted_and_the_same_every_time():
 
 def test_memory_that_cannot_be_told_is_said_so():
     row = dict.fromkeys(["images", "points", "height", "width", "channels", "oracle_images"], 1)
-    row |= dict.fromkeys(["operator_ms", "oracle_ms", "ratio"], 1.0) | {"pass": "forward"}
+    row |= dict.fromkeys(["operator_ms", "oracle_ms", "ratio", "floor_ms", "of_floor"], 1.0) | {
+        "pass": "forward"
+    }
     assert "| not told | 2.0 |" in benchmark.table_line(
         row | {"operator_mib": None, "oracle_mib": 2}
     )
+
+
+def test_the_kernels_table(monkeypatch):
+    row = {"kernel": "render<float, 3, 2>", "arch": "sm_90", "registers": 64, "spills": 0}
+    monkeypatch.setattr(benchmark, "compile_report", lambda *_: [row])
+    lines = benchmark.kernels_table().splitlines()
+    assert lines[0] == "| kernel | arch | registers | spills |" and "| 64 | 0 |" in lines[2]
+
+
+def test_without_nvcc_the_kernels_table_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert "not compiled (nvcc was not found" in benchmark.kernels_table()
 
 
 @pytest.mark.parametrize(

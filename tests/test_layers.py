@@ -14,7 +14,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("config", "rng", "files", "progress", "results", "plots", "pictures", "tables", "cuda_ext"),
-    ("splat", "splat_reference", "footprint", "profiling", "budget", "data", "networks", "augment"),
+    (
+        "splat",
+        "splat_reference",
+        "floor",
+        "footprint",
+        "profiling",
+        "budget",
+        "data",
+        "networks",
+        "augment",
+    ),
     ("parameterizations", "objectives"),
     (
         "distill",
@@ -31,6 +41,7 @@ FLOORS = (
         "parameter_files",
         "runner",
         "benchmark",
+        "efficiency",
     ),
 )
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
