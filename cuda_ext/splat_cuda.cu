@@ -85,7 +85,7 @@ gather_kernel(const T* __restrict__ v_images, const Numbers<T> params, const Num
 }
 
 template <typename T, int C>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kGatherOccupancy<T>)
 add_parts_kernel(const T* __restrict__ slots, const Numbers<T> params, const Numbers<T> v_params,
                  const Shape shape) {
     const int64_t index = int64_t(blockIdx.x) * kThreads + threadIdx.x;
