@@ -13,7 +13,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    ("config", "rng", "files", "progress", "results", "plots", "pictures", "tables", "cuda_ext"),
+    (
+        "config",
+        "rng",
+        "files",
+        "progress",
+        "results",
+        "plots",
+        "timing_plots",
+        "pictures",
+        "tables",
+        "cuda_ext",
+    ),
     (
         "splat",
         "splat_reference",

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from gsdd_lib import plots, tables
+from gsdd_lib import plots, tables, timing_plots
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +130,7 @@ def test_benchmark_ratios_label_each_bar_and_skip_what_was_not_measured():
             "ratio": [62.24, 41, 100],
         }
     )
-    ax = plots.benchmark_ratios(frame).axes[0]
+    ax = timing_plots.benchmark_ratios(frame).axes[0]
     assert sorted(text.get_text() for text in ax.texts) == ["100×", "41×", "62.2×"]
 
 
