@@ -6,10 +6,6 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# Idle OpenMP threads sleep instead of spinning: with two cores and more than one process at work,
-# spinning threads take the cores from those that compute (measured: 202 s against 21 s).
-export OMP_WAIT_POLICY ?= passive
-
 PROFILE ?= demo
 CORES ?= 2
 BASE_PYTHON ?= python3
