@@ -128,11 +128,14 @@ def _six_digits(value: float) -> str:
 def read_results(folder: str | Path, table: str = "results") -> pd.DataFrame:
     """Every ``<notebook>/<case>/<table>.csv`` under ``folder`` in one frame.
 
-    Columns ``notebook`` and ``case`` come first. Nothing there: an empty frame with those two.
+    Columns ``notebook`` and ``case`` come first. A table that has them already was gathered from
+    others, by the report, and is left out. Nothing there: an empty frame with those two.
     """
     frames = []
     for path in sorted((project_root() / folder).glob(f"*/*/{table}.csv")):
         frame = pd.read_csv(path)
+        if {"notebook", "case"} <= set(frame):
+            continue
         frame.insert(0, "case", path.parent.name)
         frame.insert(0, "notebook", path.parent.parent.name)
         frames.append(frame)

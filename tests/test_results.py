@@ -97,6 +97,14 @@ def test_tables_come_back_as_tidy_rows_with_their_place(project):
     assert "| distilled | 79.12 |" in markdown
 
 
+def test_a_table_that_a_report_gathered_is_not_read_as_a_result():
+    frame = pd.DataFrame({"method": ["distilled"], "accuracy": [85.0]})
+    results.write_table("figures/demo/04_x/ipc1", "budget", frame)
+    gathered = results.read_results("figures/demo", "budget")
+    results.write_table("figures/demo/99_report/report", "budget", gathered)
+    assert results.read_results("figures/demo", "budget").equals(gathered)
+
+
 def test_nothing_to_read_is_an_empty_frame():
     for empty in (results.read_results("figures/demo"), results.read_records("figures/demo")):
         assert empty.columns.tolist() == ["notebook", "case"] and empty.empty
