@@ -42,6 +42,7 @@ FLOORS = (
         "easy",
         "evaluate",
         "protocols",
+        "rivals",
         "soft_labels",
         "cross_architecture",
         "fit",

@@ -1,0 +1,93 @@
+"""Sets at the same bits, judged alike: distilled ones, what they started from, real images.
+
+A distilled set means something beside its rivals only: the same parameters before distillation,
+and random real images stored as bytes. All are judged on the test split by networks from the same
+seeds.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from gsdd_lib.budget import Budget
+from gsdd_lib.config import EvalConfig
+from gsdd_lib.data import ImageData
+from gsdd_lib.evaluate import evaluate, format_accuracy, random_real_images, summarize
+
+INITIAL = "initial"  # the parameters before distillation
+RANDOM_REAL = "random real"  # real images as uint8 pixels, at the same bits
+
+Row = dict[str, Any]
+
+
+def judge(
+    sets: Mapping[str, tuple[Tensor, Tensor]],
+    data: ImageData,
+    config: EvalConfig | Mapping[str, EvalConfig],
+    *,
+    seed: int,
+) -> list[Row]:
+    """The rows of ``evaluate`` on the test split for every set, with its name as ``method``.
+
+    Args:
+        sets: by name, normalized images [N, C, H, W] and labels as ``evaluate`` takes them.
+        config: how networks are trained; or one for each name, where one of them has a learning
+            rate of its own.
+
+    Prints a line per set as it is done.
+    """
+    rows = []
+    for name, (images, labels) in sets.items():
+        own = config if isinstance(config, EvalConfig) else config[name]
+        own_rows = evaluate(images, labels, data, own, seed=seed, split="test")
+        print(f"{name}: {format_accuracy(summarize(own_rows))}", flush=True)
+        rows += [{"method": name, **row} for row in own_rows]
+    return rows
+
+
+def random_real_rows(data: ImageData, count: int, config: EvalConfig, *, seed: int) -> list[Row]:
+    """``count`` random training images per class, drawn anew for each of ``config.networks``.
+
+    Their spread is that of the draws and of the networks together.
+    """
+    one, rows = config.model_copy(update={"networks": 1}), []
+    for draw in range(config.networks):
+        images, labels = random_real_images(data, count, seed=seed + draw)
+        row = evaluate(images, labels, data, one, seed=seed + draw, split="test")[0]
+        rows.append({"method": RANDOM_REAL, **row, "network_index": draw})
+    print(f"{RANDOM_REAL}: {format_accuracy(summarize(rows))}", flush=True)
+    return rows
+
+
+def summary_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """A line per method in the order of ``rows``: method, mean, std, n, ci95 (percent).
+
+    >>> rows = [{"method": "a", "accuracy": 70.0}, {"method": "a", "accuracy": 72.0}]
+    >>> summary_table(rows)["mean"].tolist()
+    [71.0]
+    """
+    methods = dict.fromkeys(row["method"] for row in rows)
+    return pd.DataFrame(
+        {"method": method, **summarize([row for row in rows if row["method"] == method])}
+        for method in methods
+    )
+
+
+def cost_table(
+    file_bytes: Mapping[str, int], budget: Budget, *, initial: str = INITIAL
+) -> pd.DataFrame:
+    """What every rival costs: images and Gaussians per class, bits per class, bytes of its file.
+
+    file_bytes: of each distilled set, by its name. ``initial`` has as many numbers as they, and
+        random real images have no file here.
+    """
+    columns = ["method", "images_per_class", "points", "bits_per_class", "file_bytes"]
+    own = (budget.gpc, budget.points, budget.bits_per_class)
+    lines = [(name, *own, size) for name, size in file_bytes.items()]
+    real = budget.uint8_images_per_class
+    real_bits = real * budget.channels * budget.height * budget.width * 8
+    lines += [(initial, *own, None), (RANDOM_REAL, real, None, real_bits, None)]
+    whole = {"points": "Int64", "file_bytes": "Int64"}
+    return pd.DataFrame(lines, columns=columns).astype(whole)
