@@ -29,6 +29,9 @@ _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _, _, _GREY, _, _CYAN = _PALETTE
 # Every method's name in print, and its one colour.
 METHODS: Mapping[str, tuple[str, Any]] = {
     "distilled": ("Gaussians, distilled", _BLUE),
+    "distilled dm": ("Gaussians, distilled by DM", _BLUE),
+    "distilled dc": ("Gaussians, distilled by DC", _GREEN),
+    "distilled tm": ("Gaussians, distilled by TM", _RED),
     "initial": ("Gaussians, before distillation", _CYAN),
     "random real": ("random real images, same bits", _ORANGE),
     "pixels": ("pixels, distilled, same bits", _PURPLE),
