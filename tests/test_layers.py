@@ -39,6 +39,7 @@ FLOORS = (
     ("parameterizations", "objectives"),
     (
         "distill",
+        "checkpoint",
         "easy",
         "evaluate",
         "protocols",
