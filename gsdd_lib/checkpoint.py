@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.config import DistillConfig, EvalConfig
-from gsdd_lib.experts import Experts
+from gsdd_lib.expert_files import Experts
 from gsdd_lib.files import write_atomically
 from gsdd_lib.matching import Carried
 from gsdd_lib.parameterizations.base import Parameterization

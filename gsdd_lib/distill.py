@@ -16,7 +16,7 @@ from gsdd_lib.checkpoint import Checkpoint, Distillation, DistillError
 from gsdd_lib.config import DistillConfig, EvalConfig
 from gsdd_lib.data import ImageData
 from gsdd_lib.evaluate import EvaluationError, evaluate, summarize
-from gsdd_lib.experts import Experts
+from gsdd_lib.expert_files import Experts
 from gsdd_lib.matching import STEP_LOSSES, begin
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.progress import Progress
