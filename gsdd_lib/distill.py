@@ -5,48 +5,25 @@ random number of step ``t`` comes from generators made for ``(seed, t)``, so a r
 and resumed is bit for bit the run that was not, and an evaluation in between changes nothing.
 """
 
-import hashlib
-import io
-import json
 import math
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gsdd_lib.checkpoint import Checkpoint, Distillation, DistillError
 from gsdd_lib.config import DistillConfig, EvalConfig
 from gsdd_lib.data import ImageData
 from gsdd_lib.evaluate import EvaluationError, evaluate, summarize
-from gsdd_lib.experts import Experts
-from gsdd_lib.files import write_atomically
-from gsdd_lib.matching import STEP_LOSSES, Carried, begin
+from gsdd_lib.expert_files import Experts
+from gsdd_lib.matching import STEP_LOSSES, begin
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.progress import Progress
 
 SYN_LR_MOMENTUM = 0.5  # of the SGD that learns the students' learning rate, as published
 # Largest gradient of its logarithm that counts; the published code has no limit and goes NaN.
 SYN_LR_CLIP = 1.0
-
-
-class DistillError(RuntimeError):
-    """A distillation cannot go on; the message says why and names the last good checkpoint."""
-
-
-@dataclass
-class Distillation:
-    """Where a run stands: everything that a checkpoint holds."""
-
-    gaussians: Parameterization
-    carried: Carried
-    optimizers: tuple[torch.optim.Optimizer, ...]
-    step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    best: Tensor | None = None  # packed Gaussians of the best validation accuracy so far
-    best_accuracy: float = float("-inf")
-    snapshots: list[Tensor] | None = None  # packed Gaussians of every row, if they are asked for
 
 
 def distill(
@@ -86,7 +63,7 @@ def distill(
     adam = torch.optim.Adam(gaussians.parameters(), lr=config.lr)
     sgd = torch.optim.SGD([carried.log_syn_lr], lr=config.lr_lr, momentum=SYN_LR_MOMENTUM)
     state = Distillation(gaussians, carried, (adam, sgd), snapshots=snapshots)
-    checkpoint = _Checkpoint(folder, gaussians, config, eval_config, seed, experts)
+    checkpoint = Checkpoint(folder, gaussians, config, eval_config, seed, experts)
     checkpoint.load(state)
     judges = eval_config.model_copy(update={"networks": config.select_networks})
     yield from state.history
@@ -182,86 +159,3 @@ def _evaluate(
         state.best_accuracy = summary["mean"]
         state.best = state.gaussians.packed.detach().clone()
     return row
-
-
-class _Checkpoint:
-    """``checkpoint.pt``: tensors and plain numbers, written atomically, read with weights_only."""
-
-    def __init__(
-        self,
-        folder: Path | None,
-        gaussians: Parameterization,
-        config: DistillConfig,
-        eval_config: EvalConfig,
-        seed: int,
-        experts: Experts | None,
-    ) -> None:
-        self.path = Path(folder) / "checkpoint.pt" if folder else None
-        settings = [
-            config.model_dump(),
-            eval_config.model_dump(),
-            seed,
-            list(gaussians.packed.shape),
-            experts.fingerprint if experts else "",
-        ]
-        start = gaussians.packed.detach().cpu().numpy().tobytes()
-        self.settings = json.dumps(settings) + hashlib.sha256(start).hexdigest()
-        self.written = False
-
-    @property
-    def name(self) -> str:
-        return os.path.relpath(self.path)
-
-    def sentence(self) -> str:
-        if not self.written:
-            return "No checkpoint was written."
-        return f"The last checkpoint is {self.name}; the same call goes on from there."
-
-    def load(self, state: Distillation) -> None:
-        if self.path is None or not self.path.exists():
-            return
-        try:
-            saved = torch.load(self.path, weights_only=True)
-        except Exception as error:  # any damage: unpickling raises whatever it meets
-            raise DistillError(
-                f"The checkpoint {self.name} is damaged ({error}); delete it to start over."
-            ) from error
-        if saved["settings"] != self.settings:
-            raise DistillError(
-                f"The checkpoint {self.name} belongs to a run with other settings; delete it to "
-                "start over, or choose another folder."
-            )
-        if state.snapshots is not None:
-            if saved.get("snapshots") is None:
-                raise DistillError(
-                    f"The checkpoint {self.name} was written without snapshots; delete it to "
-                    "start over, or go on without them."
-                )
-            state.snapshots[:] = saved["snapshots"]
-        with torch.no_grad():
-            state.gaussians.packed.copy_(saved["packed"])
-        state.carried.load(saved["carried"])
-        for optimizer, numbers in zip(state.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(numbers)
-        state.step, state.history = saved["step"], saved["history"]
-        state.best, state.best_accuracy = saved["best"], saved["best_accuracy"]
-        self.written = True
-
-    def save(self, state: Distillation) -> None:
-        if self.path is None:
-            return
-        buffer = io.BytesIO()
-        saved = {
-            "settings": self.settings,
-            "packed": state.gaussians.packed.detach(),
-            "carried": state.carried.state(),
-            "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
-            "step": state.step,
-            "history": state.history,
-            "best": state.best,
-            "best_accuracy": state.best_accuracy,
-            "snapshots": state.snapshots,
-        }
-        torch.save(saved, buffer)
-        write_atomically(self.path, buffer.getvalue())
-        self.written = True

@@ -20,7 +20,7 @@ from gsdd_lib.augment import DsaParams, apply_dsa, sample_dsa
 from gsdd_lib.config import DistillConfig
 from gsdd_lib.data import ImageData, ImageSet
 from gsdd_lib.data.sampling import class_members, draw_per_class
-from gsdd_lib.experts import ExpertError, Experts
+from gsdd_lib.expert_files import ExpertError, Experts
 from gsdd_lib.networks import make_network
 from gsdd_lib.objectives.dc import gradient_distance, network_gradients
 from gsdd_lib.objectives.dm import class_means, dm_loss

@@ -71,7 +71,7 @@ def test_the_optimizer_is_the_one_named(data, monkeypatch, name, kind):
             made.append(settings)
             super().__init__(parameters, **settings)
 
-    monkeypatch.setattr(module.torch.optim, kind, Spy)
+    monkeypatch.setattr(torch.optim, kind, Spy)
     network = make_network(
         "ConvNetD1",
         channels=1,

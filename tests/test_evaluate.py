@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from gsdd_lib import evaluate as module
+from gsdd_lib import training as module
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.data import ImageData, ImageSet
 from gsdd_lib.evaluate import (
@@ -160,7 +160,7 @@ def test_learning_rate_falls_to_a_tenth_after_half_the_epochs(distilled, monkeyp
             assert group["momentum"] == 0.9 and group["weight_decay"] == 5e-4
             return super().step(closure)
 
-    monkeypatch.setattr(module.torch.optim, "SGD", Spy)
+    monkeypatch.setattr(torch.optim, "SGD", Spy)
     config = QUICK.model_copy(update={"epochs": 6, "eval_batch": 10, "eval_lr": 0.02})
     train_network(*distilled, fresh_network(), config, generator=generator(0, "t"))
     assert rates == pytest.approx([0.02] * 4 + [0.002] * 2)

@@ -1,0 +1,129 @@
+"""What a distillation is made of at one moment, and the file that keeps it.
+
+Written atomically, so that a run killed at any moment finds the last whole one, and goes on from it
+to the same bits (:mod:`gsdd_lib.distill`).
+"""
+
+import hashlib
+import io
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gsdd_lib.config import DistillConfig, EvalConfig
+from gsdd_lib.expert_files import Experts
+from gsdd_lib.files import write_atomically
+from gsdd_lib.matching import Carried
+from gsdd_lib.parameterizations.base import Parameterization
+
+
+class DistillError(RuntimeError):
+    """A distillation cannot go on; the message says why and names the last good checkpoint."""
+
+
+@dataclass
+class Distillation:
+    """Where a run stands: everything that a checkpoint holds."""
+
+    gaussians: Parameterization
+    carried: Carried
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: Tensor | None = None  # packed Gaussians of the best validation accuracy so far
+    best_accuracy: float = float("-inf")
+    snapshots: list[Tensor] | None = None  # packed Gaussians of every row, if they are asked for
+
+
+class Checkpoint:
+    """``checkpoint.pt``: tensors and plain numbers, written atomically, read with weights_only."""
+
+    def __init__(
+        self,
+        folder: Path | None,
+        gaussians: Parameterization,
+        config: DistillConfig,
+        eval_config: EvalConfig,
+        seed: int,
+        experts: Experts | None,
+    ) -> None:
+        self.path = Path(folder) / "checkpoint.pt" if folder else None
+        settings = [
+            config.model_dump(),
+            eval_config.model_dump(),
+            seed,
+            list(gaussians.packed.shape),
+            experts.fingerprint if experts else "",
+        ]
+        start = gaussians.packed.detach().cpu().numpy().tobytes()
+        self.settings = json.dumps(settings) + hashlib.sha256(start).hexdigest()
+        self.written = False
+
+    @property
+    def name(self) -> str:
+        """Of the file, as messages say it."""
+        return os.path.relpath(self.path)
+
+    def sentence(self) -> str:
+        """What a message says of the work done so far."""
+        if not self.written:
+            return "No checkpoint was written."
+        return f"The last checkpoint is {self.name}; the same call goes on from there."
+
+    def load(self, state: Distillation) -> None:
+        """Bring ``state`` to where the file is; nothing where there is none.
+
+        Raises :class:`DistillError` for a damaged file and for one of other settings.
+        """
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            saved = torch.load(self.path, weights_only=True)
+        except Exception as error:  # any damage: unpickling raises whatever it meets
+            raise DistillError(
+                f"The checkpoint {self.name} is damaged ({error}); delete it to start over."
+            ) from error
+        if saved["settings"] != self.settings:
+            raise DistillError(
+                f"The checkpoint {self.name} belongs to a run with other settings; delete it to "
+                "start over, or choose another folder."
+            )
+        if state.snapshots is not None:
+            if saved.get("snapshots") is None:
+                raise DistillError(
+                    f"The checkpoint {self.name} was written without snapshots; delete it to "
+                    "start over, or go on without them."
+                )
+            state.snapshots[:] = saved["snapshots"]
+        with torch.no_grad():
+            state.gaussians.packed.copy_(saved["packed"])
+        state.carried.load(saved["carried"])
+        for optimizer, numbers in zip(state.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(numbers)
+        state.step, state.history = saved["step"], saved["history"]
+        state.best, state.best_accuracy = saved["best"], saved["best_accuracy"]
+        self.written = True
+
+    def save(self, state: Distillation) -> None:
+        """Write ``state`` in the place of what was there."""
+        if self.path is None:
+            return
+        buffer = io.BytesIO()
+        saved = {
+            "settings": self.settings,
+            "packed": state.gaussians.packed.detach(),
+            "carried": state.carried.state(),
+            "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
+            "step": state.step,
+            "history": state.history,
+            "best": state.best,
+            "best_accuracy": state.best_accuracy,
+            "snapshots": state.snapshots,
+        }
+        torch.save(saved, buffer)
+        write_atomically(self.path, buffer.getvalue())
+        self.written = True
