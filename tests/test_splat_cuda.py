@@ -30,6 +30,7 @@ from cuda_ext.report import compile_report
 from gsdd_lib.splat import backend_ready, splat
 
 ARCHS = ("sm_80", "sm_90")
+PROGRAMS = ("warp.h", "render.h", "gather.h")  # what the kernels run, beside the mathematics
 REGISTER_FILE = 65536  # registers of a multiprocessor, of every architecture since 2012
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a block gets without opting in
 # Blocks of 256 threads that must fit on a multiprocessor, or latency shows.
@@ -78,7 +79,7 @@ def test_enough_blocks_fit_on_a_multiprocessor(report):
 
 def test_the_kernels_touch_no_float_by_atomics_and_no_host():
     """Determinism and graph capture rest on what the source leaves out."""
-    files = [cuda_ext.FOLDER / name for name in ("splat_cuda.cu", "splat_warp.h")]
+    files = [cuda_ext.FOLDER / f"splat_{name}" for name in ("cuda.cu", *PROGRAMS)]
     source = "".join(file.read_text() for file in files)
     code = re.sub(r"//[^\n]*", "", source)
     for word in ("atomic", "cudaMemcpy", "Synchronize(", "cudaMalloc", "<<<1,", "printf"):
@@ -308,7 +309,7 @@ def test_offsets_past_two_to_the_31st():
 @on_gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int32])
 def test_another_dtype_is_refused(dtype):
-    with pytest.raises(RuntimeError, match="must be float32 or float64"):
+    with pytest.raises(RuntimeError, match="must be float32, float64 or bfloat16"):
         torch.ops.gsdd.splat(torch.zeros(1, 2, 9, device="cuda").to(dtype), 4, 4, *[True] * 4)
 
 
