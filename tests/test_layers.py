@@ -17,6 +17,7 @@ FLOORS = (
         "config",
         "rng",
         "files",
+        "processor",
         "progress",
         "results",
         "plots",
@@ -57,7 +58,16 @@ FLOORS = (
 )
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 # What needs no tensors must not wait for torch, nor plots and tables for scikit-learn.
-LIGHT = ("config", "files", "results", "plots", "tables", "parameter_files", "runner")
+LIGHT = (
+    "config",
+    "files",
+    "processor",
+    "results",
+    "plots",
+    "tables",
+    "parameter_files",
+    "runner",
+)
 SOURCES = sorted([*(ROOT / "gsdd_lib").rglob("*.py"), *(ROOT / "cuda_ext").rglob("*.py")])
 
 
