@@ -29,6 +29,9 @@ FLOORS = (
     (
         "splat",
         "splat_reference",
+        "placement",
+        "fit_loop",
+        "gsplat_raster",
         "floor",
         "footprint",
         "profiling",
@@ -53,6 +56,7 @@ FLOORS = (
         "parameter_files",
         "runner",
         "benchmark",
+        "fit_benchmark",
         "efficiency",
     ),
 )
