@@ -24,7 +24,14 @@ import torch
 FOLDER = Path(__file__).parent
 CPU_SOURCES = ("splat_cpu.cpp",)
 CUDA_SOURCES = ("splat_cuda.cu",)
-HEADERS = ("splat_math.h", "splat_simd.h", "splat_warp.h")
+HEADERS = (
+    "splat_checks.h",
+    "splat_gather.h",
+    "splat_math.h",
+    "splat_render.h",
+    "splat_simd.h",
+    "splat_warp.h",
+)
 # No -ffast-math (it removes the rounding inside exp) and no -march (dispatch is at run time).
 CFLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi")
 CUDA_CFLAGS = ("-O3", "--expt-relaxed-constexpr", "-lineinfo")

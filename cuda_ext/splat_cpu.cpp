@@ -13,7 +13,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -21,6 +20,7 @@
 #include <optional>
 #include <vector>
 
+#include "splat_checks.h"
 #include "splat_math.h"
 
 namespace splat {
@@ -68,8 +68,6 @@ struct Kernels {
 
 namespace splat {
 namespace {
-
-using torch::stable::Tensor;
 
 // double is for gradcheck, not for speed: one set is enough, and builds faster.
 Kernels<double> pick(const Shape& shape, double) {
@@ -251,34 +249,12 @@ void backward(const T* v_images, void* params, void* v_params, const Shape& shap
     }
 }
 
-using torch::headeronly::ScalarType;
-
-Shape shape_of(
-    const Tensor& params, int64_t height, int64_t width, bool opacity, bool saturate,
-    bool prefilter, bool supersample, const std::optional<Tensor>& index) {
-    STD_TORCH_CHECK(params.dim() == 3, "splat: params must be [images, points, numbers]");
-    const int64_t channels = params.size(2) - kGeometry - (opacity ? 1 : 0);
-    STD_TORCH_CHECK(channels >= 1 && channels <= kMaxChannels, "splat: 1 to 4 channels");
-    STD_TORCH_CHECK(height >= 1 && width >= 1, "splat: height and width must be positive");
-    const ScalarType type = params.scalar_type();
-    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double ||
-                    type == ScalarType::BFloat16,
-                    "splat: params must be float32, float64 or bfloat16");
-    Shape shape{params.size(0), int(params.size(1)), int(channels), int(params.size(2)),
-                int(height), int(width), opacity, saturate && opacity, prefilter,
-                supersample ? 2 : 1, type == ScalarType::BFloat16};
-    if (!index) return shape;
-    STD_TORCH_CHECK(index->dim() == 1 && index->scalar_type() == ScalarType::Long &&
-                    index->is_cpu() && index->is_contiguous(),
-                    "splat: index must be int64 [n] on the device of params");
-    shape.batch = index->size(0);
-    shape.index = static_cast<const int64_t*>(index->data_ptr());
-    shape.indexed = params.size(0);
-    for (int64_t slot = 0; slot < shape.batch; ++slot)
+// An index must name stored images; on the CPU it is read before anything is rendered.
+void check_index(const Shape& shape) {
+    for (int64_t slot = 0; shape.picks() && slot < shape.batch; ++slot)
         STD_TORCH_CHECK(shape.index[slot] >= 0 && shape.index[slot] < shape.indexed,
                         "splat: index ", shape.index[slot], " is not one of the ", shape.indexed,
                         " images, 0 to ", shape.indexed - 1);
-    return shape;
 }
 
 Tensor splat_cpu(
@@ -287,6 +263,7 @@ Tensor splat_cpu(
     if (index) index = torch::stable::contiguous(*index);
     const Shape shape =
         shape_of(params, height, width, opacity, saturate, prefilter, supersample, index);
+    check_index(shape);
     const bool in_double = params.scalar_type() == ScalarType::Double;
     const Tensor rows = torch::stable::contiguous(params);
     Tensor images = torch::stable::new_empty(
@@ -301,14 +278,10 @@ Tensor splat_backward_cpu(
     Tensor v_images, Tensor params, bool opacity, bool saturate, bool prefilter,
     bool supersample, std::optional<Tensor> index) {
     if (index) index = torch::stable::contiguous(*index);
-    const Shape shape = shape_of(params, v_images.size(2), v_images.size(3), opacity, saturate,
-                                 prefilter, supersample, index);
+    const Shape shape =
+        shape_of(v_images, params, opacity, saturate, prefilter, supersample, index);
+    check_index(shape);
     const bool in_double = params.scalar_type() == ScalarType::Double;
-    STD_TORCH_CHECK(
-        v_images.dim() == 4 && v_images.size(0) == shape.batch &&
-            v_images.size(1) == shape.channels &&
-            v_images.scalar_type() == (in_double ? ScalarType::Double : ScalarType::Float),
-        "splat: v_images must have the images, channels and dtype of what was rendered");
     const Tensor rows = torch::stable::contiguous(params);
     const Tensor v = torch::stable::contiguous(v_images);
     Tensor v_params =

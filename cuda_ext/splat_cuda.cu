@@ -1,4 +1,5 @@
-// The operator's CUDA kernels: thin shells around the block programs of splat_warp.h.
+// The operator's CUDA kernels: thin shells around the block programs of splat_render.h and
+// splat_gather.h.
 //
 //     gsdd::splat(params [N, M, R], ..., index [B])         -> images [B, C, H, W]
 //     gsdd::splat_backward(v_images, params, ..., index)    -> v_params [N, M, R], all written
@@ -11,14 +12,15 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <cuda_runtime.h>
 
 #include <climits>
 #include <optional>
 
-#include "splat_warp.h"
+#include "splat_checks.h"
+#include "splat_gather.h"
+#include "splat_render.h"
 
 // Declared by torch's shim.h only where USE_CUDA is defined, which extensions do not do.
 extern "C" AOTI_TORCH_EXPORT AOTITorchError
@@ -26,8 +28,6 @@ aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 
 namespace splat {
 namespace {
-
-using torch::stable::Tensor;
 
 // ---- 1. The team: a block of hardware threads -----------------------------------------------
 
@@ -152,37 +152,14 @@ void launch_gather(
 
 // ---- 4. Checks and registration -------------------------------------------------------------
 
-using torch::headeronly::ScalarType;
-
-Shape shape_of(
-    const Tensor& params, int64_t height, int64_t width, bool opacity, bool saturate,
-    bool prefilter, bool supersample, const std::optional<Tensor>& index) {
-    STD_TORCH_CHECK(params.dim() == 3, "splat: params must be [images, points, numbers]");
-    const int64_t channels = params.size(2) - kGeometry - (opacity ? 1 : 0);
-    STD_TORCH_CHECK(channels >= 1 && channels <= kMaxChannels, "splat: 1 to 4 channels");
-    STD_TORCH_CHECK(height >= 1 && width >= 1, "splat: height and width must be positive");
-    const ScalarType type = params.scalar_type();
-    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double ||
-                    type == ScalarType::BFloat16,
-                    "splat: params must be float32, float64 or bfloat16");
-    // What the kernels count in ints: points, pixels along a side, tiles (with a part to spare).
-    STD_TORCH_CHECK(params.size(1) < INT_MAX - kThreads && height < INT_MAX - kTile &&
-                    width < INT_MAX - kTile &&
-                    (height / kTile + 1) * (width / kTile + 1) < INT_MAX - kTilesPerPart,
-                    "splat: more points or pixels in an image than can be counted");
-    Shape shape{params.size(0), int(params.size(1)), int(channels), int(params.size(2)),
-                int(height), int(width), opacity, saturate && opacity, prefilter,
-                supersample ? 2 : 1, type == ScalarType::BFloat16};
-    if (!index) return shape;
-    STD_TORCH_CHECK(index->dim() == 1 && index->scalar_type() == ScalarType::Long &&
-                    index->is_contiguous() &&
-                    index->get_device_index() == params.get_device_index(),
-                    "splat: index must be int64 [n], contiguous, on the device of params");
-    STD_TORCH_CHECK(index->size(0) < INT_MAX - kLanes, "splat: index is too long; split it");
-    shape.batch = index->size(0);
-    shape.index = static_cast<const int64_t*>(index->data_ptr());
-    shape.indexed = params.size(0);
-    return shape;
+// What the kernels count in ints beside points and sides: an image's tiles, with a part to spare,
+// and the slots of an index.
+void check_counts(const Shape& shape) {
+    STD_TORCH_CHECK((int64_t(shape.height) / kTile + 1) * (shape.width / kTile + 1) <
+                        INT_MAX - kTilesPerPart,
+                    "splat: more pixels in an image than can be counted");
+    STD_TORCH_CHECK(!shape.picks() || shape.batch < INT_MAX - kLanes,
+                    "splat: index is too long; split it");
 }
 
 Tensor splat_cuda(
@@ -191,6 +168,7 @@ Tensor splat_cuda(
     if (index) index = torch::stable::contiguous(*index);
     const Shape shape =
         shape_of(params, height, width, opacity, saturate, prefilter, supersample, index);
+    check_counts(shape);
     const bool in_double = params.scalar_type() == ScalarType::Double;
     const torch::stable::accelerator::DeviceGuard guard(params.get_device_index());
     const Tensor rows = torch::stable::contiguous(params);
@@ -206,17 +184,11 @@ Tensor splat_cuda(
 Tensor splat_backward_cuda(
     Tensor v_images, Tensor params, bool opacity, bool saturate, bool prefilter,
     bool supersample, std::optional<Tensor> index) {
-    STD_TORCH_CHECK(
-        v_images.dim() == 4, "splat: v_images must be [images, channels, height, width]");
     if (index) index = torch::stable::contiguous(*index);
-    const Shape shape = shape_of(params, v_images.size(2), v_images.size(3), opacity, saturate,
-                                 prefilter, supersample, index);
+    const Shape shape =
+        shape_of(v_images, params, opacity, saturate, prefilter, supersample, index);
+    check_counts(shape);
     const bool in_double = params.scalar_type() == ScalarType::Double;
-    STD_TORCH_CHECK(
-        v_images.size(0) == shape.batch && v_images.size(1) == shape.channels &&
-            v_images.scalar_type() == (in_double ? ScalarType::Double : ScalarType::Float) &&
-            v_images.get_device_index() == params.get_device_index(),
-        "splat: v_images must have the images, channels, dtype and device of what was rendered");
     const torch::stable::accelerator::DeviceGuard guard(params.get_device_index());
     const Tensor rows = torch::stable::contiguous(params);
     const Tensor v = torch::stable::contiguous(v_images);

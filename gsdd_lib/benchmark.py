@@ -2,7 +2,9 @@
 
 Both render the same fitted Gaussians in the same process with the same threads. The oracle's time
 and memory grow with Gaussians times samples, so where a whole batch would take minutes it renders
-some of the images and its time is scaled to the batch; the table says how many.
+some of the images and its time is scaled to the batch; the table says how many. Where a GPU and
+gsplat are there, gsplat's rasterizer stands beside them. Two more tables time a fit and a call
+(:mod:`gsdd_lib.fit_benchmark`).
 """
 
 import argparse
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from cuda_ext import BuildError
 from cuda_ext.report import compile_report
+from gsdd_lib import fit_benchmark, gsplat_raster
 from gsdd_lib.files import write_atomically
 from gsdd_lib.floor import alive_samples, floor_ms
 from gsdd_lib.profiling import Job, machine, median_ms, peak_mib, run_alone
@@ -28,16 +31,19 @@ from gsdd_lib.splat_reference import splat_reference
 ORACLE_ELEMENTS = 21_000_000  # Gaussians x samples that the oracle renders in one measurement
 FITTED = 8  # distinct images, repeated to fill the batch
 RENDERERS = {"operator": splat, "oracle": splat_reference}
+BESIDE = {"gsplat": gsplat_raster.rasterize}  # where there is a GPU for it
 PASSES = ("forward", "forward + backward")
 COLUMNS = (
     "images", "Gaussians", "size", "pass", "operator ms", "oracle ms", "ratio",
     "floor ms", "of floor", "operator MiB", "oracle MiB", "oracle images",
+    "gsplat ms", "gsplat MiB",
 )  # fmt: skip
 NOTE = """\
 ms: median, for all images; the oracle rendered as many images as the last column says, and its
 time is scaled to all. Floor: what no kernel on this CPU can go below (gsdd_lib/floor.py says what
 is counted), and the fraction of it that the operator reaches. MiB: peak memory beyond inputs and
-outputs, for the images rendered."""
+outputs, for the images rendered. gsplat: its CUDA rasterizer on the same Gaussians, which it blends
+in the place of adding them up (gsdd_lib/gsplat_raster.py): {gsplat}."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def _discs(work: Workload, draw: torch.Generator) -> Tensor:
 
 def _job(fitted: Tensor, work: Workload, renderer: str, which: str, count: int) -> Job:
     """Renders ``count`` images, and differentiates them where ``which`` says so."""
-    render = RENDERERS[renderer]
+    render = (RENDERERS | BESIDE)[renderer]
     params = fitted.repeat(math.ceil(count / FITTED), 1, 1)[:count].contiguous()
     if which == "forward":
         return lambda: [render(params, work.height, work.width)]
@@ -114,11 +120,17 @@ def _job(fitted: Tensor, work: Workload, renderer: str, which: str, count: int) 
     return forward_backward
 
 
+def _renderers(device: str) -> list[str]:
+    """Who renders on ``device``: gsplat only on a GPU, and only where it is installed."""
+    beside = [] if device == "cpu" or gsplat_raster.available() else list(BESIDE)
+    return [*RENDERERS, *beside]
+
+
 def _peaks(fitted: np.ndarray, work: Workload, device: str) -> dict[str, list[float | None]]:
     """Peak memory in MiB of each pass, by renderer."""
     params = torch.from_numpy(fitted).to(device)
-    peaks = {name: [] for name in RENDERERS}
-    for name, which in itertools.product(RENDERERS, PASSES):
+    peaks = {name: [] for name in _renderers(device)}
+    for name, which in itertools.product(peaks, PASSES):
         _job(params, work, name, which, 1)()  # loads what stays loaded
         job = _job(params, work, name, which, work.rendered_by(name))
         peaks[name].append(peak_mib(job, device))
@@ -134,7 +146,7 @@ def measure(work: Workload, *, repeats: int, device: str = "cpu") -> list[dict]:
     rows = []
     for index, which in enumerate(PASSES):
         row = {**asdict(work), "pass": which}
-        for name in RENDERERS:
+        for name in _renderers(device):
             count = work.rendered_by(name)
             job = _job(fitted.to(device), work, name, which, count)
             row[f"{name}_ms"] = median_ms(job, repeats, device) * work.images / count
@@ -156,7 +168,10 @@ def table_line(row: dict) -> str:
     known = "floor_ms" in row
     cells += [f"{row['floor_ms']:.2f}", f"{row['of_floor']:.0%}"] if known else ["not told"] * 2
     cells += ["not told" if peak is None else f"{peak:.1f}" for peak in peaks]
-    return "| " + " | ".join(str(cell) for cell in [*cells, row["oracle_images"]]) + " |"
+    cells.append(row["oracle_images"])
+    beside = "gsplat_ms" in row
+    cells += [f"{row['gsplat_ms']:.2f}", f"{row['gsplat_mib']:.1f}"] if beside else ["not run"] * 2
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -170,12 +185,24 @@ def main(arguments: list[str] | None = None) -> None:
         for row in measure(work, repeats=options.repeats, device=options.device):
             rows.append(row)
             print(table_line(row), flush=True)
-    print(f"\n{NOTE}")
+    print("\n" + NOTE.format(gsplat=_gsplat_state(options.device)))
+    case = fit_benchmark.QUICK_FITTING if options.quick else fit_benchmark.FITTING[options.device]
+    fitting = fit_benchmark.measure_fitting(case, repeats=options.repeats, device=options.device)
+    print(f"\n{fit_benchmark.fitting_table(fitting)}", flush=True)
+    calls = fit_benchmark.call_costs(options.device)
+    print(f"\n{fit_benchmark.call_line(calls)}")
     if options.kernels:
         print(f"\n{kernels_table()}")
     if options.json:
-        text = json.dumps({"machine": about, "rows": rows}, indent=2) + "\n"
-        write_atomically(options.json, text.encode())
+        text = json.dumps(
+            {"machine": about, "rows": rows, "fitting": fitting, "call_us": calls}, indent=2
+        )
+        write_atomically(options.json, f"{text}\n".encode())
+
+
+def _gsplat_state(device: str) -> str:
+    why_not = "no CUDA device" if device == "cpu" else gsplat_raster.available()
+    return f"not run, {why_not}" if why_not else "run"
 
 
 def kernels_table(archs: tuple[str, ...] = ("sm_90",)) -> str:

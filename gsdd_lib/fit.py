@@ -15,15 +15,11 @@ from gsdd_lib.budget import Budget
 from gsdd_lib.config import FitConfig, RenderConfig
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.sampling import class_members
-from gsdd_lib.parameterizations.gaussian import MAX_POSITION, GaussianImages, Space
+from gsdd_lib.fit_loop import Plan, fit_packed
+from gsdd_lib.parameterizations.gaussian import GaussianImages, Space
+from gsdd_lib.placement import place
 from gsdd_lib.progress import Progress
 from gsdd_lib.rng import generator
-from gsdd_lib.splat import GEOMETRY
-
-# Adam moves every number by about its learning rate per step; a Cholesky factor is measured in
-# pixels and wants longer steps than positions and colors (25.6 -> 26.3 dB on Fashion-MNIST).
-CHOLESKY_LR_RATIO = 5.0
-CURVE_POINTS = 25
 
 
 @dataclass
@@ -94,45 +90,14 @@ def _representatives(data: ImageData, members: Tensor, count: int, seed: int) ->
 
 
 def place_gaussians(images: Tensor, budget: Budget, *, seed: int) -> Tensor:
-    """Packed Gaussians [N, M, 5 + C + opacity] before any fitting.
-
-    Positions are drawn where an image has detail (its gradient's magnitude), sizes follow from the
-    spacing of the Gaussians, colors are half of the image's there, since neighbors overlap.
-
-    Args:
-        images: [N, C, H, W] in the space that the Gaussians render to.
-    """
-    count, channels, height, width = images.shape
-    points = budget.points
-    detail = _gradient_magnitude(images).flatten(1) + 0.1 * images.abs().mean(1).flatten(1)
-    weight = detail + 0.02 * detail.mean(1, keepdim=True) + 1e-6
-    draw = generator(seed, "fit", "place")
-    pixel = torch.multinomial(weight, points, replacement=points > height * width, generator=draw)
-    x, y = pixel % width, pixel // width
-    size = 0.4 * (height * width / points) ** 0.5
-    packed = torch.zeros(count, points, budget.numbers_per_gaussian)
-    packed[..., 0] = (x + 0.5) / width * 2 - 1
-    packed[..., 1] = (y + 0.5) / height * 2 - 1
-    packed[..., 2] = packed[..., 4] = size
-    colors = images.flatten(2).gather(2, pixel[:, None].expand(-1, channels, -1))
-    packed[..., GEOMETRY : GEOMETRY + channels] = 0.5 * colors.transpose(1, 2)
-    if budget.opacity:
-        packed[..., -1] = 1
-    return packed
-
-
-def _gradient_magnitude(images: Tensor) -> Tensor:
-    """Sum of absolute differences to the left and upper neighbors: [N, H, W]."""
-    gray = images.mean(1, keepdim=True)
-    padded = torch.nn.functional.pad(gray, (1, 0, 1, 0), mode="replicate")
-    vertical = (padded[..., 1:, 1:] - padded[..., :-1, 1:]).abs()
-    return ((padded[..., 1:, 1:] - padded[..., 1:, :-1]).abs() + vertical)[:, 0]
+    """Packed Gaussians [N, M, 5 + C + opacity] of a budget (:func:`gsdd_lib.placement.place`)."""
+    return place(images, budget.points, opacity=budget.opacity, seed=seed)
 
 
 def fit_images(
     gaussians: GaussianImages, targets: Tensor, config: FitConfig
 ) -> list[dict[str, float]]:
-    """Fit ``gaussians`` in place to ``targets`` by Adam on the squared error.
+    """Fit ``gaussians`` in place to ``targets`` (:func:`gsdd_lib.fit_loop.fit_packed`).
 
     Args:
         targets: normalized [N, C, H, W], one per Gaussian image.
@@ -140,39 +105,15 @@ def fit_images(
     Returns:
         The curve: rows of step and PSNR in dB (:func:`psnr`), about 25 of them.
     """
-    with torch.no_grad():
-        attributes = [gaussians.means, gaussians.cholesky, gaussians.packed[..., GEOMETRY:]]
-        leaves = [part.detach().clone().requires_grad_() for part in attributes]
-    ratios = (1.0, CHOLESKY_LR_RATIO, 1.0)
-    groups = [
-        {"params": [leaf], "lr": config.fit_lr * ratio}
-        for leaf, ratio in zip(leaves, ratios, strict=True)
-    ]
-    optimizer = torch.optim.Adam(groups, fused=True)
+    plan = Plan(config.fit_steps, config.fit_lr, config.fit_schedule, config.fit_relocate)
+    canvas, packed = gaussians.canvas(targets), gaussians.packed.detach()
     curve = []
-    every = max(1, config.fit_steps // CURVE_POINTS)
+    rows = fit_packed(packed, canvas, gaussians.splat_packed, plan, std=gaussians.canvas_std)
     with Progress(config.fit_steps, "fit") as progress:
-        for step in range(config.fit_steps):
-            if step % every == 0:
-                curve.append(_curve_row(step, gaussians, leaves, targets))
-            optimizer.zero_grad(set_to_none=True)
-            rendered = gaussians.render_packed(torch.cat(leaves, dim=-1))
-            (rendered - targets).square().sum().backward()
-            optimizer.step()
-            with torch.no_grad():
-                leaves[0].clamp_(-MAX_POSITION, MAX_POSITION)
-            progress.update(psnr_db=curve[-1]["psnr_db"])
-    curve.append(_curve_row(config.fit_steps, gaussians, leaves, targets))
+        for row in rows:
+            curve.append(row)
+            progress.update(row["step"] - progress.done, psnr_db=row["psnr_db"])
     return curve
-
-
-@torch.no_grad()
-def _curve_row(
-    step: int, gaussians: GaussianImages, leaves: list[Tensor], targets: Tensor
-) -> dict[str, float]:
-    gaussians.packed.copy_(torch.cat(leaves, dim=-1))
-    mean_db = psnr(gaussians.render(), targets, gaussians.std).mean().item()
-    return {"step": step, "psnr_db": mean_db}
 
 
 def psnr(rendered: Tensor, targets: Tensor, std: Tensor) -> Tensor:

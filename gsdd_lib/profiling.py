@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gsdd_lib.processor import cpu_name
+
 LEVELS = ("portable", "v3", "v4")  # instruction sets of the CPU kernels, narrow to wide
 
 Job = Callable[[], list[Tensor]]  # does its work and returns what it made
@@ -87,7 +89,7 @@ def machine(device: str = "cpu") -> dict[str, str | int]:
     """What a measurement was made on: device, threads, torch's version, the operator's kernels."""
     on_cpu = device == "cpu"
     return {
-        "device": _cpu_name() if on_cpu else torch.cuda.get_device_name(),
+        "device": cpu_name() if on_cpu else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "kernels": cpu_kernels() if on_cpu else "cuda",
@@ -103,12 +105,3 @@ def cpu_kernels() -> str:
     widest = {"AVX2": "v3", "AVX512": "v4"}.get(capability, "portable")
     asked = os.environ.get("GSDD_CPU")
     return min(widest, asked if asked in LEVELS else "v4", key=LEVELS.index)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()

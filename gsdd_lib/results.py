@@ -19,6 +19,7 @@ from typing import Any, Self
 import pandas as pd
 
 from gsdd_lib.files import write_atomically
+from gsdd_lib.processor import cpu_name
 from gsdd_lib.tables import to_markdown
 
 RECORD = "run.json"
@@ -203,7 +204,7 @@ def _version(package: str) -> str:
 def _machine(device: str) -> dict[str, Any]:
     # A run that records itself has loaded torch already; reading results need not load it.
     torch = sys.modules.get("torch")
-    machine: dict[str, Any] = {"device": _cpu_name(), "threads": os.cpu_count()}
+    machine: dict[str, Any] = {"device": cpu_name(), "threads": os.cpu_count()}
     if torch is not None:
         machine["threads"] = torch.get_num_threads()
         if device.startswith("cuda"):
@@ -211,12 +212,3 @@ def _machine(device: str) -> dict[str, Any]:
             peak = torch.cuda.max_memory_allocated(device) / 2**20
             machine["peak_gpu_memory_mib"] = round(peak, 1)
     return machine
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()

@@ -1,6 +1,6 @@
-// The CUDA block programs of splat_warp.h on the host, block after block as the GPU would launch
-// them. As a library it serves tests/test_splat_warp.py; built with a sanitizer and HOST_WARP_MAIN
-// it is a program that renders and differentiates odd shapes for the sanitizer to watch.
+// The CUDA block programs (splat_render.h, splat_gather.h) on the host, block after block as the
+// GPU would launch them. As a library it serves tests/test_splat_warp.py; built with a sanitizer and
+// HOST_WARP_MAIN it is a program that renders and differentiates odd shapes for it to watch.
 //
 // There are two teams. A `Loop` takes its threads one by one, in either order: within a step no
 // thread may depend on another, so both orders must give the same bits. `Hardware` has a real
@@ -11,7 +11,8 @@
 #include <memory>
 #include <vector>
 
-#include "splat_warp.h"
+#include "splat_gather.h"
+#include "splat_render.h"
 
 namespace {
 

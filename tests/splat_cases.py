@@ -8,6 +8,7 @@ clamp at weight 1. A sample that happens to lie there within rounding may fall o
 pixels with such a sample are left out of a comparison: :func:`decided_pixels` says which stay.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -17,9 +18,11 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.footprint import decided_pixels
+from gsdd_lib.splat import splat
 from gsdd_lib.splat_reference import splat_reference
 
 SWITCHES = ("opacity", "saturate", "prefilter", "supersample")
+SETTINGS = list(itertools.product([True, False], repeat=len(SWITCHES)))
 # Image error relative to max(1, largest sum of |weight * color|) of any pixel, and gradient error
 # relative to the largest entry in the same column of the parameters.
 IMAGE_TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
@@ -198,5 +201,100 @@ CASES: dict[str, Callable[[torch.Generator], Case]] = {
     "switches " + "".join("+" if on else "-" for on in setting): _switched(
         **dict(zip(SWITCHES, setting, strict=True))
     )
-    for setting in itertools.product([True, False], repeat=4)
+    for setting in SETTINGS
 }
+
+
+@functools.cache
+def wanted(name: str) -> tuple[Case, Expected]:
+    """A case of the table and what the oracle says of it."""
+    case = CASES[name](seeded())
+    return case, expected(case)
+
+
+# ------------------------------------------------------------- tests that every device has to pass
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def render(params: Tensor, case: Case, cotangent: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The operator's image and gradient on the device of ``params``; a random cotangent if none."""
+    params = params.detach().requires_grad_()
+    image = splat(params, case.height, case.width, **case.switches)
+    if cotangent is None:
+        cotangent = torch.randn(image.shape, generator=seeded(1), dtype=image.dtype)
+    (gradient,) = torch.autograd.grad(image, params, cotangent.to(params.device))
+    return image.detach(), gradient
+
+
+def settled(images: int, opacities: tuple[float, ...] = (), **switches: bool) -> Tensor:
+    """Gaussians without a sample so near a discontinuity that a finite difference crosses it."""
+    for seed in itertools.count():
+        opacity = switches.get("opacity", True)
+        params = scene(seeded(seed), images, 3, 4, 5, channels=2, opacity=opacity)
+        if opacity and opacities:
+            params[:, : len(opacities), -1] = torch.tensor(opacities, dtype=params.dtype)
+        if decided_pixels(params, 4, 5, **switches, margin=1e-4).all():
+            return params
+
+
+def check_finite_differences(setting: tuple[bool, ...], device: str) -> None:
+    switches = dict(zip(SWITCHES, setting, strict=True))
+    params = settled(2, (2.5, -0.6), **switches).to(device).requires_grad_()
+    assert torch.autograd.gradcheck(lambda rows: splat(rows, 4, 5, **switches), params)
+
+
+VIEWS = {
+    "transposed": lambda rows: rows.transpose(1, 2).contiguous().transpose(1, 2),
+    "columns of a wider tensor": lambda rows: torch.cat([rows, rows], dim=2)[..., 9:],
+    "expanded": lambda rows: rows[:1].expand(3, -1, -1),
+    "every second": lambda rows: rows[:, ::2],
+    "not the first": lambda rows: rows[1:],
+}
+
+
+def check_view(view: str, device: str) -> None:
+    """Parameters and cotangent of any strides give the bits of contiguous ones."""
+    case = Case(scene(seeded(), 3, 8, 12, 10), 12, 10, {})
+    rows = VIEWS[view](case.params.to(device))
+    v_images = torch.randn(len(rows), 12, 10, 3, dtype=torch.float64).permute(0, 3, 1, 2)
+    plain = render(rows.clone(memory_format=torch.contiguous_format), case, v_images.contiguous())
+    strided = render(rows, case, v_images)
+    assert torch.equal(strided[0], plain[0]) and torch.equal(strided[1], plain[1])
+
+
+def check_repeated_images(device: str) -> None:
+    """Gradients of an image that an index shows more than once add up."""
+    params = scene(seeded(), 4, 9, 20, 13).to(device).requires_grad_()
+    index = torch.tensor([1, 3, 1, 1], device=device)
+    v_images = torch.randn(4, 3, 20, 13, generator=seeded(1), dtype=torch.float64).to(device)
+    (gradient,) = torch.autograd.grad(splat(params, 20, 13, index=index), params, v_images)
+    (gathered,) = torch.autograd.grad(splat(params[index], 20, 13), params, v_images)
+    assert torch.allclose(gradient, gathered, rtol=1e-12, atol=1e-12)
+    assert (gradient[[0, 2]] == 0).all()
+
+
+FIT_TOLERANCE = 0.01  # dB between two backends after 500 steps
+
+
+def fitted_psnr(
+    render: Callable, *, points: int = 24, side: int = 16, images: int = 3, steps: int = 500
+) -> float:
+    """PSNR in dB of smooth images after ``steps`` steps of Adam, whose rate falls to zero.
+
+    Args:
+        render: ``(params [B, M, 9] float32, height, width) -> images``, differentiable.
+    """
+    draw = scene(seeded(5), images, points // 2, side, side, size=1.2).float()
+    target = splat_reference(draw, side, side)
+    params = scene(seeded(6), images, points, side, side, size=0.9).float().requires_grad_()
+    optimizer = torch.optim.Adam([params])
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.03 * (1 - step / steps)
+        loss = (render(params, side, side) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float(-10 * loss.detach().log10())

@@ -41,8 +41,9 @@ def quick(tmp_path_factory) -> tuple[str, dict]:
 
 def test_the_table_has_a_line_for_every_workload_and_pass(quick):
     lines = [line for line in quick[0].splitlines() if line.startswith("|")]
+    lines = lines[: 2 + len(QUICK) * len(PASSES)]  # the table of fitting comes after
     assert [cell.strip() for cell in lines[0].strip("|").split("|")] == list(COLUMNS)
-    assert len(lines) == 2 + len(QUICK) * len(PASSES)
+    assert lines[-1].startswith(f"| {QUICK[-1].images} | {QUICK[-1].points} |")
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
     assert lines[2].startswith("| 6 | 5 | 12x10x1 | forward | ")
 
@@ -62,6 +63,26 @@ def test_the_numbers_behind_the_table(quick):
         assert row["ratio"] == pytest.approx(row["oracle_ms"] / row["operator_ms"])
         assert 0 < row["of_floor"] == pytest.approx(row["floor_ms"] / row["operator_ms"])
         assert row["operator_images"] == row["images"] and row["operator_mib"] >= 0
+
+
+def test_a_fit_and_a_call_are_timed_as_well(quick):
+    fitting, calls = quick[1]["fitting"], quick[1]["call_us"]
+    assert (fitting["images"], fitting["points"], fitting["steps"]) == (3, 5, 40)
+    assert (
+        "| 3 | 5 | 12x12x3 | 40 |" in quick[0] and "gsplat_raster.py): not run, no CUDA" in quick[0]
+    )
+    assert 0 < calls["kernel's op"] and calls["splat and its gradient"] > calls["splat"] > 0
+    assert "microseconds: kernel's op " in quick[0]
+
+
+def test_gsplat_stands_beside_on_a_gpu_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr(benchmark.gsplat_raster, "available", lambda: "")
+    assert benchmark._renderers("cuda") == [*RENDERERS, "gsplat"]
+    assert benchmark._renderers("cpu") == list(RENDERERS)
+    row = dict.fromkeys(["images", "points", "height", "width", "channels", "oracle_images"], 1)
+    row |= dict.fromkeys(["operator_ms", "oracle_ms", "ratio", "operator_mib", "oracle_mib"], 1.0)
+    line = benchmark.table_line(row | {"pass": "forward", "gsplat_ms": 2.5, "gsplat_mib": 7.0})
+    assert line.endswith("| 1 | 2.50 | 7.0 |")
 
 
 def test_the_oracle_renders_as_many_images_as_it_can_in_seconds():

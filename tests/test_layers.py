@@ -17,6 +17,7 @@ FLOORS = (
         "config",
         "rng",
         "files",
+        "processor",
         "progress",
         "results",
         "plots",
@@ -28,6 +29,9 @@ FLOORS = (
     (
         "splat",
         "splat_reference",
+        "placement",
+        "fit_loop",
+        "gsplat_raster",
         "floor",
         "footprint",
         "profiling",
@@ -57,12 +61,22 @@ FLOORS = (
         "parameter_files",
         "runner",
         "benchmark",
+        "fit_benchmark",
         "efficiency",
     ),
 )
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 # What needs no tensors must not wait for torch, nor plots and tables for scikit-learn.
-LIGHT = ("config", "files", "results", "plots", "tables", "parameter_files", "runner")
+LIGHT = (
+    "config",
+    "files",
+    "processor",
+    "results",
+    "plots",
+    "tables",
+    "parameter_files",
+    "runner",
+)
 SOURCES = sorted([*(ROOT / "gsdd_lib").rglob("*.py"), *(ROOT / "cuda_ext").rglob("*.py")])
 
 

@@ -3,7 +3,6 @@
 The block programs inside the kernels are tested without a GPU in test_splat_warp.py.
 """
 
-import functools
 import itertools
 import re
 import shutil
@@ -15,13 +14,20 @@ import pytest
 import torch
 from splat_cases import (
     CASES,
-    SWITCHES,
+    FIT_TOLERANCE,
+    SETTINGS,
+    VIEWS,
     Case,
+    check_finite_differences,
     check_gradient,
     check_image,
-    decided_pixels,
-    expected,
+    check_repeated_images,
+    check_view,
+    fitted_psnr,
+    render,
     scene,
+    seeded,
+    wanted,
 )
 from torch import Tensor
 
@@ -30,11 +36,11 @@ from cuda_ext.report import compile_report
 from gsdd_lib.splat import backend_ready, splat
 
 ARCHS = ("sm_80", "sm_90")
+PROGRAMS = ("warp.h", "render.h", "gather.h")  # what the kernels run, beside the mathematics
 REGISTER_FILE = 65536  # registers of a multiprocessor, of every architecture since 2012
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a block gets without opting in
 # Blocks of 256 threads that must fit on a multiprocessor, or latency shows.
 OCCUPANCY = {"render<float": 4, "gather<float": 3}
-SETTINGS = list(itertools.product([True, False], repeat=len(SWITCHES)))
 
 
 # ----------------------------------------------------------------------------- compiled, not run
@@ -78,7 +84,7 @@ def test_enough_blocks_fit_on_a_multiprocessor(report):
 
 def test_the_kernels_touch_no_float_by_atomics_and_no_host():
     """Determinism and graph capture rest on what the source leaves out."""
-    files = [cuda_ext.FOLDER / name for name in ("splat_cuda.cu", "splat_warp.h")]
+    files = [cuda_ext.FOLDER / f"splat_{name}" for name in ("cuda.cu", *PROGRAMS)]
     source = "".join(file.read_text() for file in files)
     code = re.sub(r"//[^\n]*", "", source)
     for word in ("atomic", "cudaMemcpy", "Synchronize(", "cudaMalloc", "<<<1,", "printf"):
@@ -100,29 +106,9 @@ def kernels() -> None:
     assert backend_ready() and cuda_ext.load(), "the CUDA kernels were not built; is nvcc there?"
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def on_gpu(function):
     """Mark a test as one of the GPU's, for which the kernels are built."""
     return pytest.mark.gpu(pytest.mark.usefixtures("kernels")(function))
-
-
-@functools.cache
-def wanted(name: str):
-    case = CASES[name](seeded())
-    return case, expected(case)
-
-
-def render(params: Tensor, case: Case, cotangent: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The operator's image and gradient, computed on the device of ``params``."""
-    params = params.detach().requires_grad_()
-    image = splat(params, case.height, case.width, **case.switches)
-    if cotangent is None:
-        cotangent = torch.randn(image.shape, generator=seeded(1), dtype=image.dtype)
-    (gradient,) = torch.autograd.grad(image, params, cotangent.to(params.device))
-    return image.detach(), gradient
 
 
 def same(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> bool:
@@ -143,16 +129,7 @@ def test_agrees_with_the_oracle(name, dtype):
 @on_gpu
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_gradcheck(setting):
-    switches = dict(zip(SWITCHES, setting, strict=True))
-    for seed in itertools.count():
-        params = scene(seeded(seed), 2, 3, 4, 5, channels=2, opacity=switches["opacity"])
-        if switches["opacity"]:
-            params[:, :2, -1] = torch.tensor([2.5, -0.6], dtype=params.dtype)
-        if decided_pixels(params, 4, 5, **switches, margin=1e-4).all():
-            break  # no sample so near a discontinuity that a finite difference crosses it
-    assert torch.autograd.gradcheck(
-        lambda rows: splat(rows, 4, 5, **switches), params.cuda().requires_grad_()
-    )
+    check_finite_differences(setting, "cuda")
 
 
 @on_gpu
@@ -198,23 +175,9 @@ def test_agrees_with_the_cpu_on_large_batches(name):
 
 
 @on_gpu
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda rows: rows.transpose(1, 2).contiguous().transpose(1, 2),
-        lambda rows: torch.cat([rows, rows], dim=2)[..., 9:],
-        lambda rows: rows[:1].expand(3, -1, -1),
-        lambda rows: rows[:, ::2],
-        lambda rows: rows[1:],
-    ],
-    ids=["transposed", "columns of a wider tensor", "expanded", "every second", "not the first"],
-)
+@pytest.mark.parametrize("view", VIEWS)
 def test_any_strides(view):
-    case = Case(scene(seeded(), 3, 8, 12, 10), 12, 10, {})
-    rows = view(case.params.cuda())
-    v_images = torch.randn(len(rows), 12, 10, 3, dtype=torch.float64).permute(0, 3, 1, 2)
-    plain = render(rows.clone(memory_format=torch.contiguous_format), case, v_images.contiguous())
-    assert same(render(rows, case, v_images), plain)
+    check_view(view, "cuda")
 
 
 @on_gpu
@@ -308,7 +271,7 @@ def test_offsets_past_two_to_the_31st():
 @on_gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int32])
 def test_another_dtype_is_refused(dtype):
-    with pytest.raises(RuntimeError, match="must be float32 or float64"):
+    with pytest.raises(RuntimeError, match="must be float32, float64 or bfloat16"):
         torch.ops.gsdd.splat(torch.zeros(1, 2, 9, device="cuda").to(dtype), 4, 4, *[True] * 4)
 
 
@@ -342,9 +305,13 @@ def test_an_index_gives_the_bits_of_a_gather(dtype):
 
 @on_gpu
 def test_gradients_of_repeated_images_add_up():
-    params = scene(seeded(), 4, 9, 20, 13).cuda().requires_grad_()
-    index = torch.tensor([1, 3, 1, 1], device="cuda")
-    v_images = torch.randn(4, 3, 20, 13, generator=seeded(1), dtype=torch.float64).cuda()
-    (gradient,) = torch.autograd.grad(splat(params, 20, 13, index=index), params, v_images)
-    (gathered,) = torch.autograd.grad(splat(params[index], 20, 13), params, v_images)
-    assert torch.allclose(gradient, gathered, rtol=1e-12, atol=1e-12)
+    check_repeated_images("cuda")
+
+
+@on_gpu
+def test_a_long_fit_ends_as_on_the_cpu():
+    def on_the_gpu(params: Tensor, height: int, width: int) -> Tensor:
+        return splat(params.cuda(), height, width).cpu()
+
+    for size in ({}, {"points": 136, "side": 32, "images": 4}):
+        assert abs(fitted_psnr(on_the_gpu, **size) - fitted_psnr(splat, **size)) <= FIT_TOLERANCE

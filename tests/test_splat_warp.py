@@ -6,17 +6,27 @@ look for what a comparison can miss: reads out of bounds, and races between thre
 """
 
 import ctypes
-import functools
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from splat_cases import CASES, Case, check_gradient, check_image, expected, scene
+from splat_cases import (
+    CASES,
+    FIT_TOLERANCE,
+    Case,
+    check_gradient,
+    check_image,
+    expected,
+    fitted_psnr,
+    scene,
+    wanted,
+)
 from torch import Tensor
 
 import cuda_ext
+from gsdd_lib.splat import splat
 
 SOURCE = Path(__file__).with_name("host_warp.cpp")
 CXX = shutil.which("g++")
@@ -68,12 +78,6 @@ def run(
     inner = [target[GUARD:-GUARD] for target in targets]
     assert not any(target.isnan().any() for target in inner), "not every number was written"
     return inner[0].view(size), inner[1].view(params.shape)
-
-
-@functools.cache
-def wanted(name: str):
-    case = CASES[name](torch.Generator().manual_seed(0))
-    return case, expected(case)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -172,6 +176,43 @@ def test_bfloat16_is_read_and_its_gradient_rounded_once(host):
     plain_image, plain_gradient = run(host, case, params.float(), v_images)
     assert torch.equal(image, plain_image)
     assert gradient.dtype == torch.bfloat16 and torch.equal(gradient, plain_gradient.bfloat16())
+
+
+class OnHost(torch.autograd.Function):
+    """The block programs as a differentiable renderer."""
+
+    @staticmethod
+    def forward(ctx, params, height, width, host):
+        ctx.host, ctx.case = host, Case(params, height, width, {})
+        ctx.save_for_backward(params)
+        return run(host, ctx.case, params, torch.zeros(len(params), 3, height, width))[0]
+
+    @staticmethod
+    def backward(ctx, v_images):
+        return run(ctx.host, ctx.case, *ctx.saved_tensors, v_images)[1], None, None, None
+
+
+def test_a_long_fit_ends_as_with_the_cpu_kernels(host):
+    on_host = fitted_psnr(lambda *arguments: OnHost.apply(*arguments, host), images=2)
+    assert on_host > 25
+    assert abs(on_host - fitted_psnr(splat, images=2)) <= FIT_TOLERANCE
+
+
+# Exponents that no float holds: saturated or not, narrow and far from a sample. Where a column may
+# not be walked by the recurrence it is sampled one by one; either way the oracle is met.
+@pytest.mark.parametrize("opacity", [1e4, 1e8, 1e12, 1e16, 1e30])
+@pytest.mark.parametrize("saturate", [True, False])
+@pytest.mark.parametrize("prefilter", [True, False])
+def test_the_recurrence_is_left_where_its_seed_would_vanish(host, opacity, saturate, prefilter):
+    params = scene(torch.Generator().manual_seed(2), 1, 12, 23, 18, size=0.9)
+    params[:, ::2, 2:5] *= 1e-2  # narrow: as curved as the variance that is added allows
+    params[:, :, -1] = opacity
+    params[:, :, 5:8] /= opacity if not saturate else 1
+    case = Case(params, 23, 18, {"saturate": saturate, "prefilter": prefilter})
+    want = expected(case)
+    image, gradient = run(host, case, want.params.float(), want.cotangent.float())
+    check_image(image, want)
+    check_gradient(gradient, want)
 
 
 def test_offsets_past_two_to_the_31st(host):

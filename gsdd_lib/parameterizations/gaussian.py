@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from gsdd_lib.config import RenderConfig
+from gsdd_lib.placement import MAX_POSITION
 from gsdd_lib.splat import GEOMETRY, splat
-
-# The largest bf16 number below 1: a position clipped to it stays inside when it is stored.
-MAX_POSITION = 1 - 2**-8
 
 Space = Literal["unit", "normalized"]
 
@@ -126,6 +124,19 @@ class GaussianImages(nn.Module):
     def render_packed(self, packed: Tensor) -> Tensor:
         """Normalized images of other numbers than this object's own, in its place: [n, C, H, W]."""
         return self._normalized(self._splat(packed, self.resolution))
+
+    def splat_packed(self, packed: Tensor) -> Tensor:
+        """The bare sum of other numbers than this object's own, in its place: [n, C, H, W]."""
+        return self._splat(packed, self.resolution)
+
+    def canvas(self, images: Tensor) -> Tensor:
+        """Normalized images [n, C, H, W] in the space that the Gaussians add up in."""
+        return images if self.space == "normalized" else images * self.std + self.mean
+
+    @property
+    def canvas_std(self) -> Tensor:
+        """Pixel values per unit of that space, by channel [C, 1, 1]."""
+        return self.std if self.space == "normalized" else torch.ones_like(self.std)
 
     def _normalized(self, canvas: Tensor) -> Tensor:
         return canvas if self.space == "normalized" else (canvas - self.mean) / self.std

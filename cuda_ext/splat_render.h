@@ -1,0 +1,136 @@
+// The block program that renders (see splat_warp.h).
+#pragma once
+
+#include "splat_warp.h"
+
+namespace splat {
+
+// ---- Rendering: one block draws 8 tiles -----------------------------------------------------
+
+template <typename T, int C>
+struct Pixels {
+    T value[kRowsPerLane][C];
+};
+
+// One Gaussian's weights over a lane's pixels, whose first sample is at (x, y), an exponential for
+// every sample.
+template <typename T, int C, int S>
+SPLAT_DEVICE void sample_columns(
+    const Staged<T, C>& g, T x, T y, T (&weight)[kRowsPerLane]) {
+    constexpr T step = T(1) / S;
+#pragma unroll
+    for (int j = 0; j < S; ++j) {
+        const Column<T> column = column_at(g, x + T(j) * step, y);
+#pragma unroll
+        for (int i = 0; i < kRowsPerLane * S; ++i) {
+            const T t = column.t + T(i) * step * g.steep;
+            weight[i / S] += weight_at(g, column.base - t * t);
+        }
+    }
+}
+
+// The same by the recurrence down each column: a third of the exponentials, which the GPU computes
+// at an eighth of the rate of a product. A column that the support misses may end in infinity
+// times zero; that is not a number, and fails the test at the rim as zero would.
+template <typename T, int C, int S>
+SPLAT_DEVICE void walk_columns(const Staged<T, C>& g, T x, T y, T (&weight)[kRowsPerLane]) {
+    constexpr T step = T(1) / S;
+    const T down = step * g.steep;
+    T first_ratio = T(0);
+#pragma unroll
+    for (int j = 0; j < S; ++j) {
+        const Column<T> column = column_at(g, x + T(j) * step, y);
+        T value = power_of_2(column.base - column.t * column.t);
+        first_ratio = j == 0 ? power_of_2(-down * (T(2) * column.t + down)) : first_ratio * g.lean;
+        T ratio = first_ratio;
+#pragma unroll
+        for (int i = 0; i < kRowsPerLane * S; ++i) {
+            if (value >= g.rim) weight[i / S] += value < T(1) ? value : T(1);
+            value *= ratio;
+            ratio *= g.bend;
+        }
+    }
+}
+
+// Adds the Gaussians of the set bits to one lane's pixels, whose first sample is at (x, y).
+template <typename T, int C, int S>
+SPLAT_DEVICE void draw(
+    const Staged<T, C>* staged, uint32_t alive, T x, T y, Pixels<T, C>& pixels) {
+    for (; alive != 0; alive &= alive - 1) {
+        const Staged<T, C> g = staged[lowest_bit(alive)];
+        T weight[kRowsPerLane] = {};
+        if (g.bend > T(0)) walk_columns<T, C, S>(g, x, y, weight);
+        else sample_columns<T, C, S>(g, x, y, weight);
+#pragma unroll
+        for (int r = 0; r < kRowsPerLane; ++r)
+#pragma unroll
+            for (int c = 0; c < C; ++c) pixels.value[r][c] += g.color[c] * weight[r];
+    }
+}
+
+// Offset of a pixel in images [batch, channels, height, width], channel 0.
+SPLAT_HD int64_t pixel_offset(const Shape& shape, int image, int x, int y) {
+    return (int64_t(image) * shape.channels * shape.height + y) * shape.width + x;
+}
+
+template <typename T, int C>
+SPLAT_DEVICE void store(
+    const Pixels<T, C>& pixels, const Shape& shape, int image, int x, int y, T* images) {
+    const int64_t plane = int64_t(shape.height) * shape.width;
+    for (int r = 0; r < kRowsPerLane; ++r) {
+        if (x >= shape.width || y + r >= shape.height) continue;
+        T* to = images + pixel_offset(shape, image, x, y + r);
+        for (int c = 0; c < C; ++c)
+            if (c < shape.channels) to[c * plane] = pixels.value[r][c];
+    }
+}
+
+template <typename Team, typename T, int C, int S>
+SPLAT_DEVICE void render(
+    Numbers<T> params, T* images, const Shape& shape, int block, Staged<T, C>* staged) {
+    const int tiles = tiles_of(shape), per_image = ceil_div(tiles, kWarps);
+    const int image = block / per_image, first_tile = block % per_image * kWarps;
+    const int64_t source = shape.source(image);
+    const bool there = source >= 0 && source < shape.stored();  // else it is left black
+    const int points = there ? shape.points : 0;
+    const Numbers<T> rows = params + source * shape.points * shape.row;
+    typename Team::template PerThread<Pixels<T, C>> pixels;
+
+    for (int begin = 0; begin < points; begin += kStaged) {
+        const int count = points - begin < kStaged ? points - begin : kStaged;
+
+        // 1. Stage: a thread projects one Gaussian.
+        Team::threads([&](int thread) {
+            if (thread < count)
+                staged[thread] =
+                    stage<T, C>(rows + int64_t(begin + thread) * shape.row, shape, true);
+        });
+
+        // 2. Cull 32 Gaussians at a time, 3. walk those that touch the warp's tile.
+        Team::warps([&](int warp) {
+            if (first_tile + warp >= tiles) return;
+            const Tile<T> tile = tile_at<T, S>(shape, first_tile + warp);
+            for (int group = 0; group < count; group += kLanes) {
+                const uint32_t alive = Team::ballot([&](int lane) {
+                    return group + lane < count && touches(staged[group + lane], tile);
+                });
+                Team::lanes([&](int lane) {
+                    const T x = T(tile.x + lane_column(lane)) + T(0.5 / S);
+                    const T y = T(tile.y + lane_row(lane)) + T(0.5 / S);
+                    draw<T, C, S>(staged + group, alive, x, y, pixels[warp * kLanes + lane]);
+                });
+            }
+        });
+    }
+
+    // 4. Store: every pixel is written, also where there is no Gaussian.
+    Team::threads([&](int thread) {
+        const int index = first_tile + thread / kLanes;
+        if (index >= tiles) return;
+        const Tile<T> tile = tile_at<T, S>(shape, index);
+        const int x = tile.x + lane_column(thread % kLanes), y = tile.y + lane_row(thread % kLanes);
+        store(pixels[thread], shape, image, x, y, images);
+    });
+}
+
+}  // namespace splat
