@@ -140,7 +140,7 @@ void forward(void* params, T* images, const Shape& shape) {
                     std::copy_n(
                         scratch.data() + c * band.plane + (y - band.from_row) * band.stride,
                         shape.width,
-                        images + (image * shape.channels + c) * pixels + int64_t(y) * shape.width);
+                        images + pixel_offset(shape, image, 0, y) + c * pixels);
         }
     });
 }
@@ -195,13 +195,12 @@ template <typename T>
 void backward(const T* v_images, void* params, void* v_params, const Shape& shape) {
     const Plan<T> plan(shape);
     const Slots slots(shape);
-    const int64_t image_size = int64_t(shape.channels) * shape.height * shape.width;
     const int64_t params_size = int64_t(shape.points) * shape.row;
     const int64_t sums_size = int64_t(shape.points) * (kMoments + kMaxChannels);
     const int64_t scratch_size = plan.kernels.channels * plan.rows_per_band * plan.stride;
     const auto gather = [&](const T* rows, int64_t slot, int64_t index, T* scratch, T* sums) {
         const Band band = plan.band(index, shape);
-        pad(v_images + slot * image_size, shape, band, scratch);
+        pad(v_images + pixel_offset(shape, slot, 0, 0), shape, band, scratch);
         plan.kernels.gather(rows, shape, band, scratch, sums);
     };
     const auto finish = [&](const T* rows, int64_t image, const std::vector<T>& total) {

@@ -52,6 +52,12 @@ struct Shape {
     SPLAT_HD double first_sample() const { return 0.5 / per_axis; }
 };
 
+// Offset of a pixel in images [batch, channels, height, width], channel 0: past 2^31 in batches that
+// are usual, so 64 bits whatever the numbers are.
+SPLAT_HD int64_t pixel_offset(const Shape& shape, int64_t image, int x, int y) {
+    return (image * shape.channels * shape.height + y) * shape.width + x;
+}
+
 // Numbers in memory, of type T or bfloat16 (the upper half of a float); indexed like a pointer.
 // What is written is rounded to the nearest, ties to even, as torch does.
 template <typename T>

@@ -68,11 +68,6 @@ SPLAT_DEVICE void draw(
     }
 }
 
-// Offset of a pixel in images [batch, channels, height, width], channel 0.
-SPLAT_HD int64_t pixel_offset(const Shape& shape, int image, int x, int y) {
-    return (int64_t(image) * shape.channels * shape.height + y) * shape.width + x;
-}
-
 template <typename T, int C>
 SPLAT_DEVICE void store(
     const Pixels<T, C>& pixels, const Shape& shape, int image, int x, int y, T* images) {

@@ -78,9 +78,9 @@ class FitConfig(Config):
         "real", description="random real images, k-means representatives, solid colour, or noise"
     )
     fit_steps: int = Field(600, ge=0, description="Adam steps of the mean squared error")
-    fit_lr: float = Field(0.03, gt=0, description="learning rate at the start; the paper: 0.01")
+    fit_lr: float = Field(0.045, gt=0, description="learning rate at the start; the paper: 0.01")
     fit_schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="of the learning rate: falls to 2 % of the first, or stays"
+        "cosine", description="of the learning rate: stays for half the steps, then falls; or stays"
     )
     fit_relocate: float = Field(
         0.1, ge=0, le=0.5, description="share of an image's Gaussians moved at a time; 0: never"

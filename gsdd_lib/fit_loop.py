@@ -20,6 +20,7 @@ from gsdd_lib.splat import GEOMETRY
 POSITION_RATE = 3.0  # pixels that a position moves per unit of spacing and learning rate
 CHOLESKY_RATE = 1.0  # the same for a Cholesky factor
 BETAS = (0.9, 0.98)  # a short memory of the squares: a fit lasts a few hundred steps
+HELD = 0.5  # the share of the steps after which the learning rate falls
 LAST_RATE = 0.02  # of the cosine schedule, over the first
 MOVES, MOVE_EVERY, STEPS_TO_MOVE = 8, 0.05, 40  # relocations, the fits' share between two, minimum
 CURVE_POINTS = 25
@@ -30,7 +31,7 @@ class Plan:
     """How long and how fast to fit; ``relocate`` is the share of the Gaussians moved at a time."""
 
     steps: int
-    lr: float = 0.03
+    lr: float = 0.045
     schedule: str = "cosine"  # or constant
     relocate: float = 0.1
     betas: tuple[float, float] = BETAS
@@ -39,7 +40,8 @@ class Plan:
         """The learning rate of a step."""
         if self.schedule == "constant":
             return self.lr
-        wave = 0.5 + 0.5 * math.cos(math.pi * step / self.steps)
+        fallen = max(0.0, (step / self.steps - HELD) / (1 - HELD))
+        wave = 0.5 + 0.5 * math.cos(math.pi * fallen)
         return self.lr * (LAST_RATE + (1 - LAST_RATE) * wave)
 
     def moves(self) -> set[int]:

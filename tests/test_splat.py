@@ -21,6 +21,7 @@ from splat_cases import (
     wanted,
 )
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gsdd_lib.splat import backend_ready, splat
 from gsdd_lib.splat_reference import splat_reference
@@ -83,6 +84,17 @@ def test_opcheck(dtype):
     torch.library.opcheck(torch.ops.gsdd.splat, (params, 6, 7, True, True, True, True))
     strided = scene(seeded(), 4, 2, 6, 7).to(dtype).transpose(0, 1).requires_grad_()
     torch.library.opcheck(torch.ops.gsdd.splat, (strided, 6, 7, True, False, False, False))
+
+
+def test_the_largest_batches_have_the_right_shapes():
+    """44,000 images of 128 x 128, more numbers than 31 bits count; the kernels' own offsets are
+    looked at in test_splat_warp.py."""
+    with FakeTensorMode():
+        params = torch.empty(44_000, 170, 9, requires_grad=True)
+        image = splat(params, 128, 128)
+        (gradient,) = torch.autograd.grad(image, params, torch.empty_like(image))
+    assert image.shape == (44_000, 3, 128, 128) and image.numel() > 2**31
+    assert gradient.shape == params.shape
 
 
 def test_opcheck_of_the_backward():
