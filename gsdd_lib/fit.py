@@ -5,6 +5,7 @@ squared error; ``warmup`` fits all to the data set's mean color, which spreads a
 Gaussians without showing them an image; ``random`` does not fit at all (paper, table 17).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -50,8 +51,10 @@ def initial_gaussians(
     """
     labels = torch.arange(data.num_classes).repeat_interleave(budget.gpc)
     images = _targets(data, budget.gpc, config.init, seed)
+    whitened = data.whitening is not None  # Gaussians then add up to whitened values in any space
+    canvas = images if whitened or space == "normalized" else data.unit(images)
     gaussians = GaussianImages(
-        place_gaussians(data.unit(images), budget, seed=seed),
+        place_gaussians(canvas, budget, seed=seed),
         labels,
         resolution=(budget.height, budget.width),
         mean=data.mean,
@@ -62,7 +65,8 @@ def initial_gaussians(
     )
     if config.init == "random":
         return Fit(gaussians, images)
-    return Fit(gaussians, images, fit_images(gaussians, images, config))
+    unit = data.unit if whitened else None
+    return Fit(gaussians, images, fit_images(gaussians, images, config, unit=unit))
 
 
 def _targets(data: ImageData, count: int, init: str, seed: int) -> Tensor:
@@ -130,12 +134,18 @@ def _gradient_magnitude(images: Tensor) -> Tensor:
 
 
 def fit_images(
-    gaussians: GaussianImages, targets: Tensor, config: FitConfig
+    gaussians: GaussianImages,
+    targets: Tensor,
+    config: FitConfig,
+    *,
+    unit: Callable[[Tensor], Tensor] | None = None,
 ) -> list[dict[str, float]]:
     """Fit ``gaussians`` in place to ``targets`` by Adam on the squared error.
 
     Args:
         targets: normalized [N, C, H, W], one per Gaussian image.
+        unit: brings normalized images to pixel values, ``data.unit``; needed for whitened ones,
+            whose PSNR is that of pixels too.
 
     Returns:
         The curve: rows of step and PSNR in dB (:func:`psnr`), about 25 of them.
@@ -154,7 +164,7 @@ def fit_images(
     with Progress(config.fit_steps, "fit") as progress:
         for step in range(config.fit_steps):
             if step % every == 0:
-                curve.append(_curve_row(step, gaussians, leaves, targets))
+                curve.append(_curve_row(step, gaussians, leaves, targets, unit))
             optimizer.zero_grad(set_to_none=True)
             rendered = gaussians.render_packed(torch.cat(leaves, dim=-1))
             (rendered - targets).square().sum().backward()
@@ -162,17 +172,23 @@ def fit_images(
             with torch.no_grad():
                 leaves[0].clamp_(-MAX_POSITION, MAX_POSITION)
             progress.update(psnr_db=curve[-1]["psnr_db"])
-    curve.append(_curve_row(config.fit_steps, gaussians, leaves, targets))
+    curve.append(_curve_row(config.fit_steps, gaussians, leaves, targets, unit))
     return curve
 
 
 @torch.no_grad()
 def _curve_row(
-    step: int, gaussians: GaussianImages, leaves: list[Tensor], targets: Tensor
+    step: int,
+    gaussians: GaussianImages,
+    leaves: list[Tensor],
+    targets: Tensor,
+    unit: Callable[[Tensor], Tensor] | None,
 ) -> dict[str, float]:
     gaussians.packed.copy_(torch.cat(leaves, dim=-1))
-    mean_db = psnr(gaussians.render(), targets, gaussians.std).mean().item()
-    return {"step": step, "psnr_db": mean_db}
+    rendered, scale = gaussians.render(), gaussians.std
+    if unit is not None:
+        rendered, targets, scale = unit(rendered), unit(targets), torch.ones_like(scale)
+    return {"step": step, "psnr_db": psnr(rendered, targets, scale).mean().item()}
 
 
 def psnr(rendered: Tensor, targets: Tensor, std: Tensor) -> Tensor:
