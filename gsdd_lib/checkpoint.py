@@ -25,6 +25,10 @@ class DistillError(RuntimeError):
     """A distillation cannot go on; the message says why and names the last good checkpoint."""
 
 
+# Packed Gaussians; with learned labels, a pair of these and the labels' logits.
+Snapshot = Tensor | tuple[Tensor, Tensor]
+
+
 @dataclass
 class Distillation:
     """Where a run stands: everything that a checkpoint holds."""
@@ -34,9 +38,24 @@ class Distillation:
     optimizers: tuple[torch.optim.Optimizer, ...]
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    best: Tensor | None = None  # packed Gaussians of the best validation accuracy so far
+    best: Snapshot | None = None  # of the best validation accuracy so far
     best_accuracy: float = float("-inf")
-    snapshots: list[Tensor] | None = None  # packed Gaussians of every row, if they are asked for
+    snapshots: list[Snapshot] | None = None  # of every row, if they are asked for
+
+    def snapshot(self) -> Snapshot:
+        """A copy of what is distilled, as it is now."""
+        packed, soft = self.gaussians.packed.detach().clone(), self.carried.soft
+        return packed if soft is None else (packed, soft.logits.detach().clone())
+
+    @torch.no_grad()
+    def restore(self, snapshot: Snapshot) -> None:
+        """Bring back what :meth:`snapshot` gave."""
+        if self.carried.soft is None:
+            self.gaussians.packed.copy_(snapshot)
+            return
+        packed, logits = snapshot
+        self.gaussians.packed.copy_(packed)
+        self.carried.soft.logits.copy_(logits)
 
 
 class Checkpoint:
@@ -45,7 +64,7 @@ class Checkpoint:
     def __init__(
         self,
         folder: Path | None,
-        gaussians: Parameterization,
+        start: Distillation,
         config: DistillConfig,
         eval_config: EvalConfig,
         seed: int,
@@ -56,11 +75,13 @@ class Checkpoint:
             config.model_dump(),
             eval_config.model_dump(),
             seed,
-            list(gaussians.packed.shape),
+            list(start.gaussians.packed.shape),
             experts.fingerprint if experts else "",
         ]
-        start = gaussians.packed.detach().cpu().numpy().tobytes()
-        self.settings = json.dumps(settings) + hashlib.sha256(start).hexdigest()
+        numbers = start.snapshot()
+        parts = [numbers] if isinstance(numbers, Tensor) else numbers
+        content = b"".join(part.cpu().numpy().tobytes() for part in parts)
+        self.settings = json.dumps(settings) + hashlib.sha256(content).hexdigest()
         self.written = False
 
     @property

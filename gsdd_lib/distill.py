@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gsdd_lib.checkpoint import Checkpoint, Distillation, DistillError
+from gsdd_lib.checkpoint import Checkpoint, Distillation, DistillError, Snapshot
 from gsdd_lib.config import DistillConfig, EvalConfig
 from gsdd_lib.data import ImageData
 from gsdd_lib.evaluate import EvaluationError, evaluate, summarize
 from gsdd_lib.expert_files import Experts
-from gsdd_lib.matching import STEP_LOSSES, begin
+from gsdd_lib.matching import STEP_LOSSES, Carried, begin
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.progress import Progress
+from gsdd_lib.soft_labels import SoftLabels
 
 SYN_LR_MOMENTUM = 0.5  # of the SGD that learns the students' learning rate, as published
 # Largest gradient of its logarithm that counts; the published code has no limit and goes NaN.
@@ -35,7 +36,8 @@ def distill(
     seed: int,
     folder: Path | None = None,
     experts: Experts | None = None,
-    snapshots: list[Tensor] | None = None,
+    snapshots: list[Snapshot] | None = None,
+    soft_labels: SoftLabels | None = None,
 ) -> Iterator[dict[str, float]]:
     """Distill ``data.train`` into ``gaussians`` in place; yields a history row per evaluation.
 
@@ -52,18 +54,23 @@ def distill(
             checkpoint of other settings is refused.
         experts: whose paths trajectory matching follows; the other objectives need none.
         snapshots: a list that receives the packed Gaussians of every row, for
-            ``protocols.compare_protocols``; the checkpoint then holds them too.
+            ``protocols.compare_protocols``; the checkpoint then holds them too. With learned
+            labels an entry is a pair of these and the labels' logits.
+        soft_labels: learned labels, one per image, moved in place by the objective's gradient at
+            ``config.label_lr``; a row's networks train on their probabilities, and at the end they
+            are those of the best row.
 
     Raises:
         DistillError: the loss or its gradient is not a number, or the checkpoint does not fit.
             ctrl-C stops between two steps with a KeyboardInterrupt that names the checkpoint.
         ExpertError: there are no experts, or not those that the settings ask for.
+        ValueError: the learned labels are not one per image and class.
     """
     carried = begin(data, config, experts)
-    adam = torch.optim.Adam(gaussians.parameters(), lr=config.lr)
-    sgd = torch.optim.SGD([carried.log_syn_lr], lr=config.lr_lr, momentum=SYN_LR_MOMENTUM)
-    state = Distillation(gaussians, carried, (adam, sgd), snapshots=snapshots)
-    checkpoint = Checkpoint(folder, gaussians, config, eval_config, seed, experts)
+    carried.soft = _checked(soft_labels, gaussians, data)
+    optimizers = _optimizers(gaussians, carried, config)
+    state = Distillation(gaussians, carried, optimizers, snapshots=snapshots)
+    checkpoint = Checkpoint(folder, state, config, eval_config, seed, experts)
     checkpoint.load(state)
     judges = eval_config.model_copy(update={"networks": config.select_networks})
     yield from state.history
@@ -92,8 +99,7 @@ def distill(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped at step {state.step}. {checkpoint.sentence()}") from None
     if state.best is not None:
-        with torch.no_grad():
-            gaussians.packed.copy_(state.best)
+        state.restore(state.best)
 
 
 def learned_eval_config(eval_config: EvalConfig, rows: Sequence[dict[str, float]]) -> EvalConfig:
@@ -103,6 +109,32 @@ def learned_eval_config(eval_config: EvalConfig, rows: Sequence[dict[str, float]
     """
     best = max(rows, key=lambda row: row["mean"])
     return eval_config.model_copy(update={"eval_lr": best.get("syn_lr", eval_config.eval_lr)})
+
+
+def _checked(
+    soft: SoftLabels | None, gaussians: Parameterization, data: ImageData
+) -> SoftLabels | None:
+    expected = [len(gaussians.labels), data.num_classes]
+    if soft is not None and list(soft.logits.shape) != expected:
+        raise ValueError(
+            f"learned labels must be {expected}, a number per image and class, got "
+            f"{list(soft.logits.shape)}; make them of these images"
+        )
+    return soft
+
+
+def _optimizers(
+    gaussians: Parameterization, carried: Carried, config: DistillConfig
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Of the Gaussians, of the students' learning rate, and of labels that are learned."""
+    adam = torch.optim.Adam(gaussians.parameters(), lr=config.lr)
+    sgd = torch.optim.SGD([carried.log_syn_lr], lr=config.lr_lr, momentum=SYN_LR_MOMENTUM)
+    if carried.soft is None:
+        return adam, sgd
+    carried.soft.requires_grad_(config.label_lr > 0)
+    if not config.label_lr:
+        return adam, sgd
+    return adam, sgd, torch.optim.Adam(carried.soft.parameters(), lr=config.label_lr)
 
 
 def _advice(config: DistillConfig) -> str:
@@ -121,7 +153,7 @@ def _step(state: Distillation, data: ImageData, config: DistillConfig, *, seed: 
     total = loss + config.boundary * gaussians.penalty()
     total.backward()
     state.step += 1
-    moved = [*gaussians.parameters(), carried.log_syn_lr]
+    moved = [p for optimizer in state.optimizers for p in optimizer.param_groups[0]["params"]]
     if not all(p.grad.isfinite().all() for p in moved if p.grad is not None):
         return torch.full_like(total, math.nan)
     if carried.log_syn_lr.grad is not None:  # one student gone astray must not end the run
@@ -149,13 +181,14 @@ def _evaluate(
         judges = judges.model_copy(update={"eval_lr": learned["syn_lr"]})
     with torch.no_grad():
         images = state.gaussians.render()
-    rows = evaluate(images, state.gaussians.labels, data, judges, seed=seed, split="validation")
+        labels = state.carried.targets(state.gaussians.labels)
+    rows = evaluate(images, labels, data, judges, seed=seed, split="validation")
     summary = summarize(rows)
     row = {"step": state.step, "loss": loss, **learned, **summary}
     state.history.append(row)
     if state.snapshots is not None:
-        state.snapshots.append(state.gaussians.packed.detach().clone())
+        state.snapshots.append(state.snapshot())
     if summary["mean"] > state.best_accuracy:
         state.best_accuracy = summary["mean"]
-        state.best = state.gaussians.packed.detach().clone()
+        state.best = state.snapshot()
     return row

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from gsdd_lib.budget import Budget, plan_budget, points_per_image
+from gsdd_lib.budget import GEOMETRY, Budget, plan_budget, points_per_image
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig, FitConfig
 from gsdd_lib.data import DataError, ImageData, from_tensors, load_data
 from gsdd_lib.distill import distill
 from gsdd_lib.evaluate import evaluate, summarize
 from gsdd_lib.fit import initial_gaussians
 from gsdd_lib.parameterizations.gaussian import GaussianImages
+from gsdd_lib.soft_labels import SoftLabels, labels_of_teacher, train_teacher
 from gsdd_lib.storage import save
 
 POINTS_AT_32 = 22  # Gaussians per image of 32x32 in the paper (table 7), 170 at 128x128:
@@ -41,33 +42,46 @@ class DistilledImages:
     eval_config: EvalConfig
     seed: int
     history: list[dict[str, float]] = field(default_factory=list)
+    soft_labels: SoftLabels | None = None
 
     @property
     def labels(self) -> Tensor:
-        """int64 [N]; the names are ``data.class_names``."""
+        """int64 [N], each image's own class; the names are ``data.class_names``."""
         return self.gaussians.labels
+
+    @property
+    @torch.no_grad()
+    def targets(self) -> Tensor:
+        """What to train on: learned labels as probabilities [N, K], or the classes' numbers."""
+        return self.labels if self.soft_labels is None else self.soft_labels.probabilities()
 
     @torch.no_grad()
     def render(self, resolution: int | None = None) -> Tensor:
-        """Pixel values [N, C, height, width] in [0, 1], at any resolution."""
+        """Pixel values [N, C, height, width] in [0, 1], at any resolution.
+
+        Of whitened data at their own, which is that of the whitening.
+        """
         size = (resolution, resolution) if resolution else None
-        return self.gaussians.render_unit(resolution=size).clamp(0, 1)
+        if self.data.whitening is None:
+            return self.gaussians.render_unit(resolution=size).clamp(0, 1)
+        return self.data.unit(self.gaussians.render(resolution=size)).clamp(0, 1)
 
     @torch.no_grad()
     def dataset(self) -> TensorDataset:
         """Pairs of an image as ``data.normalize`` gives it and its label, to train on."""
-        return TensorDataset(self.gaussians.render(), self.labels)
+        return TensorDataset(self.gaussians.render(), self.targets)
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
         """Mean, std, n and ci95 of the accuracy in percent of fresh networks trained on the set."""
         images, config = self.gaussians.render(), self.eval_config
-        rows = evaluate(images, self.labels, self.data, config, seed=self.seed + 1, split=split)
+        rows = evaluate(images, self.targets, self.data, config, seed=self.seed + 1, split=split)
         return summarize(rows)
 
     def save(self, path: Path | str) -> int:
         """Write the distilled-set file (:mod:`gsdd_lib.storage`); returns its size in bytes."""
         about = {"made_by": "distill_images", "seed": self.seed, "ipc": self.budget.ipc}
-        return save(path, self.gaussians, self.data, about)
+        learned = {"soft_labels": self.soft_labels, "eval_config": self.eval_config}
+        return save(path, self.gaussians, self.data, about, **learned)
 
 
 def distill_images(
@@ -82,6 +96,7 @@ def distill_images(
     resolution: int = 0,
     width: int = 64,
     epochs: int = 300,
+    soft_labels: bool = False,
 ) -> DistilledImages:
     """Distill a labeled set of images into Gaussians, by distribution matching.
 
@@ -96,14 +111,18 @@ def distill_images(
         resolution: pixels per side of images from a folder (0: their own).
         width: filters per convolution of the networks.
         epochs: passes over the distilled set when a network is trained on it.
+        soft_labels: whether labels are learned too, from what a small network of the same
+            architecture says that is trained here on at most 2,000 of the images; their bytes are
+            taken from the budget.
 
     Raises one of the library's errors, one sentence on what to change.
     """
     data = as_image_data(images, labels, resolution=resolution, seed=seed)
     height, width_px = data.resolution
-    gpc = gpc or suggested_gpc(data, ipc)
+    gpc = gpc or suggested_gpc(data, ipc, soft_labels=soft_labels)
     sizes = {"channels": data.channels, "height": height, "width": width_px}
-    budget = plan_budget(BudgetConfig.from_params(ipc=ipc, gpc=gpc), **sizes)
+    spending = BudgetConfig.from_params(ipc=ipc, gpc=gpc, soft_labels=soft_labels)
+    budget = plan_budget(spending, num_classes=data.num_classes, **sizes)
     network = suggested_network(data.resolution)
     eval_config = EvalConfig.from_params(eval_network=network, eval_width=width, epochs=epochs)
     config = DistillConfig.from_params(
@@ -114,9 +133,19 @@ def distill_images(
         select_networks=1,
     )
     gaussians = initial_gaussians(data, budget, FitConfig(), seed=seed).gaussians
-    folder = Path(folder) if folder else None
-    history = list(distill(gaussians, data, config, eval_config, seed=seed, folder=folder))
-    return DistilledImages(gaussians, data, budget, eval_config, seed, history)
+    soft = _initial_labels(gaussians, data, eval_config, seed) if soft_labels else None
+    more = {"folder": Path(folder) if folder else None, "soft_labels": soft}
+    history = list(distill(gaussians, data, config, eval_config, seed=seed, **more))
+    return DistilledImages(gaussians, data, budget, eval_config, seed, history, soft)
+
+
+def _initial_labels(
+    gaussians: GaussianImages, data: ImageData, config: EvalConfig, seed: int
+) -> SoftLabels:
+    teacher = train_teacher(data, config, seed=seed)
+    with torch.no_grad():
+        images = gaussians.render()
+    return labels_of_teacher(teacher, images, gaussians.labels)
 
 
 def as_image_data(
@@ -146,13 +175,17 @@ def suggested_network(resolution: tuple[int, int]) -> str:
     return f"ConvNetD{min(max(depth, 1), 6)}"
 
 
-def suggested_gpc(data: ImageData, ipc: int) -> int:
-    """Gaussian images per class that leave each about as many Gaussians as the paper's have."""
+def suggested_gpc(data: ImageData, ipc: int, *, soft_labels: bool = False) -> int:
+    """Gaussian images per class that leave each about as many Gaussians as the paper's have.
+
+    soft_labels: whether each image pays for a learned label too.
+    """
     height, width = data.resolution
     sizes = {"height": height, "width": width, "channels": data.channels}
     affordable = points_per_image(ipc=ipc, gpc=1, **sizes)
     wanted = POINTS_AT_32 * (math.sqrt(height * width) / 32) ** POINTS_EXPONENT
-    return max(1, int(affordable / max(wanted, 4)))
+    label = soft_labels * data.num_classes / (GEOMETRY + data.channels + 1)  # in Gaussians
+    return max(1, int(affordable / (max(wanted, 4) + label)))
 
 
 def _channels_first(images: Any) -> Tensor:

@@ -5,6 +5,7 @@ squared error; ``warmup`` fits all to the data set's mean color, which spreads a
 Gaussians without showing them an image; ``random`` does not fit at all (paper, table 17).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -46,8 +47,10 @@ def initial_gaussians(
     """
     labels = torch.arange(data.num_classes).repeat_interleave(budget.gpc)
     images = _targets(data, budget.gpc, config.init, seed)
+    whitened = data.whitening is not None  # Gaussians then add up to whitened values in any space
+    canvas = images if whitened or space == "normalized" else data.unit(images)
     gaussians = GaussianImages(
-        place_gaussians(data.unit(images), budget, seed=seed),
+        place_gaussians(canvas, budget, seed=seed),
         labels,
         resolution=(budget.height, budget.width),
         mean=data.mean,
@@ -58,7 +61,8 @@ def initial_gaussians(
     )
     if config.init == "random":
         return Fit(gaussians, images)
-    return Fit(gaussians, images, fit_images(gaussians, images, config))
+    unit = data.unit if whitened else None
+    return Fit(gaussians, images, fit_images(gaussians, images, config, unit=unit))
 
 
 def _targets(data: ImageData, count: int, init: str, seed: int) -> Tensor:
@@ -95,12 +99,18 @@ def place_gaussians(images: Tensor, budget: Budget, *, seed: int) -> Tensor:
 
 
 def fit_images(
-    gaussians: GaussianImages, targets: Tensor, config: FitConfig
+    gaussians: GaussianImages,
+    targets: Tensor,
+    config: FitConfig,
+    *,
+    unit: Callable[[Tensor], Tensor] | None = None,
 ) -> list[dict[str, float]]:
     """Fit ``gaussians`` in place to ``targets`` (:func:`gsdd_lib.fit_loop.fit_packed`).
 
     Args:
         targets: normalized [N, C, H, W], one per Gaussian image.
+        unit: brings normalized images to pixel values, ``data.unit``; needed for whitened ones,
+            whose PSNR is that of pixels too.
 
     Returns:
         The curve: rows of step and PSNR in dB (:func:`psnr`), about 25 of them.
@@ -108,7 +118,13 @@ def fit_images(
     plan = Plan(config.fit_steps, config.fit_lr, config.fit_schedule, config.fit_relocate)
     canvas, packed = gaussians.canvas(targets), gaussians.packed.detach()
     curve = []
-    rows = fit_packed(packed, canvas, gaussians.splat_packed, plan, std=gaussians.canvas_std)
+
+    def pixels(error: Tensor) -> Tensor:
+        if unit is None:
+            return error * gaussians.canvas_std
+        return unit(error) - unit(torch.zeros_like(error[:1]))  # unit is linear up to a constant
+
+    rows = fit_packed(packed, canvas, gaussians.splat_packed, plan, pixels=pixels)
     with Progress(config.fit_steps, "fit") as progress:
         for row in rows:
             curve.append(row)

@@ -67,7 +67,7 @@ def fit_packed(
     render: Callable[[Tensor], Tensor],
     plan: Plan,
     *,
-    std: Tensor | float = 1.0,
+    pixels: Callable[[Tensor], Tensor] | None = None,
     rates: Tensor | None = None,
 ) -> Iterator[dict[str, float]]:
     """Fit ``packed`` [N, M, 5 + C + opacity] to ``targets`` [N, C, H, W] by the squared error.
@@ -78,7 +78,7 @@ def fit_packed(
 
     Args:
         render: packed numbers to images in the space of ``targets``, differentiable.
-        std: what that space is to be multiplied by to be pixel values up to a constant.
+        pixels: an error in that space to one of pixel values in [0, 1]; left out, they are equal.
         rates: of the columns, [numbers]; by default :func:`column_rates`.
     """
     points, numbers = packed.shape[1:]
@@ -95,7 +95,7 @@ def fit_packed(
         images = render(rows)
         error = images.detach() - targets
         if step % every == 0:
-            yield {"step": step, "psnr_db": _psnr_db(error * std)}
+            yield {"step": step, "psnr_db": _psnr_db(pixels(error) if pixels else error)}
         # Of half the sum of squares, to the rows: Adam sees no difference in a gradient's scale.
         (scaled.grad,) = torch.autograd.grad(images, rows, error)
         adam.param_groups[0]["lr"] = plan.rate(step)
@@ -108,7 +108,8 @@ def fit_packed(
         packed.copy_(scaled.detach() * rates)
         packed[..., :2].clamp_(-MAX_POSITION, MAX_POSITION)
     with torch.no_grad():
-        yield {"step": plan.steps, "psnr_db": _psnr_db((render(packed) - targets) * std)}
+        error = render(packed) - targets
+        yield {"step": plan.steps, "psnr_db": _psnr_db(pixels(error) if pixels else error)}
 
 
 def _move(

@@ -24,10 +24,11 @@ from gsdd_lib.expert_files import ExpertError, Experts
 from gsdd_lib.networks import make_network
 from gsdd_lib.objectives.dc import gradient_distance, network_gradients
 from gsdd_lib.objectives.dm import class_means, dm_loss
-from gsdd_lib.objectives.parts import class_groups, sum_over_parts
+from gsdd_lib.objectives.parts import class_groups, loss_of_embeddings, sum_over_parts
 from gsdd_lib.objectives.tm import flatten, student_path, synthetic_batches, tm_loss, unflatten
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.rng import generator
+from gsdd_lib.soft_labels import SoftLabels
 
 
 @dataclass
@@ -38,27 +39,42 @@ class Carried:
     log_syn_lr: logarithm of the students' learning rate, learned (tm)
     experts: whose paths are followed (tm)
     network: parameters [P] of the network that the next step goes on with (dc); None: a fresh one
+    soft: learned labels, one per image; None: the labels are the classes' numbers
     """
 
     members: list[Tensor]
     log_syn_lr: nn.Parameter
     experts: Experts | None = None
     network: Tensor | None = None
+    soft: SoftLabels | None = None
 
     @property
     def syn_lr(self) -> float:
         """The students' learning rate."""
         return self.log_syn_lr.detach().exp().item()
 
+    def targets(self, labels: Tensor, index: Tensor | None = None) -> Tensor:
+        """What networks learn to say of the images at ``index`` (all of them without one).
+
+        Probabilities [n, num_classes], differentiable, where labels are learned, else ``labels``
+        themselves: int64 [n] of [N].
+        """
+        if self.soft is not None:
+            return self.soft.probabilities(index)
+        return labels if index is None else labels[index]
+
     def state(self) -> dict[str, Tensor | None]:
         """What a checkpoint keeps."""
-        return {"log_syn_lr": self.log_syn_lr.detach().clone(), "network": self.network}
+        state = {"log_syn_lr": self.log_syn_lr.detach().clone(), "network": self.network}
+        return state if self.soft is None else state | {"soft": self.soft.logits.detach().clone()}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor | None]) -> None:
         """Take over what :meth:`state` gave."""
         self.log_syn_lr.copy_(state["log_syn_lr"])
         self.network = state["network"]
+        if self.soft is not None:
+            self.soft.logits.copy_(state["soft"])
 
 
 def begin(data: ImageData, config: DistillConfig, experts: Experts | None = None) -> Carried:
@@ -93,6 +109,14 @@ def dm_step_loss(
     augmentation = _class_augmentation(data, config, seed, step)
     batch = _real_batch(data, config, carried, seed, step)
     real = _real_means(network, batch, data, augmentation, config.micro_batch)
+    if carried.soft is not None:
+        soft, images = carried.soft.probabilities(), gaussians.render()
+        parts = torch.arange(len(images), device=images.device).split(config.micro_batch)
+
+        def embed(images: Tensor, index: Tensor) -> Tensor:
+            return network.embed(apply_dsa(images, augmentation, gaussians.labels[index]))
+
+        return loss_of_embeddings(images, parts, embed, lambda all_: dm_loss(real, all_, soft))
 
     def part_loss(images: Tensor, index: Tensor) -> Tensor:
         labels = gaussians.labels[index]
@@ -115,30 +139,34 @@ def dc_step_loss(
     """Gradient matching of one step (arXiv 2006.05929, algorithm 1).
 
     A network serves ``outer_loop`` steps; before each but its first it trains for ``inner_loop``
-    epochs on the synthetic images as they are. ``carried.network`` is moved on.
+    epochs on the synthetic images as they are. ``carried.network`` is moved on. With learned
+    labels, an image is still matched with the real images of its own class.
     """
     iteration, update = divmod(step, config.outer_loop)
     network = _fresh_network(data, config, seed, iteration)
     images, labels = gaussians.render(), gaussians.labels
+    soft = None if carried.soft is None else carried.soft.probabilities()
     params = dict(network.named_parameters())
     if update:
         params = unflatten(carried.network, network)
-        params = _train_inner(network, params, images.detach(), labels, config, (seed, step))
+        targets = labels if soft is None else soft.detach()
+        params = _train_inner(network, params, images.detach(), targets, config, (seed, step))
     carried.network = flatten(params) if update + 1 < config.outer_loop else None
     augmentation = _class_augmentation(data, config, seed, step)
     batch = _real_batch(data, config, carried, seed, step)
     real_members = class_members(batch.labels)
 
-    def class_loss(part: Tensor, index: Tensor) -> Tensor:
-        own = labels[index]
+    def class_loss(part: Tensor, *soft_and_index: Tensor) -> Tensor:
+        own = labels[soft_and_index[-1]]
+        targets = own if soft is None else soft_and_index[0]
         draw = augmentation.select(own[:1])
         real_batch = batch.select(real_members[int(own[0])])
         real = real_gradients(network, params, real_batch, data, draw, config.micro_batch)
         part = apply_dsa(part, draw)
-        syn = network_gradients(network, params, part, own, create_graph=True)
+        syn = network_gradients(network, params, part, targets, create_graph=True)
         return gradient_distance(real, syn)
 
-    return sum_over_parts(images, class_groups(labels, 1), class_loss)
+    return sum_over_parts(images, class_groups(labels, 1), class_loss, soft)
 
 
 def tm_step_loss(
@@ -172,7 +200,7 @@ def tm_step_loss(
         _fresh_network(data, config, seed, step),
         start,
         gaussians.render(drawn),
-        gaussians.labels[drawn],
+        carried.targets(gaussians.labels, drawn),
         carried.log_syn_lr.exp(),
         batches=[torch.searchsorted(drawn, batch) for batch in batches],
         augment=lambda images, *, step: apply_dsa(images, draws[step]),

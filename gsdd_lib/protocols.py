@@ -69,7 +69,7 @@ def compare_protocols(
     history: Sequence[dict[str, float]],
     snapshots: Sequence[Any],
     render: Callable[[Any], Tensor],
-    labels: Tensor,
+    labels: Tensor | Callable[[Any], Tensor],
     data: ImageData,
     config: EvalConfig,
     *,
@@ -81,7 +81,10 @@ def compare_protocols(
         history: the rows that ``distill`` yielded, each with step and mean (validation, percent).
         snapshots: what ``distill(..., snapshots=[...])`` filled: a distilled set per row.
         render: a snapshot to normalized images [N, C, H, W], e.g. ``gaussians.render_packed``.
-        labels: int64 [N], or probabilities [N, num_classes].
+        labels: int64 [N], or probabilities [N, num_classes]; or, where a run learned labels, a
+            function of a snapshot that gives them. Such a snapshot is a pair: ``render=lambda pair:
+            gaussians.render_packed(pair[0])``, ``labels=lambda pair:
+            SoftLabels(pair[1]).probabilities()``.
         config: how networks are trained, and which protocol is reported.
 
     Raises ValueError when rows and snapshots do not belong together.
@@ -97,7 +100,8 @@ def compare_protocols(
     for row in order:
         with torch.no_grad():
             images = render(snapshots[row])
-        tested[row] = summarize(evaluate(images, labels, data, config, seed=seed, split="test"))
+            own = labels(snapshots[row]) if callable(labels) else labels
+        tested[row] = summarize(evaluate(images, own, data, config, seed=seed, split="test"))
     rows = [
         {"step": past["step"], "validation": past["mean"], **tested[row]}
         for row, past in enumerate(history)

@@ -3,13 +3,17 @@
     from gsdd_lib.storage import load
     images = load("set.safetensors").render(64)          # [N, C, 64, 64] in [0, 1]
     dataset = load("set.safetensors").dataset()          # (normalized image, label) pairs
+    real = load("set.safetensors").normalize(images)     # your own images, for networks so trained
 
-Tensors: ``packed`` bf16 [N, M, 5 + C + opacity] and ``labels``. Everything else is one JSON text in
-the file's metadata; nothing in the file can be executed.
+Tensors: ``packed`` bf16 [N, M, 5 + C + opacity], ``labels``, and with learned labels
+``label_logits`` bf16 [N, K]. Everything else is one JSON text in the file's metadata; nothing in
+the file can be executed. The whitening of a set distilled with ``zca=True`` is many times its size
+and the same for all sets of a data set: it is a file of its own beside them, which they name.
+
+Version 2 added label logits, the settings to train with, and the whitening; version 1 is read too.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,65 +21,45 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
-from gsdd_lib.config import RenderConfig
+from gsdd_lib.config import EvalConfig, RenderConfig
 from gsdd_lib.data import ImageData
+from gsdd_lib.data.zca import write_whitening
+from gsdd_lib.distilled_set import DistilledSet, StorageError
 from gsdd_lib.files import write_atomically
 from gsdd_lib.parameterizations.gaussian import GaussianImages
+from gsdd_lib.soft_labels import SoftLabels
 
 FORMAT = "gsdd-distilled-set"
-VERSION = 1
+VERSION = 2
+READS = ("1", "2")
+JUDGING = {"protocol", "networks"}  # of an evaluation, not of training a network
 KEYS = ("dataset", "class_names", "resolution", "mean", "std", "render", "opacity", "space")
 
 
-class StorageError(ValueError):
-    """A file is not a distilled set that this version can read; the message says why."""
-
-
-@dataclass(frozen=True)
-class DistilledSet:
-    """A distilled set as read from its file."""
-
-    gaussians: GaussianImages
-    dataset_name: str
-    class_names: tuple[str, ...]
-    provenance: dict[str, Any]
-    file_bytes: int
-
-    @property
-    def labels(self) -> Tensor:
-        """int64 [N]."""
-        return self.gaussians.labels
-
-    @torch.no_grad()
-    def render(self, resolution: int | tuple[int, int] | None = None) -> Tensor:
-        """Pixel values [N, C, height, width], clamped to [0, 1], at any resolution."""
-        return self.gaussians.render_unit(resolution=_pair(resolution)).clamp(0, 1)
-
-    @torch.no_grad()
-    def dataset(self, resolution: int | tuple[int, int] | None = None) -> TensorDataset:
-        """Pairs of a normalized image [C, height, width] and its label, to train on."""
-        return TensorDataset(self.gaussians.render(resolution=_pair(resolution)), self.labels)
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """What a network trained on :meth:`dataset` expects: (x - mean) / std, x in [0, 1]."""
-        return (images - self.gaussians.mean) / self.gaussians.std
-
-
-def _pair(resolution: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    return (resolution, resolution) if isinstance(resolution, int) else resolution
-
-
 def save(
-    path: Path | str, gaussians: GaussianImages, data: ImageData, provenance: dict[str, Any]
+    path: Path | str,
+    gaussians: GaussianImages,
+    data: ImageData,
+    provenance: dict[str, Any],
+    *,
+    soft_labels: SoftLabels | None = None,
+    eval_config: EvalConfig | None = None,
+    syn_lr: float | None = None,
 ) -> int:
     """Write ``gaussians`` atomically; returns the file's size in bytes.
+
+    The whitening of whitened data is written beside it first, unless it is there already; its bytes
+    are not in the number returned.
 
     Args:
         data: names, classes and normalization are taken from it, no image is.
         provenance: anything JSON can hold: settings, seed, commit, accuracy.
+        soft_labels: learned labels, one per image.
+        eval_config: how networks are to be trained on the set.
+        syn_lr: the learning rate that trajectory matching learned with it.
     """
+    path = Path(path)
     about = {
         "dataset": data.name,
         "class_names": list(data.class_names),
@@ -87,15 +71,37 @@ def save(
         "space": gaussians.space,
         "provenance": provenance,
     }
-    small = data.num_classes <= 256
+    if eval_config is not None:
+        about["training"] = eval_config.model_dump(exclude=JUDGING)
+    if syn_lr is not None:
+        about["syn_lr"] = syn_lr
+    if data.whitening is not None:
+        companion = write_whitening(path.parent, data.whitening)
+        about["whitening"] = {"file": companion.name, "bytes": companion.stat().st_size}
+    content = serialize(
+        _tensors(gaussians, data.num_classes, soft_labels),
+        {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about)},
+    )
+    write_atomically(path, content)
+    return len(content)
+
+
+def _tensors(
+    gaussians: GaussianImages, num_classes: int, soft_labels: SoftLabels | None
+) -> dict[str, Tensor]:
+    small = num_classes <= 256
     tensors = {
         "packed": gaussians.packed.detach().to(torch.bfloat16).contiguous().cpu(),
         "labels": gaussians.labels.to(torch.uint8 if small else torch.int32).cpu(),
     }
-    metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about)}
-    content = serialize(tensors, metadata=metadata)
-    write_atomically(Path(path), content)
-    return len(content)
+    if soft_labels is not None:
+        if list(soft_labels.logits.shape) != [len(gaussians), num_classes]:
+            raise StorageError(
+                f"learned labels {list(soft_labels.logits.shape)} do not fit {len(gaussians)} "
+                f"images of {num_classes} classes"
+            )
+        tensors["label_logits"] = soft_labels.logits.detach().to(torch.bfloat16).cpu()
+    return tensors
 
 
 def load(path: Path | str) -> DistilledSet:
@@ -123,22 +129,28 @@ def load(path: Path | str) -> DistilledSet:
         opacity=about["opacity"],
         space=about["space"],
     )
+    logits, companion = tensors.get("label_logits"), about.get("whitening")
     return DistilledSet(
         gaussians.requires_grad_(False),
         about["dataset"],
         tuple(about["class_names"]),
         about.get("provenance", {}),
         path.stat().st_size,
+        soft_labels=None if logits is None else SoftLabels(logits).requires_grad_(False),
+        training=about.get("training", {}),
+        syn_lr=about.get("syn_lr"),
+        whitening_path=path.parent / Path(companion["file"]).name if companion else None,
+        whitening_bytes=companion["bytes"] if companion else 0,
     )
 
 
 def _about(name: str, metadata: dict[str, str]) -> dict[str, Any]:
     if metadata.get("format") != FORMAT:
         raise StorageError(f"'{name}' is a safetensors file, but not a distilled set of Gaussians.")
-    if metadata.get("version") != str(VERSION):
+    if metadata.get("version") not in READS:
         raise StorageError(
             f"'{name}' has format version {metadata.get('version')}, and this library reads "
-            f"version {VERSION}; install the release that wrote it."
+            f"versions {' and '.join(READS)}; install the release that wrote it."
         )
     try:
         about = json.loads(metadata["about"])
@@ -147,6 +159,9 @@ def _about(name: str, metadata: dict[str, str]) -> dict[str, Any]:
         raise StorageError(f"The description inside '{name}' is damaged; copy it again.") from None
     if missing:
         raise StorageError(f"The description inside '{name}' lacks {', '.join(missing)}.")
+    companion = about.get("whitening")
+    if companion is not None and not {"file", "bytes"} <= set(companion):
+        raise StorageError(f"The description inside '{name}' does not name its whitening's file.")
     return about
 
 
@@ -163,3 +178,13 @@ def _check_tensors(name: str, tensors: dict[str, Tensor], about: dict[str, Any])
         )
     if len(labels) and int(labels.max()) >= classes:
         raise StorageError(f"'{name}' has a label {int(labels.max())} but only {classes} classes.")
+    logits = tensors.get("label_logits")
+    if logits is None:
+        return
+    if logits.dtype != torch.bfloat16 or list(logits.shape) != [len(packed), classes]:
+        raise StorageError(
+            f"'{name}' contradicts itself: learned labels {logits.dtype} {list(logits.shape)} for "
+            f"{len(packed)} images of {classes} classes."
+        )
+    if not torch.isfinite(logits).all():
+        raise StorageError(f"'{name}' has learned labels that are no numbers; copy it again.")

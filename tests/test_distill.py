@@ -23,6 +23,7 @@ from gsdd_lib.experts import Experts, train_experts
 from gsdd_lib.fit import initial_gaussians
 from gsdd_lib.parameterizations.gaussian import MAX_POSITION, GaussianImages
 from gsdd_lib.parameterizations.pixel import random_real_pixels
+from gsdd_lib.soft_labels import SoftLabels, labels_of_classes
 
 # Two blocks are what an 8x8 image has room for.
 SMALL = {"network": "ConvNetD2", "width": 8, "batch_real": 16}
@@ -329,3 +330,77 @@ def test_pixels_are_distilled_by_the_same_loop(data: ImageData, tmp_path: Path) 
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert not torch.equal(saved["packed"], start)
     assert 0 <= saved["packed"].min() and saved["packed"].max() <= 1
+
+
+# Learned labels
+
+
+def run_labels(
+    data: ImageData, folder: Path | None = None, config: DistillConfig = CONFIG, **named
+) -> tuple[GaussianImages, SoftLabels, list[dict], list]:
+    gaussians, snapshots = make(data), []
+    soft = labels_of_classes(gaussians.labels, data.num_classes)
+    named |= {"folder": folder, "soft_labels": soft, "snapshots": snapshots}
+    rows = list(distill(gaussians, data, config, JUDGES, seed=0, **named))
+    return gaussians, soft, rows, snapshots
+
+
+@pytest.mark.parametrize("objective", CONFIGS)
+def test_learned_labels_survive_a_cut(
+    data: ImageData,
+    experts: Experts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    objective: str,
+) -> None:
+    config, original, steps = CONFIGS[objective], module._step, 0
+
+    def cut(*arguments, **named):
+        nonlocal steps
+        steps += 1
+        if steps > 5:
+            raise OSError("power cut")
+        return original(*arguments, **named)
+
+    whole = run_labels(data, config=config, experts=experts)
+    monkeypatch.setattr(module, "_step", cut)
+    with pytest.raises(OSError, match="power cut"):
+        run_labels(data, tmp_path, config, experts=experts)
+    monkeypatch.setattr(module, "_step", original)
+    resumed = run_labels(data, tmp_path, config, experts=experts)
+    assert torch.equal(whole[0].packed, resumed[0].packed)
+    assert torch.equal(whole[1].logits, resumed[1].logits) and same(whole[2], resumed[2])
+    for one, other in zip(whole[3], resumed[3], strict=True):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    assert not torch.equal(whole[3][0][1], whole[3][2][1])  # the labels moved
+
+
+def test_the_labels_of_the_best_row_are_kept_and_judged(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def scripted(images, labels, data, config, *, seed, split):
+        seen.append((images.clone(), labels.clone()))
+        return [{"accuracy": [50.0, 70.0, 60.0][len(seen) - 1]}] * 2
+
+    monkeypatch.setattr(module, "evaluate", scripted)
+    gaussians, soft, _, _ = run_labels(data)
+    assert torch.equal(gaussians.render(), seen[1][0])
+    assert torch.equal(soft.probabilities(), seen[1][1])
+    assert not torch.equal(seen[1][1], seen[0][1]) and not torch.equal(seen[1][1], seen[2][1])
+
+
+def test_fixed_labels_stay_as_they_began(data: ImageData) -> None:
+    fixed = CONFIG.model_copy(update={"label_lr": 0.0})
+    _, soft, _, _ = run_labels(data, config=fixed)
+    assert torch.equal(soft.logits, labels_of_classes(make(data).labels, 10).logits)
+
+
+def test_labels_of_other_images_are_refused(data: ImageData, tmp_path: Path) -> None:
+    soft = labels_of_classes(torch.arange(10), 10)
+    with pytest.raises(ValueError, match=r"must be \[20, 10\].*got \[10, 10\]"):
+        list(distill(make(data), data, CONFIG, JUDGES, seed=0, soft_labels=soft))
+    run(data, tmp_path)
+    with pytest.raises(DistillError, match="other settings; delete it"):
+        run_labels(data, tmp_path)

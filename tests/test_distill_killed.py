@@ -29,6 +29,7 @@ from gsdd_lib.data import load_data
 from gsdd_lib.distill import distill
 from gsdd_lib.experts import Experts, train_experts
 from gsdd_lib.fit import initial_gaussians
+from gsdd_lib.soft_labels import labels_of_classes
 
 KILLS = 10
 SMALL = {"network": "ConvNetD2", "width": 4, "batch_real": 8, "select_networks": 1}
@@ -37,10 +38,13 @@ OBJECTIVES = {
     "dc": {"outer_loop": 3},
     "tm": {"syn_steps": 3, "batch_syn": 6, "max_start_epoch": 2, "syn_lr_init": 0.05},
 }
+LABELS = " labels"  # after an objective's name: labels are learned too
+CASES = [*OBJECTIVES, "dm" + LABELS]
 
 
-def run(objective: str, folder: Path, experts: Path) -> None:
+def run(case: str, folder: Path, experts: Path) -> None:
     """A whole distillation, or the rest of one; its end goes to ``folder/end.pt``."""
+    objective = case.removesuffix(LABELS)
     data = load_data(DataConfig(dataset="digits", max_per_class=20))
     budget = plan_budget(BudgetConfig(ipc=1, gpc=1), channels=1, height=8, width=8)
     gaussians = initial_gaussians(data, budget, FitConfig(fit_steps=3), seed=0).gaussians
@@ -48,8 +52,12 @@ def run(objective: str, folder: Path, experts: Path) -> None:
     config = DistillConfig(**settings, **SMALL, **OBJECTIVES[objective])
     judges = EvalConfig(eval_network="ConvNetD2", eval_width=4, epochs=3)
     trained = Experts(experts) if objective == "tm" else None
-    rows = list(distill(gaussians, data, config, judges, seed=0, folder=folder, experts=trained))
-    torch.save({"packed": gaussians.packed.detach(), "rows": repr(rows)}, folder / "end.tmp")
+    soft = labels_of_classes(gaussians.labels, 10) if case.endswith(LABELS) else None
+    more = {"folder": folder, "experts": trained, "soft_labels": soft}
+    rows = list(distill(gaussians, data, config, judges, seed=0, **more))
+    end = {"packed": gaussians.packed.detach(), "rows": repr(rows)}
+    end["logits"] = torch.zeros(0) if soft is None else soft.logits.detach()
+    torch.save(end, folder / "end.tmp")
     os.replace(folder / "end.tmp", folder / "end.pt")
 
 
@@ -65,9 +73,9 @@ def fork(objective: str, folder: Path, experts: Path) -> int:
     return pid
 
 
-def end(folder: Path) -> tuple[bytes, str]:
+def end(folder: Path) -> tuple[bytes, bytes, str]:
     saved = torch.load(folder / "end.pt", weights_only=True)
-    return saved["packed"].numpy().tobytes(), saved["rows"]
+    return saved["packed"].numpy().tobytes(), saved["logits"].numpy().tobytes(), saved["rows"]
 
 
 def kill_and_compare(objective: str, folder: Path, experts: Path) -> dict[str, int]:
@@ -93,7 +101,7 @@ def kill_and_compare(objective: str, folder: Path, experts: Path) -> dict[str, i
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", CASES)
 def test_a_killed_run_ends_with_the_same_bits(objective: str, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     command = [sys.executable, __file__, objective, str(tmp_path)]

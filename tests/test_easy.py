@@ -110,3 +110,29 @@ def test_refused(case, shapes):
     with pytest.raises(DataError, match=sentence) as caught:
         distill_images(*spoil(*shapes))
     assert "\n" not in str(caught.value)
+
+
+def test_learned_labels(shapes, tmp_path):
+    soft = distill_images(*shapes, ipc=2, **QUICK, soft_labels=True)
+    assert soft.budget.label_bits == 8 * 16
+    assert soft.budget.bits_per_class <= soft.budget.budget_bits_per_class
+    plain = suggested_gpc(soft.data, ipc=2)
+    assert 1 <= soft.budget.gpc <= plain
+    images, targets = soft.dataset()[:]
+    assert targets.shape == (len(images), 8) and soft.evaluate()["n"] == 5
+    assert torch.allclose(targets.sum(1), torch.ones(len(images))) and targets.max() < 1
+    soft.save(tmp_path / "soft.safetensors")
+    loaded = load(tmp_path / "soft.safetensors")
+    assert torch.equal(loaded.dataset()[:][1], targets)
+    assert loaded.training["epochs"] == QUICK["epochs"]
+
+
+def test_whitened_digits(tmp_path, monkeypatch):
+    monkeypatch.setenv("GSDD_CACHE", str(tmp_path / "cache"))
+    data = load_data(DataConfig(dataset="digits", zca=True, max_per_class=10))
+    small = distill_images(data, gpc=2, **QUICK)
+    small.save(tmp_path / "white.safetensors")
+    read_back = load(tmp_path / "white.safetensors").render()
+    assert torch.allclose(read_back, small.render(), atol=1e-5)
+    with pytest.raises(DataError, match="16x16 pixels do not fit the whitening"):
+        small.render(16)

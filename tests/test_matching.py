@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gsdd_lib import matching, soft_labels
 from gsdd_lib.augment import sample_dsa
 from gsdd_lib.budget import plan_budget
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, ExpertConfig, FitConfig
@@ -17,6 +18,7 @@ from gsdd_lib.networks import make_network
 from gsdd_lib.objectives.dc import gradient_distance, network_gradients
 from gsdd_lib.objectives.parts import class_groups, sum_over_parts
 from gsdd_lib.parameterizations.gaussian import GaussianImages
+from gsdd_lib.soft_labels import SoftLabels, labels_of_classes
 
 CONFIG = DistillConfig(
     network="ConvNetD2", width=8, batch_real=16, syn_steps=3, max_start_epoch=2, expert_epochs=1
@@ -42,9 +44,10 @@ def gaussians(data: ImageData) -> GaussianImages:
     return initial_gaussians(data, budget, FitConfig(fit_steps=10), seed=0).gaussians
 
 
-def loss_and_gradient(gaussians, data, experts, step=0, seed=0, **changes):
+def loss_and_gradient(gaussians, data, experts, step=0, seed=0, soft=None, **changes):
     config = CONFIG.model_copy(update=changes)
     carried = begin(data, config, experts)
+    carried.soft = soft
     loss = STEP_LOSSES[config.objective](gaussians, data, config, carried, seed=seed, step=step)
     gaussians.packed.grad = None
     loss.backward()
@@ -157,3 +160,90 @@ def test_groups_hold_whole_classes():
     assert [g.tolist() for g in class_groups(labels, 1)] == [[1, 3], [2], [0, 4, 5]]
     assert [g.tolist() for g in class_groups(labels, 3)] == [[1, 3, 2], [0, 4, 5]]
     assert [g.tolist() for g in class_groups(labels, 100)] == [[1, 3, 2, 0, 4, 5]]
+
+
+# Learned labels
+
+
+def sharp_labels(gaussians: GaussianImages) -> SoftLabels:
+    """Learned labels that are certain in float32."""
+    return SoftLabels(200.0 * torch.nn.functional.one_hot(gaussians.labels, 10))
+
+
+@pytest.mark.parametrize("objective", ["dm", "dc", "tm"])
+def test_certain_learned_labels_are_class_numbers(gaussians, data, experts, objective):
+    plain = loss_and_gradient(gaussians, data, experts, objective=objective)
+    soft = sharp_labels(gaussians)
+    learned = loss_and_gradient(gaussians, data, experts, objective=objective, soft=soft)
+    torch.testing.assert_close(plain[0], learned[0], rtol=1e-5, atol=0)
+    assert (plain[1] - learned[1]).norm() < 1e-4 * plain[1].norm()
+
+
+@pytest.mark.parametrize("objective", ["dm", "dc"])
+def test_micro_batches_with_learned_labels(gaussians, data, experts, objective):
+    found = []
+    for micro_batch in (10**6, 3):
+        soft = labels_of_classes(gaussians.labels, 10)
+        named = {"objective": objective, "micro_batch": micro_batch, "soft": soft, "batch_real": 4}
+        loss, gradient, _ = loss_and_gradient(gaussians, data, experts, **named)
+        found.append((loss, gradient, soft.logits.grad))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=0)
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        assert 0 < one.norm() and (one - other).norm() < 1e-3 * one.norm()
+
+
+class Doubles:
+    """Fixed images in double in the place of Gaussians."""
+
+    def __init__(self, gaussians: GaussianImages) -> None:
+        self.images, self.labels = gaussians.render().detach().double(), gaussians.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def render(self, index: torch.Tensor | None = None) -> torch.Tensor:
+        return self.images if index is None else self.images[index]
+
+
+class Unrounded:
+    """In the place of the rounding to bf16, whose gradient is not that of a step function."""
+
+    @staticmethod
+    def apply(values: torch.Tensor) -> torch.Tensor:
+        return values
+
+
+@pytest.mark.parametrize("objective", ["dm", "dc", "tm"])
+def test_the_gradient_of_a_step_in_the_labels_is_exact(
+    gaussians, data, experts, monkeypatch, objective
+):
+    """A whole step in double, against finite differences in the logits."""
+    fresh, normalize = matching._fresh_network, ImageData.normalize
+    monkeypatch.setattr(matching, "_fresh_network", lambda *given: fresh(*given).double())
+    monkeypatch.setattr(
+        ImageData, "normalize", lambda self, images: normalize(self, images).double()
+    )
+    monkeypatch.setattr(soft_labels, "RoundToBf16", Unrounded)
+    snapshots = experts.snapshots
+    monkeypatch.setattr(
+        experts, "snapshots", lambda *asked: [each.double() for each in snapshots(*asked)]
+    )
+    images, start = Doubles(gaussians), torch.randn(20, 10).double()
+    settings = {"objective": objective, "micro_batch": 7, "batch_syn": 6, "batch_real": 2}
+    config = CONFIG.model_copy(update=settings)
+
+    def loss(logits: torch.Tensor) -> tuple[torch.Tensor, SoftLabels]:
+        carried = begin(data, config, experts)
+        carried.log_syn_lr = torch.nn.Parameter(carried.log_syn_lr.detach().double())
+        carried.soft = SoftLabels(logits).double()
+        carried.soft.logits.data.copy_(logits)
+        return STEP_LOSSES[objective](images, data, config, carried, seed=0, step=0), carried.soft
+
+    value, soft = loss(start)
+    value.backward()
+    assert soft.logits.grad.dtype == torch.float64 and soft.logits.grad.norm() > 0
+    for _ in range(3):
+        way = torch.randn_like(start)
+        numeric = (loss(start + 1e-5 * way)[0] - loss(start - 1e-5 * way)[0]) / 2e-5
+        found = (soft.logits.grad * way).sum()
+        torch.testing.assert_close(found, numeric.detach(), rtol=1e-5, atol=1e-9)

@@ -67,3 +67,31 @@ def test_labels_of_another_length():
 def test_embeddings_of_two_networks():
     with pytest.raises(ValueError, match="have 7 and 2 features"):
         dm_loss(torch.zeros(2, 7), EMBEDDINGS, LABELS)
+
+
+PROBABILITIES = torch.tensor([[0.75, 0.25], [0.0, 1.0], [0.25, 0.75], [1.0, 0.0]])
+
+
+def test_means_weighted_by_probabilities_by_hand():
+    first = (0.75 * EMBEDDINGS[0] + 0.25 * EMBEDDINGS[2] + EMBEDDINGS[3]) / 2
+    second = (0.25 * EMBEDDINGS[0] + EMBEDDINGS[1] + 0.75 * EMBEDDINGS[2]) / 2
+    means = class_means(EMBEDDINGS, PROBABILITIES, 2)
+    torch.testing.assert_close(means, torch.stack([first, second]))
+
+
+def test_certain_probabilities_are_class_numbers():
+    certain = torch.nn.functional.one_hot(LABELS).float()
+    assert torch.equal(class_means(EMBEDDINGS, certain, 2), MEANS)
+    real = torch.randn(2, 2)
+    assert dm_loss(real, EMBEDDINGS, certain) == dm_loss(real, EMBEDDINGS, LABELS)
+
+
+def test_gradcheck_in_probabilities():
+    real, embeddings = torch.randn(2, 4, dtype=torch.float64), torch.randn(5, 4).double()
+    logits = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: dm_loss(real, embeddings, z.softmax(1)), logits)
+
+
+def test_probabilities_of_another_shape():
+    with pytest.raises(ValueError, match=r"probabilities \[N, 3\], got \[4, 2\] and \[4, 2\]"):
+        class_means(EMBEDDINGS, PROBABILITIES, 3)

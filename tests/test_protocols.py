@@ -13,6 +13,7 @@ from gsdd_lib.distill import DistillError, distill
 from gsdd_lib.evaluate import evaluate, summarize
 from gsdd_lib.fit import initial_gaussians
 from gsdd_lib.protocols import compare_protocols
+from gsdd_lib.soft_labels import SoftLabels, labels_of_classes
 
 JUDGES = EvalConfig(networks=2, eval_network="ConvNetD2", eval_width=8, epochs=4)
 RUN = DistillConfig(
@@ -113,3 +114,23 @@ def test_a_checkpoint_without_snapshots_cannot_give_them(data, tmp_path):
     list(distill(start(data), data, RUN, JUDGES, seed=0, folder=tmp_path))
     with pytest.raises(DistillError, match="written without snapshots; delete it"):
         list(distill(start(data), data, RUN, JUDGES, seed=0, folder=tmp_path, snapshots=[]))
+
+
+def test_learned_labels_are_those_of_the_row(data):
+    gaussians, snapshots = start(data), []
+    soft = labels_of_classes(gaussians.labels, 10)
+    named = {"snapshots": snapshots, "soft_labels": soft}
+    rows = list(distill(gaussians, data, RUN, JUDGES, seed=0, **named))
+    result = compare_protocols(
+        rows,
+        snapshots,
+        lambda pair: gaussians.render_packed(pair[0]),
+        lambda pair: SoftLabels(pair[1]).probabilities(),
+        data,
+        JUDGES,
+        seed=5,
+    )
+    with torch.no_grad():  # what distill leaves behind is the clean choice
+        images, labels = gaussians.render(), soft.probabilities()
+    alone = summarize(evaluate(images, labels, data, JUDGES, seed=5, split="test"))
+    assert alone["mean"] == result.clean["mean"]

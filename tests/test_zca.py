@@ -169,3 +169,25 @@ def test_distilling_a_whitened_data_set(init):
     judges = EvalConfig(eval_network="ConvNetD1", eval_width=4, epochs=2)
     rows = list(distill(fit.gaussians, data, config, judges, seed=0))
     assert [row["step"] for row in rows] == [0, 1]
+
+
+def by_gradient_descent(data, space):
+    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), channels=1, height=8, width=8)
+    return initial_gaussians(data, budget, FitConfig(fit_steps=150), seed=0, space=space)
+
+
+@pytest.mark.parametrize("space", ["unit", "normalized"])
+def test_the_psnr_of_a_whitened_fit_is_that_of_pixels(space):
+    data = load(max_per_class=10)
+    fit = by_gradient_descent(data, space)
+    pixels = data.unit(fit.gaussians.render()), data.unit(fit.targets)
+    error = (pixels[0] - pixels[1]).square().flatten(1).mean(1)
+    expected = (-10 * error.log10()).mean().item()
+    assert fit.curve[-1]["psnr_db"] == pytest.approx(expected, abs=1e-4)
+    assert fit.curve[-1]["psnr_db"] > fit.curve[0]["psnr_db"] + 2
+
+
+def test_whitened_gaussians_are_the_same_in_either_space():
+    data = load(max_per_class=10)
+    unit, normalized = (by_gradient_descent(data, space) for space in ("unit", "normalized"))
+    assert torch.equal(unit.gaussians.packed, normalized.gaussians.packed)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as deserialize
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
@@ -26,6 +25,8 @@ from gsdd_lib.progress import Progress
 
 REGULARIZATION = 0.1
 MAX_VALUES = 3 * 64 * 64  # of an image: its matrices then take 1.2 GB each
+FORMAT, VERSION = "gsdd-whitening", "1"
+PARTS = ("mean", "matrix", "inverse")
 CHUNK = 1_024  # images summed in float32: pixels are within 128 of 128, and 1,024 * 128^2 = 2^24
 
 
@@ -35,11 +36,19 @@ class Whitening:
 
     mean: [D], of pixels in [0, 1]
     matrix, inverse: [D, D], symmetric, the inverse of each other
+    source: hash of the images that it was fitted to; the matrices may differ from machine to
+        machine by rounding, this does not
     """
 
     mean: Tensor
     matrix: Tensor
     inverse: Tensor
+    source: str
+
+    @property
+    def file_name(self) -> str:
+        """What a file with this whitening is called: one name for one set of images."""
+        return f"zca-{self.source}.safetensors"
 
     def apply(self, images: Tensor) -> Tensor:
         """(x - mean) W for images [..., C, H, W] in [0, 1], float32, differentiable."""
@@ -53,7 +62,7 @@ class Whitening:
 
     def to(self, device: str | torch.device) -> Self:
         """The same transform on another device."""
-        parts = {name: getattr(self, name).to(device) for name in ("mean", "matrix", "inverse")}
+        parts = {name: getattr(self, name).to(device) for name in PARTS}
         return replace(self, **parts)
 
 
@@ -72,7 +81,7 @@ def fit_whitening(images: Tensor, *, eps: float = REGULARIZATION) -> Whitening:
     eigenvalues, vectors = torch.linalg.eigh(covariance)
     root = (eigenvalues.clamp(min=0) + eps).sqrt()
     parts = (mean, (vectors / root) @ vectors.T, (vectors * root) @ vectors.T)
-    return Whitening(*(part.float() for part in parts))
+    return Whitening(*(part.float() for part in parts), _content_hash(images))
 
 
 def cached_whitening(images: Tensor, *, folder: Path | None = None) -> Whitening:
@@ -81,23 +90,62 @@ def cached_whitening(images: Tensor, *, folder: Path | None = None) -> Whitening
     folder: of the cache, by default :func:`gsdd_lib.data.cache.cache_folder`. A file there that is
         damaged is made anew; where none can be written, a warning says so.
     """
-    path = (folder or cache_folder()) / f"zca-{_content_hash(images)}.safetensors"
-    values = images[0].numel()
+    folder = folder or cache_folder()
     try:
-        tensors = deserialize(path.read_bytes())
-        found = Whitening(**tensors)
-        if found.mean.shape == (values,) and found.matrix.shape == (values, values):
-            return found
-    except (OSError, SafetensorError, TypeError):
-        pass
-    made = fit_whitening(images)
-    parts = {"mean": made.mean, "matrix": made.matrix, "inverse": made.inverse}
+        return read_whitening(folder / f"zca-{_content_hash(images)}.safetensors")
+    except DataError:
+        made = fit_whitening(images)
     try:
-        write_atomically(path, serialize({key: part.contiguous() for key, part in parts.items()}))
+        write_whitening(folder, made)
     except OSError as error:
         reason = error.strerror or error
         warnings.warn(f"The whitening could not be kept for next time ({reason}).", stacklevel=2)
     return made
+
+
+def write_whitening(folder: Path | str, whitening: Whitening) -> Path:
+    """Write ``folder/zca-<source>.safetensors`` atomically; left alone where it is there and whole.
+
+    8 D^2 bytes: 75 MB for images of 3,072 values.
+    """
+    path = Path(folder) / whitening.file_name
+    try:
+        read_whitening(path)
+    except DataError:
+        parts = {name: getattr(whitening, name).cpu().contiguous() for name in PARTS}
+        about = {"format": FORMAT, "version": VERSION, "source": whitening.source}
+        content = serialize(parts, about | {"checksum": _checksum(parts)})
+        write_atomically(path, content)
+    return path
+
+
+def read_whitening(path: Path | str) -> Whitening:
+    """A file of :func:`write_whitening`, checked; raises :class:`DataError` for any other."""
+    name = Path(path).name
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            parts = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"the whitening '{name}' is missing or cut off ({error}); copy it again"
+        ) from None
+    if about.get("format") != FORMAT or about.get("version") != VERSION:
+        raise DataError(f"'{name}' is no whitening of format version {VERSION}; copy it again")
+    if set(parts) != set(PARTS) or about.get("checksum") != _checksum(parts):
+        raise DataError(f"the whitening '{name}' is damaged; copy it again")
+    found = Whitening(**parts, source=about.get("source", ""))
+    if found.file_name != name:
+        raise DataError(f"'{name}' holds the whitening '{found.file_name}'; copy the right one")
+    return found
+
+
+def _checksum(parts: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in PARTS:
+        digest.update(f"{name} {parts[name].dtype} {list(parts[name].shape)}".encode())
+        digest.update(parts[name].numpy())
+    return digest.hexdigest()
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,17 +12,19 @@ def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Mean embedding of every class, [num_classes, features].
 
     embeddings: [N, features]
-    labels: int64 [N], in [0, num_classes), every class at least once, in any order
+    labels: int64 [N], in [0, num_classes), every class at least once, in any order; or
+        probabilities [N, num_classes], by which the means are weighted: ``sum_n p_nc e_n / sum_n
+        p_nc``, differentiable in them too
 
     A product with a matrix, not an atomic scatter: equal inputs give equal bits on every device.
 
-    >>> import torch
     >>> import torch
     >>> class_means(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]), 2)
     tensor([[2.], [5.]])
     """
     _check_labels(embeddings, labels, num_classes)
-    members = F.one_hot(labels, num_classes).to(embeddings)  # [N, K]
+    hard = not labels.is_floating_point()
+    members = F.one_hot(labels, num_classes).to(embeddings) if hard else labels  # [N, K]
     counts = members.sum(0)  # [K]
     if not counts.all():
         missing = int((counts == 0).nonzero()[0])
@@ -38,9 +40,9 @@ def dm_loss(real_means: Tensor, syn_embeddings: Tensor, syn_labels: Tensor) -> T
 
     real_means: [K, features], from :func:`class_means`, usually without gradient
     syn_embeddings: [N, features]
-    syn_labels: int64 [N], every class at least once
+    syn_labels: int64 [N], every class at least once, or probabilities [N, K]
 
-    Returns a scalar, differentiable in both embeddings.
+    Returns a scalar, differentiable in both embeddings, and in probabilities.
     """
     syn_means = class_means(syn_embeddings, syn_labels, len(real_means))
     if syn_means.shape != real_means.shape:
@@ -52,12 +54,15 @@ def dm_loss(real_means: Tensor, syn_embeddings: Tensor, syn_labels: Tensor) -> T
 
 
 def _check_labels(embeddings: Tensor, labels: Tensor, num_classes: int) -> None:
-    if embeddings.dim() != 2 or labels.shape != embeddings.shape[:1]:
+    hard = not labels.is_floating_point()
+    expected = [len(embeddings)] if hard else [len(embeddings), num_classes]
+    if embeddings.dim() != 2 or list(labels.shape) != expected:
+        wanted = "labels [N]" if hard else f"probabilities [N, {num_classes}]"
         raise ValueError(
-            f"embeddings must be [N, features] and labels [N], got {list(embeddings.shape)} "
+            f"embeddings must be [N, features] and {wanted}, got {list(embeddings.shape)} "
             f"and {list(labels.shape)}"
         )
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+    if hard and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         low, high = int(labels.min()), int(labels.max())
         raise ValueError(
             f"labels must lie in 0 to {num_classes - 1}, got {low} to {high}; "

@@ -111,7 +111,10 @@ class GaussianImages(nn.Module):
     def render_unit(
         self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
     ) -> Tensor:
-        """Pixel values, [0, 1] up to overshoot, for looking at: [n, C, height, width]."""
+        """Pixel values, [0, 1] up to overshoot, for looking at: [n, C, height, width].
+
+        Not of whitened data, whose pixels are ``data.unit(gaussians.render())``.
+        """
         canvas = self.splat(index, resolution)
         return canvas if self.space == "unit" else canvas * self.std + self.mean
 
