@@ -65,6 +65,13 @@ FLOORS = (
         "benchmark",
         "fit_benchmark",
         "efficiency",
+        "network_cost",
+        "passes",
+        "step_cost",
+        "pass_times",
+        "plans",
+        "plan_check",
+        "planner",
     ),
 )
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}

@@ -1,6 +1,7 @@
-"""Losses that are sums over parts of a batch, with one part's graph in memory at a time."""
+"""Losses and sums over parts of a batch, with one part's graph in memory at a time."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -38,34 +39,6 @@ def sum_over_parts(
     return total
 
 
-def loss_of_embeddings(
-    images: Tensor,
-    parts: Sequence[Tensor],
-    embed: Callable[[Tensor, Tensor], Tensor],
-    loss: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """``loss(embeddings of all images)``, with one part's activations in memory at a time.
-
-    For a loss that is no sum over parts, as that of classes whose means all images have a share in.
-    Each part is embedded twice: for the value, and for the gradient.
-
-    Args:
-        images: [N, ...], with a graph behind them.
-        parts: indices that cut [0, N) in order.
-        embed: ``embed(images[part], part)`` gives [n, features].
-        loss: of [N, features], a scalar; what else it depends on gets its gradient as usual.
-    """
-    with torch.no_grad():
-        embeddings = torch.cat([embed(images[index], index) for index in parts])
-    (gradient,) = torch.autograd.grad(loss(embeddings.requires_grad_()), embeddings)
-
-    def share(part: Tensor, index: Tensor) -> Tensor:
-        return (embed(part, index) * gradient[index]).sum()
-
-    shares = sum_over_parts(images, parts, share)
-    return loss(embeddings.detach()) + (shares - shares.detach())  # adds 0 and the images' part
-
-
 def class_groups(labels: Tensor, limit: int) -> list[Tensor]:
     """Indices of whole classes, as many together as stay within ``limit`` images.
 
@@ -83,3 +56,54 @@ def class_groups(labels: Tensor, limit: int) -> list[Tensor]:
         groups[-1].append(members)
         size += len(members)
     return [torch.cat(group) for group in groups]
+
+
+class PartFunction(Protocol):
+    """Tensors of a part of a batch to a list of tensors; the same whenever it is called."""
+
+    def __call__(self, *tensors: Tensor, create_graph: bool) -> Sequence[Tensor]: ...
+
+
+def sum_in_parts(function: PartFunction, size: int, *tensors: Tensor) -> list[Tensor]:
+    """``sum over parts of function(*[tensor[part] ...])``, computed twice instead of kept.
+
+    Args:
+        function: called with ``create_graph=False`` for the values, and again with True, part by
+            part, when they are differentiated; it may differentiate inside itself.
+        size: of a part, in rows.
+        tensors: [N, ...] each; floating-point ones may need a gradient.
+
+    Differentiable once in ``tensors``, exactly; what is kept for it are the tensors themselves.
+    """
+    return list(_SumInParts.apply(function, size, *tensors))
+
+
+class _SumInParts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, function: PartFunction, size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.function, ctx.size = function, size
+        ctx.save_for_backward(*tensors)
+        total: list[Tensor] = []
+        for parts in zip(*[tensor.detach().split(size) for tensor in tensors], strict=True):
+            with torch.enable_grad():  # for a function that differentiates inside itself
+                values = [value.detach() for value in function(*parts, create_graph=False)]
+            total = [a + b for a, b in zip(total, values, strict=True)] if total else values
+        return tuple(total)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *v_total: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[2:]
+        gradients: list[list[Tensor]] = [[] for _ in needed]
+        for parts in zip(*[tensor.split(ctx.size) for tensor in ctx.saved_tensors], strict=True):
+            leaves = [p.detach().requires_grad_(n) for p, n in zip(parts, needed, strict=True)]
+            with torch.enable_grad():
+                values = ctx.function(*leaves, create_graph=True)
+            pairs = [(x, v) for x, v in zip(values, v_total, strict=True) if x.requires_grad]
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            outputs, v_outputs = zip(*pairs, strict=True)
+            found = iter(torch.autograd.grad(outputs, wanted, v_outputs, materialize_grads=True))
+            for kept, leaf in zip(gradients, leaves, strict=True):
+                if leaf.requires_grad:
+                    kept.append(next(found))
+        return None, None, *[torch.cat(kept) if kept else None for kept in gradients]
