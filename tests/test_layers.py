@@ -24,6 +24,7 @@ FLOORS = (
         "pictures",
         "tables",
         "cuda_ext",
+        "device",
     ),
     (
         "splat",
