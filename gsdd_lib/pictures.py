@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from gsdd_lib.plots import PAGE, gaussian_ellipses, show_image
 
+NAMES = 0.7  # inches beside the rows of class_rows
+
 
 def class_panels(
     rows: Mapping[str, Tensor | Sequence[Tensor]],
@@ -57,8 +59,8 @@ def class_rows(
     """
     labels = labels.cpu()
     members = [(labels == label).nonzero().flatten()[:per_class] for label in range(classes)]
-    cell = min(PAGE / (per_class + 1.5), 0.85)
-    size = (cell * (per_class + 1.5), cell * classes * images.shape[2] / images.shape[3])
+    cell = min((PAGE - NAMES) / per_class, 0.85)
+    size = (cell * per_class + NAMES, cell * classes * images.shape[2] / images.shape[3])
     figure, axes = plt.subplots(classes, per_class, figsize=size, squeeze=False)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
     for row, (line, chosen) in enumerate(zip(axes, members, strict=True)):
