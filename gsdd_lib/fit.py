@@ -68,7 +68,9 @@ def initial_gaussians(
 def _targets(data: ImageData, count: int, init: str, seed: int) -> Tensor:
     """Normalized images to fit, ``count`` per class in the classes' order."""
     if init in ("warmup", "random"):
-        solid = torch.zeros(1, data.channels, 1, 1, device=data.device)  # the mean color after normalization
+        solid = torch.zeros(
+            1, data.channels, 1, 1, device=data.device
+        )  # the mean color after normalization
         return solid.expand(count * data.num_classes, -1, *data.resolution).contiguous()
     members = class_members(data.train.labels)
     pick = _random_images if init == "real" else _representatives

@@ -36,6 +36,8 @@ AXES = {
 METHOD_IS_SECOND = ("table_2_", "table_6_", "table_16_", "table_21_")
 # Facts beside the results in the same item: settings, not scores.
 NOT_SCORES = {"points", "k", "gpc"}
+# Items that hold settings alone; a test sees that params/paper/ follows them.
+SETTINGS = tuple(f"table_{number}_" for number in range(7, 13))
 # Both ways to report a run, and how the report's columns call ours (see ``protocols``).
 PROTOCOLS = {"clean": "ours (clean)", "paper": "ours (the paper's rule)"}
 
@@ -144,7 +146,7 @@ def paper_number(item: str, method: str, setting: str) -> PaperNumber | None:
 
 
 def beside_paper(ours: pd.DataFrame) -> pd.DataFrame:
-    """Every number of the paper's tables, ours beside it under both protocols: strings.
+    """Every result in the paper's tables, ours beside it under both protocols: strings.
 
     Args:
         ours: what runs left: ``paper_item, paper_method, paper_setting`` say what a row is to be
@@ -155,7 +157,9 @@ def beside_paper(ours: pd.DataFrame) -> pd.DataFrame:
     ours = ours.reindex(columns=[*keys, "mean", "ci95", "n"])
     ours = ours.rename(columns={"paper_method": "method", "paper_setting": "setting"})
     parts = []
-    for item in (item for item in paper_numbers() if item.startswith("table_")):
+    for item in paper_numbers():
+        if not item.startswith("table_") or item.startswith(SETTINGS):
+            continue
         columns = []
         for protocol, heading in PROTOCOLS.items():
             run = ours[(ours.paper_item == item) & (ours.protocol == protocol)]

@@ -68,7 +68,9 @@ def _run(op: Any, args: tuple, kwargs: dict) -> Any:
     if on_device and op not in MIXED:
         for value in there:
             if not isinstance(value, Pretended) and value.dim():
-                raise RuntimeError(f"{op}: tensors on the device and {list(value.shape)} on the cpu")
+                raise RuntimeError(
+                    f"{op}: tensors on the device and {list(value.shape)} on the cpu"
+                )
     if op in MIXED and not isinstance(args[0], Pretended) and op is not aten.copy_.default:
         assert not on_device, f"{op}: a tensor on the cpu indexed by one on the device"
     if on_device and isinstance(kwargs.get("generator"), torch.Generator):

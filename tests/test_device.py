@@ -7,6 +7,7 @@ from pretend_device import Pretended, pretended_gpu
 from gsdd_lib.budget import plan_budget
 from gsdd_lib.config import (
     BudgetConfig,
+    ConfigError,
     DataConfig,
     DistillConfig,
     EvalConfig,
@@ -14,6 +15,7 @@ from gsdd_lib.config import (
     FitConfig,
 )
 from gsdd_lib.data import load_data
+from gsdd_lib.device import choose_device
 from gsdd_lib.distill import distill
 from gsdd_lib.evaluate import evaluate, random_real_images
 from gsdd_lib.experts import Experts, train_experts
@@ -96,3 +98,20 @@ def test_random_real_images_come_from_the_device():
 def test_the_pretended_device_notices_a_mix():
     with pretended_gpu() as device, pytest.raises(RuntimeError, match="on the cpu"):
         torch.ones(3).to(device) + torch.ones(3)
+
+
+def test_auto_is_the_cpu_where_there_is_no_other(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+    for name in ("cuda", "gpu", "mps"):
+        with pytest.raises(ConfigError, match="auto"):
+            choose_device(name)
+
+
+def test_auto_is_the_gpu_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_device("auto") == torch.device("cuda")
+    assert choose_device("cuda:0").index == 0
+    with pytest.raises(ConfigError, match="has 1 CUDA"):
+        choose_device("cuda:1")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from gsdd_lib.data import load_data
 from gsdd_lib.distill import DistillError, distill
 from gsdd_lib.evaluate import evaluate, summarize
 from gsdd_lib.fit import initial_gaussians
-from gsdd_lib.protocols import compare_protocols
+from gsdd_lib.protocols import compare_protocols, outcome_table
 
 JUDGES = EvalConfig(networks=2, eval_network="ConvNetD2", eval_width=8, epochs=4)
 RUN = DistillConfig(
@@ -113,3 +114,28 @@ def test_a_checkpoint_without_snapshots_cannot_give_them(data, tmp_path):
     list(distill(start(data), data, RUN, JUDGES, seed=0, folder=tmp_path))
     with pytest.raises(DistillError, match="written without snapshots; delete it"):
         list(distill(start(data), data, RUN, JUDGES, seed=0, folder=tmp_path, snapshots=[]))
+
+
+def test_a_row_with_a_learned_rate_is_judged_with_it(monkeypatch):
+    rates = {}
+
+    def judge(images, labels, data, config, *, seed, split):
+        rates[int(images)] = config.eval_lr
+        return [{"accuracy": 50.0}]
+
+    monkeypatch.setattr(module, "evaluate", judge)
+    history = [{"step": 0, "mean": 1.0, "syn_lr": 0.02}, {"step": 9, "mean": 2.0, "syn_lr": 0.03}]
+    snapshots = [torch.tensor(0), torch.tensor(1)]
+    compare_protocols(history, snapshots, torch.abs, None, None, EvalConfig(), seed=0)
+    assert rates == {0: 0.02, 1: 0.03}
+
+
+def test_the_outcome_has_both_protocols_and_every_rival_once(monkeypatch):
+    protocols, _ = scripted(monkeypatch, tests=[70.0, 72.0, 75.0], validation=[60, 80, 79])
+    rivals = pd.DataFrame([{"method": "initial", "mean": 60.0, "std": 1.0, "n": 5, "ci95": 1.2}])
+    table = outcome_table(protocols, rivals)
+    assert table[["method", "protocol", "mean"]].values.tolist() == [
+        ["distilled", "clean", 72.0],
+        ["distilled", "paper", 75.0],
+        ["initial", "clean", 60.0],
+    ]
