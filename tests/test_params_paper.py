@@ -128,9 +128,8 @@ def test_experts_named_by_a_case_are_those_of_a_case_of_notebook_03(path):
         return
     place = ROOT / values["experts_folder"]
     expert_case = PAPER / "03_expert_trajectories" / f"{place.parent.name}.yaml"
-    assert (
-        values["experts_folder"] == f"runs/paper/03_expert_trajectories/{expert_case.stem}/experts"
-    )
+    stem = expert_case.parent.name
+    assert values["experts_folder"] == f"runs/paper/{stem}/{expert_case.stem}/experts"
     theirs = values_of(expert_case)
     same = ("seed", "dataset", "resolution", "zca", "max_per_class", "num_experts", "train_epochs")
     same += ("expert_lr", "expert_batch")

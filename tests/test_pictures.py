@@ -4,9 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from gsdd_lib import pictures
+from gsdd_lib import pictures, plots
 
 NAMES = ["ant", "bee", "cow"]
+
+
+@pytest.fixture(autouse=True)
+def _style():
+    plots.use_style()
 
 
 def shown(ax) -> float:
