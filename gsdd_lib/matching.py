@@ -5,8 +5,9 @@ in the Gaussians. Every random number comes from generators made for ``(seed, st
 needs of the ones before it is in :class:`Carried`.
 
 Memory is bounded and the gradient exact: the synthetic images are rendered once, and the loss is
-differentiated in them class by class (:func:`sum_over_parts`), so that one class's activations are
-there at a time; real images go through the network ``micro_batch`` at a time.
+differentiated in them class by class (:func:`sum_over_parts`). No more than ``micro_batch`` images
+are in the network at a time, real or synthetic: where a class has more of them, its embeddings or
+gradients are computed without a graph first, and again part by part for the gradient.
 """
 
 import math
@@ -22,8 +23,8 @@ from gsdd_lib.data import ImageData, ImageSet
 from gsdd_lib.data.sampling import class_members, draw_per_class
 from gsdd_lib.experts import ExpertError, Experts
 from gsdd_lib.networks import make_network
-from gsdd_lib.objectives.dc import gradient_distance, network_gradients
-from gsdd_lib.objectives.dm import class_means, dm_loss
+from gsdd_lib.objectives.dc import gradient_distance, gradients_in_parts, network_gradients
+from gsdd_lib.objectives.dm import class_means, dm_loss, embed_in_parts
 from gsdd_lib.objectives.parts import class_groups, sum_over_parts
 from gsdd_lib.objectives.tm import flatten, student_path, synthetic_batches, tm_loss, unflatten
 from gsdd_lib.parameterizations.base import Parameterization
@@ -97,7 +98,9 @@ def dm_step_loss(
     def part_loss(images: Tensor, index: Tensor) -> Tensor:
         labels = gaussians.labels[index]
         classes, own = labels.unique(return_inverse=True)
-        return dm_loss(real[classes], network.embed(apply_dsa(images, augmentation, labels)), own)
+        images = apply_dsa(images, augmentation, labels)
+        embeddings = embed_in_parts(network.embed, images, config.micro_batch)
+        return dm_loss(real[classes], embeddings, own)
 
     parts = class_groups(gaussians.labels, config.micro_batch)
     return sum_over_parts(gaussians.render(), parts, part_loss)
@@ -135,7 +138,7 @@ def dc_step_loss(
         real_batch = batch.select(real_members[int(own[0])])
         real = real_gradients(network, params, real_batch, data, draw, config.micro_batch)
         part = apply_dsa(part, draw)
-        syn = network_gradients(network, params, part, own, create_graph=True)
+        syn = gradients_in_parts(network, params, part, own, micro_batch=config.micro_batch)
         return gradient_distance(real, syn)
 
     return sum_over_parts(images, class_groups(labels, 1), class_loss)
@@ -231,14 +234,16 @@ def _real_means(
 
 
 def _fresh_network(data: ImageData, config: DistillConfig, seed: int, step: int) -> nn.Module:
-    return make_network(
+    """In evaluation mode: a dropout (ViT) would be another one when a part is computed again."""
+    network = make_network(
         config.network,
         channels=data.channels,
         num_classes=data.num_classes,
         resolution=data.resolution,
         width=config.width,
         generator=generator(seed, "distill", step, "network"),
-    ).to(data.device)
+    )
+    return network.eval().to(data.device)
 
 
 def _class_augmentation(data: ImageData, config: DistillConfig, seed: int, step: int) -> DsaParams:
@@ -273,7 +278,8 @@ def _train_inner(
         for index in order.split(config.inner_batch):
             draws = sample_dsa(config.dsa, len(index), size, generator=draw, siamese=False)
             part = apply_dsa(images[index], draws)
-            grads = network_gradients(network, params, part, labels[index], create_graph=False)
+            few = config.micro_batch
+            grads = gradients_in_parts(network, params, part, labels[index], micro_batch=few)
             moved = zip(params.items(), grads, strict=True)
             params = {name: value.detach() - config.inner_lr * g for (name, value), g in moved}
     return params

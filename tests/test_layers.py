@@ -55,6 +55,13 @@ FLOORS = (
         "runner",
         "benchmark",
         "efficiency",
+        "network_cost",
+        "passes",
+        "step_cost",
+        "pass_times",
+        "plans",
+        "plan_check",
+        "planner",
     ),
 )
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import gsdd_lib.matching as matching
 from gsdd_lib.augment import sample_dsa
 from gsdd_lib.budget import plan_budget
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, ExpertConfig, FitConfig
@@ -66,6 +67,44 @@ def test_micro_batches_change_rounding_alone(gaussians, data, experts, objective
     other = loss_and_gradient(gaussians, data, experts, objective=objective, micro_batch=3)
     torch.testing.assert_close(one[0], other[0], rtol=1e-4, atol=0)
     assert (one[1] - other[1]).norm() < 1e-3 * one[1].norm()
+
+
+class DoubleData(ImageData):
+    """Images normalized to double."""
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        return super().normalize(images).double()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"objective": "dm"}, {"objective": "dc"}, {"objective": "dc", "outer_loop": 2}],
+    ids=["dm", "dc", "dc trained"],
+)
+def test_micro_batches_give_the_plain_gradient_in_double(gaussians, data, changes, monkeypatch):
+    """Two images per class, so that micro-batches of 1 cut a class; and the same draws for all."""
+    fresh = matching._fresh_network
+    monkeypatch.setattr(matching, "_fresh_network", lambda *given: fresh(*given).double())
+    data, gaussians = DoubleData(**vars(data)), gaussians.double()
+    config = CONFIG.model_copy(update={"batch_real": 3, **changes})
+    found = {}
+    for micro_batch in (10**6, 1, 7):
+        own = config.model_copy(update={"micro_batch": micro_batch})
+        carried, losses = begin(data, own), []
+        gaussians.packed.grad = None
+        for step in range(config.outer_loop):
+            step_loss = STEP_LOSSES[config.objective]
+            losses.append(step_loss(gaussians, data, own, carried, seed=0, step=step))
+        sum(losses).backward()
+        found[micro_batch] = torch.stack(losses).detach(), gaussians.packed.grad.clone()
+    for micro_batch in (1, 7):
+        for plain, split in zip(found[10**6], found[micro_batch], strict=True):
+            assert (plain - split).norm() < 1e-10 * plain.norm()
+
+
+def test_matching_networks_have_no_dropout(data):
+    """It would be another one when a part is computed again for its gradient."""
+    assert not matching._fresh_network(data, CONFIG, 0, 0).training
 
 
 def test_kept_steps_change_rounding_alone(gaussians, data, experts):

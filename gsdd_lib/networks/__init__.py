@@ -28,7 +28,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "ViT": ViT,
 }
 
-__all__ = ["CONVNETS", "NETWORKS", "Network", "initialize_", "make_network"]
+__all__ = ["CONVNETS", "NETWORKS", "Network", "empty_network", "initialize_", "make_network"]
 
 
 def make_network(
@@ -59,6 +59,22 @@ def make_network(
     >>> sum(parameter.numel() for parameter in net.parameters())
     320010
     """
+    size = (channels, *resolution)
+    network = empty_network(name, size, num_classes=num_classes, width=width, **choices)
+    network.to_empty(device=generator.device)
+    initialize_(network, generator)
+    return network
+
+
+def empty_network(
+    name: str, size: tuple[int, int, int], *, num_classes: int, width: int = 128, **choices: str
+) -> Network:
+    """The network of :func:`make_network` without its weights, on the meta device.
+
+    size: (channels, height, width) of the images
+
+    It takes no memory and computes shapes alone, and no random number is drawn for it.
+    """
     check_choice("network", name, tuple(NETWORKS))
     if name in CONVNETS:
         choices = {"width": width, **choices}
@@ -66,8 +82,5 @@ def make_network(
         raise ConfigError(
             f"{', '.join(choices)} can be chosen for a ConvNet alone; {name} is as published"
         )
-    with torch.device("meta"):  # no weights yet, so nothing is drawn from the global generator
-        network = NETWORKS[name]((channels, *resolution), num_classes, **choices)
-    network.to_empty(device=generator.device)
-    initialize_(network, generator)
-    return network
+    with torch.device("meta"):
+        return NETWORKS[name](size, num_classes, **choices)

@@ -34,6 +34,8 @@ class Network(nn.Module):
         in_pieces: whether an image's features are independent of the others' (no batch norm).
     """
 
+    piece_devices = ("cpu",)  # where images go through in pieces
+
     def __init__(
         self,
         input_shape: tuple[int, int, int],
@@ -63,10 +65,15 @@ class Network(nn.Module):
                 f"the network was made for images of shape {list(self.input_shape)}, "
                 f"not {list(images.shape[1:])}; make one for these"
             )
-        if images.device.type != "cpu" or not self._in_pieces:
+        if images.device.type not in self.piece_devices or not self._in_pieces:
             return self.features(images).flatten(1)
-        pieces = max(1, math.ceil(len(images) * self._image_bytes / CHUNK_BYTES))
+        pieces = max(1, math.ceil(len(images) / self.images_per_piece))
         return torch.cat([self.features(part).flatten(1) for part in images.chunk(pieces)])
+
+    @property
+    def images_per_piece(self) -> float:
+        """How many images go through together on a CPU."""
+        return CHUNK_BYTES / self._image_bytes
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] to logits [N, num_classes]."""

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from gsdd_lib.objectives.parts import sum_in_parts
+
 # Least product of two norms that a cosine divides by. The published code adds it to the product
 # instead, by which equal gradients are not at distance 0.
 EPSILON = 1e-6
@@ -36,6 +38,30 @@ def network_gradients(
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
     loss = F.cross_entropy(functional_call(network, leaves, (images,)), labels)
     return list(torch.autograd.grad(loss, list(leaves.values()), create_graph=create_graph))
+
+
+def gradients_in_parts(
+    network: nn.Module,
+    params: Mapping[str, Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    micro_batch: int,
+) -> list[Tensor]:
+    """:func:`network_gradients`, with ``micro_batch`` images in the network at a time.
+
+    Differentiable in images and labels, exactly: more images than ``micro_batch`` go through the
+    network without a graph first, and again part by part when the result is differentiated.
+    """
+    if len(images) <= micro_batch:
+        create = images.requires_grad or labels.requires_grad
+        return network_gradients(network, params, images, labels, create_graph=create)
+
+    def share(part: Tensor, own: Tensor, *, create_graph: bool) -> list[Tensor]:
+        grads = network_gradients(network, params, part, own, create_graph=create_graph)
+        return [grad * (len(part) / len(images)) for grad in grads]
+
+    return sum_in_parts(share, micro_batch, images, labels)
 
 
 def gradient_distance(real_grads: Sequence[Tensor], syn_grads: Sequence[Tensor]) -> Tensor:

@@ -4,8 +4,12 @@ arXiv 2110.04181, eq. 5, and its published code: the embedding is what a freshly
 network computes before its linear layer; squared distances are summed over features and classes.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -16,7 +20,6 @@ def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
     A product with a matrix, not an atomic scatter: equal inputs give equal bits on every device.
 
-    >>> import torch
     >>> import torch
     >>> class_means(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]), 2)
     tensor([[2.], [5.]])
@@ -31,6 +34,18 @@ def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
             "give every class at least one"
         )
     return (members.T @ embeddings) / counts[:, None]  # [K, features]
+
+
+def embed_in_parts(embed: Callable[[Tensor], Tensor], images: Tensor, micro_batch: int) -> Tensor:
+    """``embed(images)``, [N, features], with ``micro_batch`` images in the network at a time.
+
+    Differentiable in images, exactly: more images than ``micro_batch`` go through the network
+    without a graph first, and again part by part when the result is differentiated.
+    """
+    if len(images) <= micro_batch:
+        return embed(images)
+    once = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in there is random
+    return torch.cat([checkpoint(embed, part, **once) for part in images.split(micro_batch)])
 
 
 def dm_loss(real_means: Tensor, syn_embeddings: Tensor, syn_labels: Tensor) -> Tensor:

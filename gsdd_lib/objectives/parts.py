@@ -1,6 +1,7 @@
-"""Losses that are sums over parts of a batch, with one part's graph in memory at a time."""
+"""Losses and sums over parts of a batch, with one part's graph in memory at a time."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -46,3 +47,54 @@ def class_groups(labels: Tensor, limit: int) -> list[Tensor]:
         groups[-1].append(members)
         size += len(members)
     return [torch.cat(group) for group in groups]
+
+
+class PartFunction(Protocol):
+    """Tensors of a part of a batch to a list of tensors; the same whenever it is called."""
+
+    def __call__(self, *tensors: Tensor, create_graph: bool) -> Sequence[Tensor]: ...
+
+
+def sum_in_parts(function: PartFunction, size: int, *tensors: Tensor) -> list[Tensor]:
+    """``sum over parts of function(*[tensor[part] ...])``, computed twice instead of kept.
+
+    Args:
+        function: called with ``create_graph=False`` for the values, and again with True, part by
+            part, when they are differentiated; it may differentiate inside itself.
+        size: of a part, in rows.
+        tensors: [N, ...] each; floating-point ones may need a gradient.
+
+    Differentiable once in ``tensors``, exactly; what is kept for it are the tensors themselves.
+    """
+    return list(_SumInParts.apply(function, size, *tensors))
+
+
+class _SumInParts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, function: PartFunction, size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.function, ctx.size = function, size
+        ctx.save_for_backward(*tensors)
+        total: list[Tensor] = []
+        for parts in zip(*[tensor.detach().split(size) for tensor in tensors], strict=True):
+            with torch.enable_grad():  # for a function that differentiates inside itself
+                values = [value.detach() for value in function(*parts, create_graph=False)]
+            total = [a + b for a, b in zip(total, values, strict=True)] if total else values
+        return tuple(total)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *v_total: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[2:]
+        gradients: list[list[Tensor]] = [[] for _ in needed]
+        for parts in zip(*[tensor.split(ctx.size) for tensor in ctx.saved_tensors], strict=True):
+            leaves = [p.detach().requires_grad_(n) for p, n in zip(parts, needed, strict=True)]
+            with torch.enable_grad():
+                values = ctx.function(*leaves, create_graph=True)
+            pairs = [(x, v) for x, v in zip(values, v_total, strict=True) if x.requires_grad]
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            outputs, v_outputs = zip(*pairs, strict=True)
+            found = iter(torch.autograd.grad(outputs, wanted, v_outputs, materialize_grads=True))
+            for kept, leaf in zip(gradients, leaves, strict=True):
+                if leaf.requires_grad:
+                    kept.append(next(found))
+        return None, None, *[torch.cat(kept) if kept else None for kept in gradients]
