@@ -10,6 +10,7 @@ import pytest
 from gsdd_lib.budget import points_per_image
 from gsdd_lib.data import READERS
 from gsdd_lib.parameter_files import check, read_interface
+from gsdd_lib.planner import planned_line
 from gsdd_lib.runner import check_all
 from gsdd_lib.tables import paper_number, paper_numbers, paper_rows
 
@@ -143,3 +144,17 @@ def test_experts_named_by_a_case_are_those_of_a_case_of_notebook_03(path):
 def test_experts_are_planned_for_every_data_set_that_is_matched_by_trajectories():
     wanted = {values["dataset"] for values in map(values_of, CASES) if values["objective"] == "tm"}
     assert {path.stem for path in EXPERTS} == wanted and wanted <= set(READERS)
+
+
+@pytest.mark.parametrize("path", [*CASES, *EXPERTS], ids=lambda path: f"{path.parent.name[:2]}")
+def test_every_case_says_what_is_planned(path):
+    planned = r"(?m)^# planned: [\d.]+ hours.* GB .*on one 80 GB GPU \(assumed [\d.]+ TFLOP/s\)$"
+    assert re.search(planned, path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    "name", ["05_distill_cifar/cifar10_ipc1", "06_distill_imagenet/dc_imagewoof"]
+)
+def test_what_is_planned_is_what_the_planner_says(name):
+    path = PAPER / f"{name}.yaml"
+    assert f"# {planned_line(path)}\n" in path.read_text("utf-8")
