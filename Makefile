@@ -24,7 +24,8 @@ help: ## List the targets
 
 reproduce: $(ENVIRONMENT) compiler ## Every figure and table of PROFILE=demo; goes on where it was stopped
 	@$(PYTHON) -m gsdd_lib.runner --check-all params/$(PROFILE)
-	@$(PYTHON) -m gsdd_lib.data fashion_mnist
+	@for name in $$(sed -n 's/^dataset: *//p' params/$(PROFILE)/*/*.yaml | sort -u); do \
+	  $(PYTHON) -m gsdd_lib.data $$name || exit 1; done
 	@$(PYTHON) -m snakemake --cores $(CORES) --nolock --rerun-incomplete \
 	  --quiet all --config profile=$(PROFILE)
 	@printf '\nFigures and tables: figures/%s/\n' $(PROFILE)

@@ -5,11 +5,15 @@
 One job per params/<profile>/<stem>/<case>.yaml. Its output is a marker in runs/, not the results:
 those are committed, and a fresh clone's would look done. The executed notebook is a log, because
 Snakemake deletes the outputs of a failed job; checkpoints are neither, so a killed job goes on.
+
+A case that names the experts of another (experts_folder: runs/<profile>/<stem>/<case>/experts)
+waits for it. Where there is one GPU, one notebook at a time: --cores 1, or make CORES=1.
 """
 
 import sys
 from pathlib import Path
 
+from gsdd_lib.parameter_files import load_parameters
 from gsdd_lib.runner import SOURCES
 
 PROFILE = config.get("profile", "demo")
@@ -26,9 +30,12 @@ DONE = [f"runs/{PROFILE}/{path.parent.name}/{path.stem}/done" for path in CASES]
 
 
 def before(wildcards):
-    if wildcards.stem != REPORT:
-        return []
-    return [marker for marker in DONE if Path(marker).parts[2] != REPORT]
+    if wildcards.stem == REPORT:
+        return [marker for marker in DONE if Path(marker).parts[2] != REPORT]
+    case = Path("params", PROFILE, wildcards.stem, f"{wildcards.case}.yaml")
+    experts = Path(load_parameters(case).get("experts_folder") or "none")
+    marker = str(experts.with_name("done"))
+    return [marker] if marker in DONE else []
 
 
 rule all:

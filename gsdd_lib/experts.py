@@ -138,7 +138,7 @@ def _network(data: ImageData, config: ExpertConfig, draw: torch.Generator) -> nn
         resolution=data.resolution,
         width=config.expert_width,
         generator=draw,
-    )
+    ).to(data.device)
 
 
 def _train_expert(
@@ -154,7 +154,7 @@ def _train_expert(
             loss = _train_epoch(data, config, network, optimizer, draw)
         held = data.validation
         percent = accuracy(network, held.images, held.labels, normalize=data.normalize)
-        snapshots.append(flatten(dict(network.named_parameters())))
+        snapshots.append(flatten(dict(network.named_parameters())).cpu())
         if not torch.isfinite(snapshots[-1]).all():
             raise ExpertError(
                 f"Expert {index} is not a number after epoch {epoch}; lower its learning rate "

@@ -50,7 +50,7 @@ def initial_gaussians(
     whitened = data.whitening is not None  # Gaussians then add up to whitened values in any space
     canvas = images if whitened or space == "normalized" else data.unit(images)
     gaussians = GaussianImages(
-        place_gaussians(canvas, budget, seed=seed),
+        place_gaussians(canvas.cpu(), budget, seed=seed),
         labels,
         resolution=(budget.height, budget.width),
         mean=data.mean,
@@ -58,7 +58,7 @@ def initial_gaussians(
         render_config=render_config,
         opacity=budget.opacity,
         space=space,
-    )
+    ).to(data.device)
     if config.init == "random":
         return Fit(gaussians, images)
     unit = data.unit if whitened else None
@@ -68,7 +68,9 @@ def initial_gaussians(
 def _targets(data: ImageData, count: int, init: str, seed: int) -> Tensor:
     """Normalized images to fit, ``count`` per class in the classes' order."""
     if init in ("warmup", "random"):
-        solid = torch.zeros(1, data.channels, 1, 1)  # the mean color after normalization
+        solid = torch.zeros(
+            1, data.channels, 1, 1, device=data.device
+        )  # the mean color after normalization
         return solid.expand(count * data.num_classes, -1, *data.resolution).contiguous()
     members = class_members(data.train.labels)
     pick = _random_images if init == "real" else _representatives
@@ -87,7 +89,7 @@ def _representatives(data: ImageData, members: Tensor, count: int, seed: int) ->
     if len(members) <= count:
         return _random_images(data, members, count, seed)
     images = data.train.images[members]
-    flat = images.flatten(1).float()
+    flat = images.flatten(1).float().cpu()
     kmeans = MiniBatchKMeans(count, n_init=1, batch_size=1024, random_state=seed % 2**32)
     centers = torch.from_numpy(kmeans.fit(flat.numpy()).cluster_centers_).float()
     return data.normalize(images[torch.cdist(centers, flat).argmin(1)])

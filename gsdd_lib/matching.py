@@ -186,7 +186,9 @@ def tm_step_loss(
     draw = generator(seed, "distill", step, "expert")
     which = int(torch.randint(len(carried.experts), (), generator=draw))
     epoch = int(torch.randint(config.max_start_epoch, (), generator=draw))
-    start, target = carried.experts.snapshots(which, epoch, epoch + config.expert_epochs)
+    pair = carried.experts.snapshots(which, epoch, epoch + config.expert_epochs)
+    device = gaussians.labels.device
+    start, target = (params.to(device) for params in pair)
     order = generator(seed, "distill", step, "order")
     batches = synthetic_batches(len(gaussians), config.batch_syn, config.syn_steps, generator=order)
     drawn = torch.cat(batches).unique()
@@ -198,10 +200,10 @@ def tm_step_loss(
     student = student_path(
         _fresh_network(data, config, seed, step),
         start,
-        gaussians.render(drawn),
-        carried.targets(gaussians.labels, drawn),
-        carried.log_syn_lr.exp(),
-        batches=[torch.searchsorted(drawn, batch) for batch in batches],
+        gaussians.render(drawn.to(device)),
+        carried.targets(gaussians.labels, drawn.to(device)),
+        carried.log_syn_lr.exp().to(device),
+        batches=[torch.searchsorted(drawn, batch).to(device) for batch in batches],
         augment=lambda images, *, step: apply_dsa(images, draws[step]),
         keep_steps=config.keep_steps,
     )
@@ -265,13 +267,16 @@ def _fresh_network(data: ImageData, config: DistillConfig, seed: int, step: int)
         width=config.width,
         generator=generator(seed, "distill", step, "network"),
     )
-    return network.eval()
+    return network.eval().to(data.device)
 
 
 def _class_augmentation(data: ImageData, config: DistillConfig, seed: int, step: int) -> DsaParams:
     draw = generator(seed, "distill", step, "dsa")
     count = data.num_classes
-    return sample_dsa(config.dsa, count, data.resolution, generator=draw, siamese=False, mixed=True)
+    draws = sample_dsa(
+        config.dsa, count, data.resolution, generator=draw, siamese=False, mixed=True
+    )
+    return draws.to(data.device)
 
 
 def _real_batch(

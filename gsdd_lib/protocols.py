@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.data import ImageData
+from gsdd_lib.distill import learned_eval_config
 from gsdd_lib.evaluate import evaluate, format_accuracy, summarize
 
 Summary = dict[str, float]  # mean, std, n, ci95: see ``evaluate.summarize``
@@ -79,6 +81,7 @@ def compare_protocols(
 
     Args:
         history: the rows that ``distill`` yielded, each with step and mean (validation, percent).
+            A row with a learned learning rate (syn_lr) is evaluated with it.
         snapshots: what ``distill(..., snapshots=[...])`` filled: a distilled set per row.
         render: a snapshot to normalized images [N, C, H, W], e.g. ``gaussians.render_packed``.
         labels: int64 [N], or probabilities [N, num_classes]; or, where a run learned labels, a
@@ -101,7 +104,8 @@ def compare_protocols(
         with torch.no_grad():
             images = render(snapshots[row])
             own = labels(snapshots[row]) if callable(labels) else labels
-        tested[row] = summarize(evaluate(images, own, data, config, seed=seed, split="test"))
+        rate = learned_eval_config(config, [history[row]])
+        tested[row] = summarize(evaluate(images, own, data, rate, seed=seed, split="test"))
     rows = [
         {"step": past["step"], "validation": past["mean"], **tested[row]}
         for row, past in enumerate(history)
@@ -110,3 +114,19 @@ def compare_protocols(
         order, key=lambda row: tested[row]["mean"]
     )  # of equals the chosen one, if among them
     return Protocols(rows, chosen, best, config.protocol)
+
+
+def outcome_table(protocols: Protocols, rivals: pd.DataFrame) -> pd.DataFrame:
+    """What a run is judged by: distilled under both protocols, then its rivals.
+
+    Args:
+        rivals: method, mean, std, n, ci95, as ``rivals.summary_table`` gives.
+
+    Columns method, protocol, mean, std, n, ci95. A rival is one set, nothing is chosen for it: it
+    counts under ``clean``.
+    """
+    columns = ["method", "protocol", "mean", "std", "n", "ci95"]
+    both = {"clean": protocols.clean, "paper": protocols.paper}
+    rows = [{"method": "distilled", "protocol": name, **row} for name, row in both.items()]
+    ours = pd.DataFrame(rows)[columns]
+    return pd.concat([ours, rivals.assign(protocol="clean")[columns]], ignore_index=True)

@@ -14,9 +14,9 @@ from gsdd_lib import passes
 from gsdd_lib.budget import Budget
 from gsdd_lib.config import DistillConfig, EvalConfig
 from gsdd_lib.data.described import DataDescription
-from gsdd_lib.training import TEST_BATCH
 from gsdd_lib.network_cost import Cost, cost_of, count_parameters, counting_network
 from gsdd_lib.passes import Bench, Pass
+from gsdd_lib.training import TEST_BATCH
 
 NUMBER = 4  # bytes of a float32
 STATE = 7  # Gaussians as they are and rounded, gradient, Adam's two moments, before a step, best

@@ -5,12 +5,15 @@ what was not run here reads "not run", never blank.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
 
 import pandas as pd
 import yaml
+
+from gsdd_lib.config import ConfigError, nearest
 
 NOT_RUN = "not run"
 NOT_REPORTED = "not reported"
@@ -33,6 +36,10 @@ AXES = {
 METHOD_IS_SECOND = ("table_2_", "table_6_", "table_16_", "table_21_")
 # Facts beside the results in the same item: settings, not scores.
 NOT_SCORES = {"points", "k", "gpc"}
+# Items that hold settings alone; a test sees that params/paper/ follows them.
+SETTINGS = tuple(f"table_{number}_" for number in range(7, 13))
+# Both ways to report a run, and how the report's columns call ours (see ``protocols``).
+PROTOCOLS = {"clean": "ours (clean)", "paper": "ours (the paper's rule)"}
 
 
 def to_markdown(frame: pd.DataFrame, *, digits: int = 2, missing: str = "") -> str:
@@ -100,6 +107,67 @@ def _leaves(node: Any, axis: tuple[str, ...], path: tuple[str, ...]) -> Iterator
             yield (*path, position), child
     else:
         yield path, node
+
+
+@dataclass(frozen=True)
+class PaperNumber:
+    """One published number: percent, and its deviation (NaN where there is none)."""
+
+    item: str
+    method: str
+    setting: str
+    value: float
+    deviation: float
+
+    def __str__(self) -> str:
+        table, number = self.item.split("_")[:2]
+        return f"{_published(self.value, self.deviation)} ({table} {number}, {self.setting})"
+
+
+def paper_number(item: str, method: str, setting: str) -> PaperNumber | None:
+    """The published number that a run is to be read beside; an empty ``item``: it has none.
+
+    Raises :class:`ConfigError` naming the nearest item, method or setting that exists.
+
+    >>> str(paper_number("table_15_cifar_tm", "gsdd", "CIFAR-10 IPC 1"))
+    '67.6 ± 0.4 (table 15, CIFAR-10 IPC 1)'
+    """
+    if not item:
+        return None
+    rows = pd.DataFrame({"item": list(paper_numbers())})
+    for name, value in {"item": item, "method": method, "setting": setting}.items():
+        found = rows[rows[name] == value]
+        if found.empty:
+            hint = nearest(value, rows[name].unique().tolist())
+            raise ConfigError(f"the paper has no {name} '{value}'{hint}")
+        rows = paper_rows(item) if name == "item" else found
+    row = rows.iloc[0]
+    return PaperNumber(item, method, setting, float(row.paper), float(row.deviation))
+
+
+def beside_paper(ours: pd.DataFrame) -> pd.DataFrame:
+    """Every result in the paper's tables, ours beside it under both protocols: strings.
+
+    Args:
+        ours: what runs left: ``paper_item, paper_method, paper_setting`` say what a row is to be
+            read beside, ``protocol`` is a key of :data:`PROTOCOLS`, ``mean, ci95, n`` are its
+            numbers. Rows and columns that are missing count as not run.
+    """
+    keys = ["paper_item", "paper_method", "paper_setting", "protocol"]
+    ours = ours.reindex(columns=[*keys, "mean", "ci95", "n"])
+    ours = ours.rename(columns={"paper_method": "method", "paper_setting": "setting"})
+    parts = []
+    for item in paper_numbers():
+        if not item.startswith("table_") or item.startswith(SETTINGS):
+            continue
+        columns = []
+        for protocol, heading in PROTOCOLS.items():
+            run = ours[(ours.paper_item == item) & (ours.protocol == protocol)]
+            columns.append(compare(paper_rows(item), run).rename(columns={"ours": heading}))
+        clean, paper = columns
+        clean.insert(3, PROTOCOLS["paper"], paper[PROTOCOLS["paper"]])
+        parts.append(clean.assign(item=item)[["item", *clean.columns]])
+    return pd.concat(parts, ignore_index=True)
 
 
 def fashion_mnist_rivals(ipc: int) -> pd.DataFrame:

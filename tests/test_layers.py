@@ -25,6 +25,7 @@ FLOORS = (
         "pictures",
         "tables",
         "cuda_ext",
+        "device",
     ),
     (
         "splat",

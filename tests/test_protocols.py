@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from gsdd_lib.data import load_data
 from gsdd_lib.distill import DistillError, distill
 from gsdd_lib.evaluate import evaluate, summarize
 from gsdd_lib.fit import initial_gaussians
-from gsdd_lib.protocols import compare_protocols
+from gsdd_lib.protocols import compare_protocols, outcome_table
 from gsdd_lib.soft_labels import SoftLabels, labels_of_classes
 
 JUDGES = EvalConfig(networks=2, eval_network="ConvNetD2", eval_width=8, epochs=4)
@@ -134,3 +135,28 @@ def test_learned_labels_are_those_of_the_row(data):
         images, labels = gaussians.render(), soft.probabilities()
     alone = summarize(evaluate(images, labels, data, JUDGES, seed=5, split="test"))
     assert alone["mean"] == result.clean["mean"]
+
+
+def test_a_row_with_a_learned_rate_is_judged_with_it(monkeypatch):
+    rates = {}
+
+    def judge(images, labels, data, config, *, seed, split):
+        rates[int(images)] = config.eval_lr
+        return [{"accuracy": 50.0}]
+
+    monkeypatch.setattr(module, "evaluate", judge)
+    history = [{"step": 0, "mean": 1.0, "syn_lr": 0.02}, {"step": 9, "mean": 2.0, "syn_lr": 0.03}]
+    snapshots = [torch.tensor(0), torch.tensor(1)]
+    compare_protocols(history, snapshots, torch.abs, None, None, EvalConfig(), seed=0)
+    assert rates == {0: 0.02, 1: 0.03}
+
+
+def test_the_outcome_has_both_protocols_and_every_rival_once(monkeypatch):
+    protocols, _ = scripted(monkeypatch, tests=[70.0, 72.0, 75.0], validation=[60, 80, 79])
+    rivals = pd.DataFrame([{"method": "initial", "mean": 60.0, "std": 1.0, "n": 5, "ci95": 1.2}])
+    table = outcome_table(protocols, rivals)
+    assert table[["method", "protocol", "mean"]].values.tolist() == [
+        ["distilled", "clean", 72.0],
+        ["distilled", "paper", 75.0],
+        ["initial", "clean", 60.0],
+    ]

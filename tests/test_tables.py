@@ -4,13 +4,12 @@ import pandas as pd
 import pytest
 
 from gsdd_lib import tables
+from gsdd_lib.config import ConfigError
 
-# Tables 7 to 12 hold settings, which are no scores.
-SETTINGS = ("table_7_", "table_8_", "table_9_", "table_10_", "table_11_", "table_12_")
 SCORES = [
     name
     for name in tables.paper_numbers()
-    if name.startswith(("table_", "fashion_mnist")) and not name.startswith(SETTINGS)
+    if name.startswith(("table_", "fashion_mnist")) and not name.startswith(tables.SETTINGS)
 ]
 
 
@@ -93,3 +92,46 @@ def test_compare_with_nothing_run():
     table = tables.compare(rows, pd.DataFrame(), source="KIP paper")
     assert table.ours.unique().tolist() == ["not run"]
     assert table["published (KIP paper)"].tolist()[0] == "70.5 ± 0.6"
+
+
+def test_a_paper_number_is_looked_up_and_printed_with_its_place():
+    number = tables.paper_number("table_2_imagenet_128_ipc1", "gsdd", "dc, squawk")
+    assert (number.value, str(number)) == (69.4, "69.4 (table 2, dc, squawk)")
+    assert tables.paper_number("", "gsdd", "") is None
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (("table_15_cifar", "gsdd", "CIFAR-10 IPC 1"), "no item 'table_15_cifar', did you mean"),
+        (("table_15_cifar_tm", "gsd", "CIFAR-10 IPC 1"), "no method 'gsd', did you mean 'gsdd'"),
+        (("table_15_cifar_tm", "gsdd", "CIFAR-10 IPC 2"), "no setting 'CIFAR-10 IPC 2', did you"),
+    ],
+)
+def test_a_paper_number_that_is_not_there_names_the_nearest(place, message):
+    with pytest.raises(ConfigError, match=message):
+        tables.paper_number(*place)
+
+
+def ours_at(protocol, mean):
+    place = {"paper_item": "table_15_cifar_tm", "paper_method": "gsdd"}
+    place["paper_setting"] = "CIFAR-10 IPC 10"
+    return place | {"protocol": protocol, "mean": mean, "ci95": 0.4, "n": 5}
+
+
+def test_ours_stand_beside_the_paper_under_both_protocols_and_nowhere_else():
+    ours = pd.DataFrame([ours_at("clean", 70.0), ours_at("paper", 71.0), {"mean": 99.0}])
+    everything = tables.beside_paper(ours)
+    clean, paper = (everything[name] for name in tables.PROTOCOLS.values())
+    run = everything[clean != tables.NOT_RUN]
+    assert run[["item", "method", "setting"]].values.tolist() == [
+        ["table_15_cifar_tm", "gsdd", "CIFAR-10 IPC 10"]
+    ]
+    assert (clean[run.index[0]], paper[run.index[0]]) == ("70.0 ± 0.4 (n=5)", "71.0 ± 0.4 (n=5)")
+    assert run.iloc[0, -1] == "75.5 ± 0.3" and (paper != tables.NOT_RUN).sum() == 1
+
+
+def test_nothing_run_is_said_for_every_result_of_the_paper():
+    everything = tables.beside_paper(pd.DataFrame(columns=["notebook", "case"]))
+    assert (everything[list(tables.PROTOCOLS.values())] == tables.NOT_RUN).all().all()
+    assert everything["item"].nunique() == 14 and not everything.duplicated().any()

@@ -101,6 +101,11 @@ class ImageData:
         """(height, width) in pixels."""
         return tuple(self.train.images.shape[2:])
 
+    @property
+    def device(self) -> torch.device:
+        """Where the images are; all that is computed with them happens there."""
+        return self.train.images.device
+
     def normalize(self, images: Tensor) -> Tensor:
         """(x - mean) / std per channel, or the whitening; float32, differentiable.
 

@@ -31,7 +31,11 @@ def keep_per_class(labels: Tensor, count: int, *, generator: Generator) -> Tenso
 
 
 def class_members(labels: Tensor) -> list[Tensor]:
-    """For each class that occurs, in their order, the ascending indices of its images."""
+    """For each class that occurs, in their order, the ascending indices of its images.
+
+    labels: int64 [N], on any device; the indices are on the CPU, where they are drawn from
+    """
+    labels = labels.cpu()
     order = torch.from_numpy(labels.numpy().argsort(kind="stable"))
     counts = torch.bincount(labels)
     return list(order.split(counts[counts > 0].tolist()))
@@ -48,6 +52,7 @@ def draw_per_class(members: list[Tensor], count: int, *, generator: Generator) -
 
 def _shuffled_classes(labels: Tensor, generator: Generator) -> list[Tensor]:
     """For each class that occurs, the indices of its images in random order."""
+    labels = labels.cpu()
     shuffled = torch.randperm(len(labels), generator=generator).numpy()
     by_class = labels.numpy()[shuffled].argsort(kind="stable")  # numpy's is a radix sort, fast
     counts = torch.bincount(labels)
