@@ -25,7 +25,7 @@ AUGMENTED = 6  # a class's images cut out, augmented and put in order, with the 
 STUDENT = 2  # steps of a student that are counted; longer paths are extrapolated
 # The C library's heap keeps holes between tensors that come and go; this is how much larger the
 # process gets on a CPU than its tensors are (glibc 2.36, measured by ``planner --check``).
-HEAP = {"embed_real": 1.3, "embed_synthetic": 1.3, "real_gradients": 1.3, "second_order": 2.15}
+HEAP = {"embed_real": 1.2, "embed_synthetic": 1.2, "real_gradients": 1.25, "second_order": 2.15}
 
 
 @dataclass

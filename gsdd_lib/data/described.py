@@ -62,8 +62,9 @@ def describe(config: DataConfig) -> DataDescription:
             f"{nearest(config.dataset, list(KNOWN))} (known: {', '.join(KNOWN)})"
         )
     channels, native, classes, images = KNOWN[config.dataset]
-    if config.max_per_class:
-        images = min(images, classes * config.max_per_class)
     side, held = config.resolution or native, round(images * config.holdout)
-    counts = (classes, images - held, held)
+    train = images - held
+    if config.max_per_class:  # of what is not held out
+        train = min(train, classes * config.max_per_class)
+    counts = (classes, train, held)
     return DataDescription(config.dataset, channels, side, side, *counts, config.zca)
