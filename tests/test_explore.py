@@ -1,6 +1,7 @@
 """The explorer's pictures are the Gaussians asked for, and the sliders only ask for them."""
 
 import io
+from pathlib import Path
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -174,3 +175,11 @@ def test_one_image_of_one_gaussian_can_be_looked_at():
     images = GaussianImages(packed, torch.zeros(1), resolution=(8, 8), mean=(0.0,), std=(1.0,))
     assert decode(explore.gaussians(images).picture.value).any()
     assert len(explore.static(images, images=[0]).axes) == 5
+
+
+def test_a_whitened_set_is_not_taken_apart(images):
+    path = Path("zca-0.safetensors")
+    whitened = DistilledSet(images, "digits", ("a",) * 10, {}, 0, whitening_path=path)
+    for make in (explore.gaussians, explore.static):
+        with pytest.raises(ValueError, match=r"whitened values.*look at its render\(\)"):
+            make(whitened)
