@@ -191,7 +191,7 @@ SPLAT_DEVICE void gather(
     // 1. Stage, and start every warp's sums at zero.
     Team::threads([&](int thread) {
         if (thread < count)
-            shared.staged[thread] = stage<T, C>(row(thread), shape, false);
+            stage(row(thread), shape, false, shared.staged[thread]);
         for (int i = thread; i < kWarps * kChunk<T>; i += kThreads)
             shared.sums[i / kChunk<T>][i % kChunk<T>] = Sums<T, C>{};
     });

@@ -97,8 +97,7 @@ SPLAT_DEVICE void render(
         // 1. Stage: a thread projects one Gaussian.
         Team::threads([&](int thread) {
             if (thread < count)
-                staged[thread] =
-                    stage<T, C>(rows + int64_t(begin + thread) * shape.row, shape, true);
+                stage(rows + int64_t(begin + thread) * shape.row, shape, true, staged[thread]);
         });
 
         // 2. Cull 32 Gaussians at a time, 3. walk those that touch the warp's tile.

@@ -184,13 +184,15 @@ SPLAT_HD bool walks(const Staged<T, C>& staged, const Gaussian<T>& g, const Shap
     return deepest > T(sizeof(T) == 4 ? -124 : -1000);
 }
 
-// A dead Gaussian's half-width is below zero: it touches nothing.
+// A dead Gaussian's half-width is below zero: it touches nothing, and nothing but its x is looked at.
+// Numbers are written in place, one by one, for a row of them would not fit into the registers beside
+// a lane's pixels.
 template <typename T, int C>
-SPLAT_HD Staged<T, C> stage(Numbers<T> row, const Shape& shape, bool premultiply) {
-    Staged<T, C> staged{};
+SPLAT_HD void stage(Numbers<T> row, const Shape& shape, bool premultiply, Staged<T, C>& staged) {
     staged.half_width = T(-INFINITY);
+    staged.x = T(0);
     const Gaussian<T> g = project<T>(row, shape);
-    if (!g.alive) return staged;
+    if (!g.alive) return;
     const bool saturated = saturates(g, shape);
     staged.x = g.x;
     staged.y = g.y;
@@ -209,7 +211,6 @@ SPLAT_HD Staged<T, C> stage(Numbers<T> row, const Shape& shape, bool premultiply
     if (premultiply) scale = (saturated ? T(1) : g.opacity) / T(shape.per_axis * shape.per_axis);
     for (int c = 0; c < C; ++c)
         staged.color[c] = c < shape.channels ? scale * T(row[kGeometry + c]) : T(0);
-    return staged;
 }
 
 // Whether the support may hold a sample of the tile: exact but for kRoom and kMargin. The ellipse

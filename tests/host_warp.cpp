@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -52,14 +53,19 @@ struct Loop {
     static void block(F program) { program(); }
 };
 
+// Shared memory as a block may find it: with nothing in it that is a number.
+void poison(void* shared, size_t bytes) { std::memset(shared, 0xff, bytes); }
+
 // What the launchers of splat_cuda.cu do, with a loop over the blocks in place of the grid.
 template <typename Team, typename T, int C, int S>
 void render_all(Numbers<T> params, T* images, const Shape& shape) {
     const auto staged = std::make_unique<Staged<T, C>[]>(kStaged);
-    for (int64_t block = 0; block < render_blocks(shape); ++block)
+    for (int64_t block = 0; block < render_blocks(shape); ++block) {
+        poison(staged.get(), kStaged * sizeof(Staged<T, C>));
         Team::block([&] {
             render<Team, T, C, S>(params, images, shape, int(block), staged.get());
         });
+    }
 }
 
 template <typename Team, typename T, int C, int S>
@@ -68,11 +74,13 @@ void gather_all(
     const auto shared = std::make_unique<GatherShared<T, C>>();
     const int64_t parts = parts_of(shape);
     std::vector<T> slots(parts > 1 ? shape.stored() * parts * shape.points * kSums<C> : 0, T(NAN));
-    for (int64_t block = 0; block < gather_blocks<T>(shape); ++block)
+    for (int64_t block = 0; block < gather_blocks<T>(shape); ++block) {
+        poison(shared.get(), sizeof *shared);
         Team::block([&] {
             gather<Team, T, C, S>(
                 v_images, params, v_params, slots.data(), shape, int(block), *shared);
         });
+    }
     if (parts == 1) return;
     for (int64_t index = 0; index < shape.stored() * shape.points; ++index)
         add_parts<T, C>(slots.data(), params, v_params, shape, index);
