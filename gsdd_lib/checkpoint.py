@@ -20,6 +20,9 @@ from gsdd_lib.files import write_atomically
 from gsdd_lib.matching import Carried
 from gsdd_lib.parameterizations.base import Parameterization
 
+# How much is in memory at once changes rounding alone: a run may go on where there is less of it.
+MEMORY_SETTINGS = {"micro_batch", "keep_steps"}
+
 
 class DistillError(RuntimeError):
     """A distillation cannot go on; the message says why and names the last good checkpoint."""
@@ -72,7 +75,7 @@ class Checkpoint:
     ) -> None:
         self.path = Path(folder) / "checkpoint.pt" if folder else None
         settings = [
-            config.model_dump(),
+            config.model_dump(exclude=MEMORY_SETTINGS),
             eval_config.model_dump(),
             seed,
             list(start.gaussians.packed.shape),

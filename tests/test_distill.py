@@ -246,6 +246,13 @@ def test_a_finished_run_is_read_back_without_a_step(
     assert torch.equal(first.packed, again.packed) and same(rows, again_rows)
 
 
+def test_a_run_goes_on_with_less_memory(data: ImageData, tmp_path: Path) -> None:
+    first, _ = run(data, tmp_path)
+    less = CONFIG.model_copy(update={"micro_batch": 3, "keep_steps": 1})
+    again, _ = run(data, tmp_path, less)
+    assert torch.equal(first.packed, again.packed)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(data: ImageData, tmp_path: Path) -> None:
     run(data, tmp_path)
     with pytest.raises(DistillError, match="other settings; delete it"):
