@@ -16,8 +16,8 @@ from gsdd_lib.fit import initial_gaussians
 from gsdd_lib.matching import STEP_LOSSES, begin, real_gradients
 from gsdd_lib.networks import make_network
 from gsdd_lib.objectives.dc import gradient_distance, network_gradients
-from gsdd_lib.objectives.dm import class_means, dm_loss
-from gsdd_lib.objectives.parts import class_groups, loss_of_embeddings, sum_over_parts
+from gsdd_lib.objectives.dm import class_means, dm_loss, embed_in_parts
+from gsdd_lib.objectives.parts import class_groups, sum_over_parts
 from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.soft_labels import SoftLabels, labels_of_classes
 
@@ -171,14 +171,11 @@ def test_a_loss_of_all_embeddings_in_parts_is_the_plain_one_in_double():
     with torch.no_grad():
         real = class_means(network.embed(torch.randn(9, 1, 8, 8).double()), labels, 3)
 
-    def embed(part, index):
-        return network.embed(part)
-
     def loss(embeddings):
         return dm_loss(real, embeddings, logits.softmax(1))
 
     plain = loss(network.embed(source.tanh()))
-    split = loss_of_embeddings(source.tanh(), torch.arange(9).split(4), embed, loss)
+    split = loss(embed_in_parts(network.embed, source.tanh(), 4))
     assert split.item() == pytest.approx(plain.item(), rel=1e-13)
     both = [torch.autograd.grad(value, (source, logits)) for value in (split, plain)]
     for one, other in zip(*both, strict=True):
