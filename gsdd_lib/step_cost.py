@@ -23,9 +23,11 @@ STATE = 7  # Gaussians as they are and rounded, gradient, Adam's two moments, be
 RENDERED = 5  # images, their gradient, and what adding a gradient that is known already keeps
 AUGMENTED = 6  # a class's images cut out, augmented and put in order, with the graph behind them
 STUDENT = 2  # steps of a student that are counted; longer paths are extrapolated
-# The C library's heap keeps holes between tensors that come and go; this is how much larger the
-# process gets on a CPU than its tensors are (glibc 2.36, measured by ``planner --check``).
-HEAP = {"embed_real": 1.2, "embed_synthetic": 1.2, "real_gradients": 1.25, "second_order": 2.15}
+# A CPU's process gets larger than its tensors, by the holes they leave in the C library's heap as
+# they come and go. Measured with glibc 2.36: some pieces of a batch (their first activation), and
+# where a second derivative's graph is kept, nearly as much again as there are tensors.
+HOLES = 2.25
+SECOND_ORDER = 1.9
 
 
 @dataclass
@@ -42,10 +44,11 @@ class CountedPass:
         if not count:
             return 0
         piece = self.piece
+        holes = HOLES * min(count, piece) * self.bench.network.image_bytes if self.on_cpu else 0
         if count <= 2 * piece:
-            return int(self.heap * self._cost(count).peak_bytes)
+            return int(self.heap * self._cost(count).peak_bytes + holes)
         one, two = (self._cost(n * piece).peak_bytes for n in (1, 2))  # each further costs as much
-        return int(self.heap * (two + (two - one) / piece * (count - 2 * piece)))
+        return int(self.heap * (two + (two - one) / piece * (count - 2 * piece)) + holes)
 
     @property
     def flops_per_image(self) -> float:
@@ -56,8 +59,11 @@ class CountedPass:
     def piece(self) -> int:
         """Images that go through the network together on a CPU; elsewhere all of them do."""
         network = self.bench.network
-        in_pieces = self.bench.device in network.piece_devices
-        return max(1, int(network.images_per_piece)) if in_pieces else 2**40
+        return max(1, int(network.images_per_piece)) if self.on_cpu else 2**40
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.bench.device in self.bench.network.piece_devices
 
     def _cost(self, count: int) -> Cost:
         if count not in self.known:
@@ -98,18 +104,17 @@ class StepCost:
         bench = Bench(matched, (config.network, config.width), about, config.dsa)
         judge = (eval_config.eval_network, eval_config.eval_width)
         judge_bench = Bench(judged, judge, about, eval_config.eval_dsa)
-        heap = HEAP if kind == "cpu" else dict.fromkeys(HEAP, 1.0)
-        first, second = heap["real_gradients"], heap["second_order"]
+        second = SECOND_ORDER if kind == "cpu" else 1.0
         self.passes = {
-            "embed_real": CountedPass(bench, passes.embed_real, heap["embed_real"]),
-            "embed_synthetic": CountedPass(bench, passes.embed_synthetic, heap["embed_synthetic"]),
-            "real_gradients": CountedPass(bench, passes.real_gradients, first),
-            "synthetic_gradients": CountedPass(bench, passes.synthetic_gradients, first),
+            "embed_real": CountedPass(bench, passes.embed_real),
+            "embed_synthetic": CountedPass(bench, passes.embed_synthetic),
+            "real_gradients": CountedPass(bench, passes.real_gradients),
+            "synthetic_gradients": CountedPass(bench, passes.synthetic_gradients),
             "match_gradients": CountedPass(bench, passes.match_gradients, second),
             "kept_step": CountedPass(bench, passes.kept_step, second),
             "recomputed_step": CountedPass(bench, passes.recomputed_step, second),
-            "train": CountedPass(judge_bench, passes.synthetic_gradients, first),
-            "test": CountedPass(judge_bench, passes.classify, heap["embed_real"]),
+            "train": CountedPass(judge_bench, passes.synthetic_gradients),
+            "test": CountedPass(judge_bench, passes.classify),
         }
         self._students = [
             CountedPass(bench, partial(passes.student_steps, steps=STUDENT, keep_steps=k), second)

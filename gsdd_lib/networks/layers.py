@@ -47,7 +47,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.input_shape = tuple(input_shape)
-        self._image_bytes, self._in_pieces = image_bytes, in_pieces
+        self.image_bytes, self._in_pieces = image_bytes, in_pieces
         self.num_features, self.num_classes = features, num_classes
 
     def add_classifier(self) -> None:
@@ -73,7 +73,7 @@ class Network(nn.Module):
     @property
     def images_per_piece(self) -> float:
         """How many images go through together on a CPU."""
-        return CHUNK_BYTES / self._image_bytes
+        return CHUNK_BYTES / self.image_bytes
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] to logits [N, num_classes]."""
