@@ -99,7 +99,7 @@ class DistillConfig(Config):
         1.0, gt=0, description="learning rate of Cholesky factors (pixels) over the others'"
     )
     label_lr: float = Field(
-        0.01, ge=0, description="Adam's learning rate of learned labels; 0: they stay as they began"
+        0.05, ge=0, description="Adam's learning rate of learned labels; 0: they stay as they began"
     )
     batch_real: int = Field(64, ge=1, description="real images per class and step")
     network: str = Field("ConvNetD3", description="architecture of the matching networks")
