@@ -3,7 +3,8 @@
 Adam moves every number by about its learning rate per step. Positions and Cholesky factors take
 steps in proportion to the spacing of the Gaussians, so that one ``lr`` suits any resolution and
 number of Gaussians. All numbers are one tensor, each measured in its own rate: one fused kernel
-steps them all. Within the loop nothing waits for the device but a row of the curve now and then.
+steps them all. Within the loop nothing waits for the device but a row of the curve and a relocation
+now and then.
 """
 
 import math
@@ -88,7 +89,7 @@ def fit_packed(
     scaled = packed / rates
     bound = MAX_POSITION / rates[:2]
     adam = torch.optim.Adam([scaled.requires_grad_()], betas=plan.betas, fused=True)
-    draw = generator(0, "fit", "relocate", device=packed.device)
+    draw = generator(0, "fit", "relocate")
     every, moves = max(1, plan.steps // CURVE_POINTS), plan.moves()
     for step in range(plan.steps):
         rows = (scaled.detach() * rates).requires_grad_()

@@ -87,5 +87,7 @@ def relocate(
     least = (peak.square() * area).topk(count, dim=1, largest=False).indices
     weight = smooth.square().sum(1).flatten(1).square()
     weight = weight / weight.amax(1, keepdim=True).clamp(min=1e-30) + 1e-9
+    weight = weight.to(draw.device)  # drawn there, the places are the same for every device
     pixel = torch.multinomial(weight, count, replacement=count > height * width, generator=draw)
+    pixel = pixel.to(missing.device)
     return least[..., None], _gaussians_at(pixel, smooth, MOVED_SIZE * apart, opacity)
