@@ -53,6 +53,7 @@ FLOORS = (
         "runner",
         "benchmark",
         "efficiency",
+        "devices",
         "network_cost",
         "passes",
         "step_cost",
