@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,12 @@ from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig
 from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.data.described import DataDescription
 from gsdd_lib.data.sampling import class_members
+from gsdd_lib.devices import Device
 from gsdd_lib.matching import STEP_LOSSES, Carried
 from gsdd_lib.networks import make_network
 from gsdd_lib.objectives.tm import flatten
 from gsdd_lib.parameterizations.gaussian import GaussianImages
-from gsdd_lib.plans import Device, Plan, plan
+from gsdd_lib.plans import Plan, plan
 from gsdd_lib.profiling import peak_mib, run_alone
 from gsdd_lib.rng import generator
 
@@ -173,7 +174,7 @@ def compare(case: Case) -> dict[str, Any]:
     return row | {"time": row["predicted_s"] / seconds}
 
 
-def check_lines(cases: tuple[Case, ...] = CASES) -> "list[str]":
+def check_lines(cases: tuple[Case, ...] = CASES) -> Iterator[str]:
     """A Markdown table, a line at a time."""
     yield "| case | MiB predicted | measured | ratio | s per step predicted | measured | ratio |"
     yield "|---|---|---|---|---|---|---|"

@@ -23,18 +23,10 @@ from gsdd_lib.config import (
 )
 from gsdd_lib.data import DataError
 from gsdd_lib.data.described import describe
+from gsdd_lib.devices import GPU_80, Device, available_bytes, this_machine
 from gsdd_lib.parameter_files import ParameterError, load_parameters
 from gsdd_lib.plan_check import check_lines
-from gsdd_lib.plans import (
-    GPU_80,
-    Device,
-    Plan,
-    PlanError,
-    available_bytes,
-    fit_to_memory,
-    plan,
-    this_machine,
-)
+from gsdd_lib.plans import Plan, PlanError, fit_to_memory, plan
 
 __all__ = [
     "GPU_80",

@@ -26,8 +26,8 @@ STUDENT = 2  # steps of a student that are counted; longer paths are extrapolate
 # A CPU's process gets larger than its tensors, by the holes they leave in the C library's heap as
 # they come and go. Measured with glibc 2.36: some pieces of a batch (their first activation), and
 # where a second derivative's graph is kept, nearly as much again as there are tensors.
-HOLES = 2.25
-SECOND_ORDER = 1.9
+HOLES = 2.5
+SECOND_ORDER = 2.0
 
 
 @dataclass

@@ -66,6 +66,7 @@ FLOORS = (
         "benchmark",
         "fit_benchmark",
         "efficiency",
+        "devices",
         "network_cost",
         "passes",
         "step_cost",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import gsdd_lib.devices as devices
 import gsdd_lib.plans as plans
 from gsdd_lib.budget import plan_budget
 from gsdd_lib.config import (
@@ -19,6 +20,7 @@ from gsdd_lib.config import (
 )
 from gsdd_lib.data import DataError, load_data
 from gsdd_lib.data.described import DataDescription, describe
+from gsdd_lib.devices import Device, available_bytes
 from gsdd_lib.distill import distill
 from gsdd_lib.experts import expert_path, train_experts
 from gsdd_lib.fit import FitConfig, initial_gaussians
@@ -26,7 +28,7 @@ from gsdd_lib.network_cost import cost_of, count_parameters, counting_network
 from gsdd_lib.passes import Bench, embed_synthetic, match_gradients, real_gradients
 from gsdd_lib.plan_check import MIB, SMALL, measured_mib, predicted, step_bytes
 from gsdd_lib.planner import GPU_80, PlanError, fit_to_memory, main, plan, plan_file, planned_line
-from gsdd_lib.plans import Device, available_bytes, set_bytes
+from gsdd_lib.plans import set_bytes
 from gsdd_lib.profiling import run_alone
 from gsdd_lib.step_cost import StepCost
 from gsdd_lib.storage import save
@@ -202,12 +204,12 @@ def test_a_network_that_the_images_do_not_fit():
         gpu(tiny("dm", network="ConvNetD6"))
 
 
-def test_memory_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_memory_that_is_there(monkeypatch: pytest.MonkeyPatch):
     assert 10**7 < available_bytes() < 10**14
-    monkeypatch.setattr(plans, "_number", {"limit": 5 * 10**7, "used": 10**7}.get)
-    monkeypatch.setattr(plans, "_meminfo", lambda: 10**9)
+    monkeypatch.setattr(devices, "_number", {"limit": 5 * 10**7, "used": 10**7}.get)
+    monkeypatch.setattr(devices, "_meminfo", lambda: 10**9)
     monkeypatch.setattr(
-        plans, "Path", lambda name: "limit" if "max" in name or "limit" in name else "used"
+        devices, "Path", lambda name: "limit" if "max" in name or "limit" in name else "used"
     )
     assert available_bytes() == 4 * 10**7
 
