@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from gsdd_lib.augment import DsaParams, apply_dsa, sample_dsa
 from gsdd_lib.config import DistillConfig
 from gsdd_lib.data import ImageData, ImageSet
-from gsdd_lib.data.sampling import class_members, draw_per_class
+from gsdd_lib.data.sampling import class_members
+from gsdd_lib.draws import class_augmentation, fresh_network, real_batch
 from gsdd_lib.expert_files import ExpertError, Experts
-from gsdd_lib.networks import make_network
 from gsdd_lib.objectives.dc import gradient_distance, gradients_in_parts, network_gradients
 from gsdd_lib.objectives.dm import class_means, dm_loss, embed_in_parts
 from gsdd_lib.objectives.parts import class_groups, sum_over_parts
@@ -106,9 +106,9 @@ def dm_step_loss(
     A fresh network, ``batch_real`` images per class, one augmentation per class that real and
     synthetic images share.
     """
-    network = _fresh_network(data, config, seed, step).requires_grad_(False)
-    augmentation = _class_augmentation(data, config, seed, step)
-    batch = _real_batch(data, config, carried, seed, step)
+    network = fresh_network(data, config, seed, step).requires_grad_(False)
+    augmentation = class_augmentation(data, config, seed, step)
+    batch = real_batch(data, config, carried.members, seed, step)
     real = _real_means(network, batch, data, augmentation, config.micro_batch)
     if carried.soft is not None:  # all images have a share in every class's mean
         images = apply_dsa(gaussians.render(), augmentation, gaussians.labels)
@@ -142,7 +142,7 @@ def dc_step_loss(
     labels, an image is still matched with the real images of its own class.
     """
     iteration, update = divmod(step, config.outer_loop)
-    network = _fresh_network(data, config, seed, iteration)
+    network = fresh_network(data, config, seed, iteration)
     images, labels = gaussians.render(), gaussians.labels
     soft = None if carried.soft is None else carried.soft.probabilities()
     params = dict(network.named_parameters())
@@ -151,8 +151,8 @@ def dc_step_loss(
         targets = labels if soft is None else soft.detach()
         params = _train_inner(network, params, images.detach(), targets, config, (seed, step))
     carried.network = flatten(params) if update + 1 < config.outer_loop else None
-    augmentation = _class_augmentation(data, config, seed, step)
-    batch = _real_batch(data, config, carried, seed, step)
+    augmentation = class_augmentation(data, config, seed, step)
+    batch = real_batch(data, config, carried.members, seed, step)
     real_members = class_members(batch.labels)
 
     def class_loss(part: Tensor, *soft_and_index: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ def tm_step_loss(
         for batch in batches
     ]
     student = student_path(
-        _fresh_network(data, config, seed, step),
+        fresh_network(data, config, seed, step),
         start,
         gaussians.render(drawn.to(device)),
         carried.targets(gaussians.labels, drawn.to(device)),
@@ -252,38 +252,6 @@ def _real_means(
         images = apply_dsa(data.normalize(part.images), augmentation, part.labels)
         parts.append(network.embed(images))
     return class_means(torch.cat(parts), batch.labels, data.num_classes)
-
-
-# ------------------------------------------------------------------------------ a step's own draws
-
-
-def _fresh_network(data: ImageData, config: DistillConfig, seed: int, step: int) -> nn.Module:
-    """In evaluation mode: a dropout (ViT) would be another one when a part is computed again."""
-    network = make_network(
-        config.network,
-        channels=data.channels,
-        num_classes=data.num_classes,
-        resolution=data.resolution,
-        width=config.width,
-        generator=generator(seed, "distill", step, "network"),
-    )
-    return network.eval().to(data.device)
-
-
-def _class_augmentation(data: ImageData, config: DistillConfig, seed: int, step: int) -> DsaParams:
-    draw = generator(seed, "distill", step, "dsa")
-    count = data.num_classes
-    draws = sample_dsa(
-        config.dsa, count, data.resolution, generator=draw, siamese=False, mixed=True
-    )
-    return draws.to(data.device)
-
-
-def _real_batch(
-    data: ImageData, config: DistillConfig, carried: Carried, seed: int, step: int
-) -> ImageSet:
-    draw = generator(seed, "distill", step, "real")
-    return data.train.select(draw_per_class(carried.members, config.batch_real, generator=draw))
 
 
 def _train_inner(

@@ -58,6 +58,7 @@ FLOORS = (
         "distilled_set",
         "experts",
         "expert_files",
+        "draws",
         "matching",
         "explore",
         "anatomy",

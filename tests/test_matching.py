@@ -86,8 +86,8 @@ class DoubleData(ImageData):
 )
 def test_micro_batches_give_the_plain_gradient_in_double(gaussians, data, changes, monkeypatch):
     """Two images per class, so that micro-batches of 1 cut a class; and the same draws for all."""
-    fresh = matching._fresh_network
-    monkeypatch.setattr(matching, "_fresh_network", lambda *given: fresh(*given).double())
+    fresh = matching.fresh_network
+    monkeypatch.setattr(matching, "fresh_network", lambda *given: fresh(*given).double())
     data, gaussians = DoubleData(**vars(data)), gaussians.double()
     config = CONFIG.model_copy(update={"batch_real": 3, **changes})
     found = {}
@@ -107,7 +107,7 @@ def test_micro_batches_give_the_plain_gradient_in_double(gaussians, data, change
 
 def test_matching_networks_have_no_dropout(data):
     """It would be another one when a part is computed again for its gradient."""
-    assert not matching._fresh_network(data, CONFIG, 0, 0).training
+    assert not matching.fresh_network(data, CONFIG, 0, 0).training
 
 
 def test_kept_steps_change_rounding_alone(gaussians, data, experts):
@@ -275,8 +275,8 @@ def test_the_gradient_of_a_step_in_the_labels_is_exact(
     gaussians, data, experts, monkeypatch, objective
 ):
     """A whole step in double, against finite differences in the logits."""
-    fresh, normalize = matching._fresh_network, ImageData.normalize
-    monkeypatch.setattr(matching, "_fresh_network", lambda *given: fresh(*given).double())
+    fresh, normalize = matching.fresh_network, ImageData.normalize
+    monkeypatch.setattr(matching, "fresh_network", lambda *given: fresh(*given).double())
     monkeypatch.setattr(
         ImageData, "normalize", lambda self, images: normalize(self, images).double()
     )
