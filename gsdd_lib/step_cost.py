@@ -187,11 +187,12 @@ class StepCost:
     def _tm(self, _: int, keep_steps: int) -> dict[str, int]:
         steps, kept = self.config.syn_steps, min(keep_steps, self.config.syn_steps)
         drawn = min(self.synthetic, self.batch_syn * steps)
-        student = self._students[min(kept, STUDENT)].bytes(self.batch_syn)
+        student = self._students[min(kept, 1)].bytes(self.batch_syn)
         student += (steps - STUDENT) * self.network
-        if kept > STUDENT:
-            one, two = (self._students[k].bytes(self.batch_syn) for k in (STUDENT - 1, STUDENT))
-            student += (kept - STUDENT) * (two - one)
+        if kept > 1:  # what is kept leaves no holes
+            one, two = (self._students[k] for k in (STUDENT - 1, STUDENT))
+            more = (two.bytes(self.batch_syn) - one.bytes(self.batch_syn)) / one.heap
+            student += int((kept - 1) * more)
         others = RENDERED - 1  # the drawn images that a step leaves out, and their gradients
         student += others * (drawn - self.batch_syn) * self.image
         return {
