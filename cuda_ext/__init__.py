@@ -11,6 +11,7 @@ import fcntl
 import functools
 import hashlib
 import io
+import logging
 import os
 import shutil
 import subprocess
@@ -86,7 +87,8 @@ def _build(library: Path, with_cuda: bool) -> None:
         raise BuildError(
             f"no C++ compiler '{compiler}' was found; install g++ (Debian: apt install g++)"
         )
-    from torch.utils.cpp_extension import load_inline  # slow to import, and needed only here
+    with _only_errors("torch.utils.cpp_extension"):  # it warns of an nvcc where no GPU is
+        from torch.utils.cpp_extension import load_inline  # slow to import, and needed only here
 
     place = tempfile.TemporaryDirectory(dir=library.parent)
     with place as folder, _quiet() as output, _ninja_on_path():
@@ -120,6 +122,17 @@ def _locked(path: Path) -> Iterator[None]:
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def _only_errors(logger: str) -> Iterator[None]:
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 @contextlib.contextmanager
