@@ -188,7 +188,9 @@ def _git(*arguments: str) -> str:
 def _versions() -> dict[str, str]:
     return {
         "gsdd": _version("gsdd"),
-        "torch": _version("torch"),
+        "torch": getattr(
+            sys.modules.get("torch"), "__version__", _version("torch")
+        ),  # with its build
         "numpy": _version("numpy"),
         "python": platform.python_version(),
     }
