@@ -25,9 +25,9 @@ AUGMENTED = 6  # a class's images cut out, augmented and put in order, with the 
 STUDENT = 2  # steps of a student that are counted; longer paths are extrapolated
 # A CPU's process gets larger than its tensors, by the holes they leave in the C library's heap as
 # they come and go. Measured with glibc 2.36: some pieces of a batch (their first activation), and
-# where a second derivative's graph is kept, nearly as much again as there are tensors.
-HOLES = 2.5
-SECOND_ORDER = 2.0
+# where a second derivative's graph is kept, as much again as there are tensors and a little more.
+HOLES = 3.0
+SECOND_ORDER = 2.2
 
 
 @dataclass
