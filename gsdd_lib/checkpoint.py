@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gsdd_lib.carried import Carried
 from gsdd_lib.config import DistillConfig, EvalConfig
 from gsdd_lib.expert_files import Experts
 from gsdd_lib.files import write_atomically
-from gsdd_lib.matching import Carried
 from gsdd_lib.parameterizations.base import Parameterization
 
 # How much is in memory at once changes rounding alone: a run may go on where there is less of it.

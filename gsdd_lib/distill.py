@@ -12,15 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gsdd_lib.carried import Carried, begin
 from gsdd_lib.checkpoint import Checkpoint, Distillation, DistillError, Snapshot
 from gsdd_lib.config import DistillConfig, EvalConfig
 from gsdd_lib.data import ImageData
-from gsdd_lib.evaluate import EvaluationError, evaluate, summarize
+from gsdd_lib.evaluate import EvaluationError, evaluate
 from gsdd_lib.expert_files import Experts
-from gsdd_lib.matching import STEP_LOSSES, Carried, begin
+from gsdd_lib.matching import STEP_LOSSES
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.progress import Progress
 from gsdd_lib.soft_labels import SoftLabels
+from gsdd_lib.summary import SUMMARY, summarize
 
 SYN_LR_MOMENTUM = 0.5  # of the SGD that learns the students' learning rate, as published
 # Largest gradient of its logarithm that counts; the published code has no limit and goes NaN.
@@ -38,6 +40,7 @@ def distill(
     experts: Experts | None = None,
     snapshots: list[Snapshot] | None = None,
     soft_labels: SoftLabels | None = None,
+    start: dict[str, float] | None = None,
 ) -> Iterator[dict[str, float]]:
     """Distill ``data.train`` into ``gaussians`` in place; yields a history row per evaluation.
 
@@ -59,6 +62,9 @@ def distill(
         soft_labels: learned labels, one per image, moved in place by the objective's gradient at
             ``config.label_lr``; a row's networks train on their probabilities, and at the end they
             are those of the best row.
+        start: the first row of another run from the same Gaussians, judged with the same settings
+            and seed, so that they are not evaluated again. Not taken with learned labels, nor where
+            the students' learning rate is not ``eval_config``'s: such a start is judged otherwise.
 
     Raises:
         DistillError: the loss or its gradient is not a number, or the checkpoint does not fit.
@@ -77,7 +83,8 @@ def distill(
     try:
         with Progress(config.steps, config.objective, done=state.step) as progress:
             if not state.history:
-                row = _evaluate(state, data, config, judges, seed=seed, loss=math.nan)
+                known = start if _judged_alike(carried, config, eval_config) else None
+                row = _evaluate(state, data, config, judges, seed=seed, loss=math.nan, known=known)
                 checkpoint.save(state)
                 yield row
             while state.step < config.steps:
@@ -166,6 +173,14 @@ def _step(state: Distillation, data: ImageData, config: DistillConfig, *, seed: 
     return total.detach() if math.isfinite(carried.syn_lr) else torch.full_like(total, math.nan)
 
 
+def _judged_alike(carried: Carried, config: DistillConfig, eval_config: EvalConfig) -> bool:
+    """Whether the start is judged as it would be with any other objective."""
+    own_rate = config.objective == "tm" and not math.isclose(
+        config.syn_lr_init, eval_config.eval_lr
+    )
+    return carried.soft is None and not own_rate
+
+
 def _evaluate(
     state: Distillation,
     data: ImageData,
@@ -174,16 +189,21 @@ def _evaluate(
     *,
     seed: int,
     loss: float,
+    known: dict[str, float] | None = None,
 ) -> dict[str, float]:
+    """The history row of this moment, kept in ``state``; known: a row with its accuracy."""
     learned = {}
     if config.objective == "tm":
         learned["syn_lr"] = state.carried.syn_lr
         judges = judges.model_copy(update={"eval_lr": learned["syn_lr"]})
-    with torch.no_grad():
-        images = state.gaussians.render()
-        labels = state.carried.targets(state.gaussians.labels)
-    rows = evaluate(images, labels, data, judges, seed=seed, split="validation")
-    summary = summarize(rows)
+    if known is None:
+        with torch.no_grad():
+            images = state.gaussians.render()
+            labels = state.carried.targets(state.gaussians.labels)
+        rows = evaluate(images, labels, data, judges, seed=seed, split="validation")
+        summary = summarize(rows)
+    else:
+        summary = {name: known[name] for name in SUMMARY}
     row = {"step": state.step, "loss": loss, **learned, **summary}
     state.history.append(row)
     if state.snapshots is not None:

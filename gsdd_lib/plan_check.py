@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.budget import plan_budget
+from gsdd_lib.carried import Carried
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig
 from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.data.described import DataDescription
 from gsdd_lib.data.sampling import class_members
 from gsdd_lib.devices import Device
-from gsdd_lib.matching import STEP_LOSSES, Carried
+from gsdd_lib.matching import STEP_LOSSES
 from gsdd_lib.networks import make_network
 from gsdd_lib.objectives.tm import flatten
 from gsdd_lib.parameterizations.gaussian import GaussianImages

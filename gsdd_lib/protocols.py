@@ -6,7 +6,7 @@ most of the field, so that numbers compare; a choice made on the test split, and
 Both train the same networks from the same seeds, so the gap is due to the choice alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.data import ImageData
 from gsdd_lib.distill import learned_eval_config
-from gsdd_lib.evaluate import evaluate, format_accuracy, summarize
+from gsdd_lib.evaluate import evaluate
+from gsdd_lib.summary import SUMMARY, format_accuracy, summarize
 
 Summary = dict[str, float]  # mean, std, n, ci95: see ``evaluate.summarize``
 
@@ -76,6 +77,7 @@ def compare_protocols(
     config: EvalConfig,
     *,
     seed: int,
+    known: Mapping[int, Summary] | None = None,
 ) -> Protocols:
     """Evaluate every row of a run on the test split, the row chosen on validation first.
 
@@ -89,6 +91,7 @@ def compare_protocols(
             gaussians.render_packed(pair[0])``, ``labels=lambda pair:
             SoftLabels(pair[1]).probabilities()``.
         config: how networks are trained, and which protocol is reported.
+        known: by row, what was read on the test split with this config and seed already.
 
     Raises ValueError when rows and snapshots do not belong together.
     """
@@ -99,15 +102,18 @@ def compare_protocols(
         )
     chosen = max(range(len(history)), key=lambda row: history[row]["mean"])  # the first of equals
     order = [chosen, *(row for row in range(len(history)) if row != chosen)]
-    tested = {}
+    tested = dict(known or {})
     for row in order:
+        if row in tested:
+            continue
         with torch.no_grad():
             images = render(snapshots[row])
             own = labels(snapshots[row]) if callable(labels) else labels
         rate = learned_eval_config(config, [history[row]])
         tested[row] = summarize(evaluate(images, own, data, rate, seed=seed, split="test"))
     rows = [
-        {"step": past["step"], "validation": past["mean"], **tested[row]}
+        {"step": past["step"], "validation": past["mean"]}
+        | {name: tested[row][name] for name in SUMMARY}
         for row, past in enumerate(history)
     ]
     best = max(

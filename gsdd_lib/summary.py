@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from scipy import stats
 
+SUMMARY = ("mean", "std", "n", "ci95")  # what :func:`summarize` gives
+
 
 def summarize(rows: Sequence[dict[str, float | int | str]]) -> dict[str, float]:
     """Mean accuracy in percent, standard deviation, number, and half-width of the 95 % interval.
@@ -22,7 +24,7 @@ def summarize(rows: Sequence[dict[str, float | int | str]]) -> dict[str, float]:
     n = len(values)
     std = values.std(correction=1).item() if n > 1 else math.nan
     ci95 = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n) if n > 1 else math.nan
-    return {"mean": values.mean().item(), "std": std, "n": n, "ci95": ci95}
+    return dict(zip(SUMMARY, (values.mean().item(), std, n, ci95), strict=True))
 
 
 def format_accuracy(summary: dict[str, float]) -> str:

@@ -9,6 +9,7 @@ import torch
 import gsdd_lib.distill as module
 import gsdd_lib.matching as matching
 from gsdd_lib.budget import plan_budget
+from gsdd_lib.carried import begin
 from gsdd_lib.config import (
     BudgetConfig,
     DataConfig,
@@ -72,8 +73,9 @@ def run(
     *,
     seed: int = 0,
     experts: Experts | None = None,
+    start: dict[str, float] | None = None,
 ):
-    gaussians, more = make(data), {"folder": folder, "experts": experts}
+    gaussians, more = make(data), {"folder": folder, "experts": experts, "start": start}
     rows = list(distill(gaussians, data, config, JUDGES, seed=seed, **more))
     return gaussians, rows
 
@@ -126,7 +128,7 @@ def test_distilling_lowers_the_objective(
     config = DistillConfig(
         eval_every=steps, select_networks=1, syn_lr_init=0.03, lr_lr=0.0, **settings
     )
-    gaussians, carried = make(data), matching.begin(data, config, experts)
+    gaussians, carried = make(data), begin(data, config, experts)
 
     def mean_loss() -> float:
         losses = [
@@ -217,6 +219,22 @@ def test_the_learned_learning_rate_is_in_the_history_and_judges(
     assert seen == rates and rates[0] == pytest.approx(config.syn_lr_init) and rates[2] != rates[0]
     best = max(rows, key=lambda row: row["mean"])
     assert learned_eval_config(JUDGES, rows).eval_lr == best["syn_lr"]
+
+
+@pytest.mark.parametrize("objective", ["dm", "dc", "tm"])
+def test_a_start_that_was_judged_alike_is_not_judged_again(
+    data: ImageData, experts: Experts, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"steps": 1, "eval_every": 1}
+    config = CONFIGS[objective].model_copy(update=own | {"syn_lr_init": JUDGES.eval_lr})
+    whole, rows = run(data, config=config, experts=experts)
+    first, seen, original = run(data, config=CONFIGS["dm"])[1][0], [], module.evaluate
+    monkeypatch.setattr(module, "evaluate", lambda *a, **k: seen.append(1) or original(*a, **k))
+    again, shared = run(data, config=config, experts=experts, start=first)
+    assert len(seen) == 1 and same(shared, rows) and torch.equal(whole.packed, again.packed)
+    other = config.model_copy(update={"syn_lr_init": 0.5})  # tm judges its start with that rate
+    run(data, config=other, experts=experts, start=first)
+    assert len(seen) == (3 if objective == "tm" else 2)
 
 
 def test_other_objectives_learn_no_learning_rate(whole_runs: dict[str, tuple]) -> None:

@@ -59,6 +59,7 @@ FLOORS = (
         "experts",
         "expert_files",
         "draws",
+        "carried",
         "matching",
         "explore",
         "anatomy",

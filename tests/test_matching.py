@@ -9,11 +9,12 @@ import torch
 from gsdd_lib import matching, soft_labels
 from gsdd_lib.augment import sample_dsa
 from gsdd_lib.budget import plan_budget
+from gsdd_lib.carried import begin
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, ExpertConfig, FitConfig
 from gsdd_lib.data import ImageData, ImageSet, load_data
 from gsdd_lib.experts import ExpertError, Experts, train_experts
 from gsdd_lib.fit import initial_gaussians
-from gsdd_lib.matching import STEP_LOSSES, begin, real_gradients
+from gsdd_lib.matching import STEP_LOSSES, real_gradients
 from gsdd_lib.networks import make_network
 from gsdd_lib.objectives.dc import gradient_distance, network_gradients
 from gsdd_lib.objectives.dm import class_means, dm_loss, embed_in_parts

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from gsdd_lib.budget import plan_budget
+from gsdd_lib.carried import begin
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig
 from gsdd_lib.data import load_data
 from gsdd_lib.evaluate import random_real_images
-from gsdd_lib.matching import begin, dm_step_loss
+from gsdd_lib.matching import dm_step_loss
 from gsdd_lib.parameterizations.pixel import (
     BITS,
     PixelImages,

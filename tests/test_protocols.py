@@ -37,7 +37,7 @@ def start(data):
     return initial_gaussians(data, budget, FitConfig(fit_steps=20), seed=0).gaussians
 
 
-def scripted(monkeypatch, tests, validation, protocol="clean"):
+def scripted(monkeypatch, tests, validation, protocol="clean", known=None):
     """Protocols of a run whose row i has these accuracies; and the order of the test reads."""
     reads = []
 
@@ -50,7 +50,8 @@ def scripted(monkeypatch, tests, validation, protocol="clean"):
     history = [{"step": 10 * row, "mean": value} for row, value in enumerate(validation)]
     snapshots = [torch.tensor(row) for row in range(len(tests))]
     config = EvalConfig(protocol=protocol)
-    return compare_protocols(history, snapshots, torch.abs, None, None, config, seed=0), reads
+    told = {"seed": 0, "known": known}
+    return compare_protocols(history, snapshots, torch.abs, None, None, config, **told), reads
 
 
 def test_clean_is_chosen_on_validation_and_paper_on_test(monkeypatch):
@@ -75,6 +76,12 @@ def test_the_text_names_both_and_the_gap(monkeypatch):
 def test_no_gap_where_the_choices_agree(monkeypatch):
     result, _ = scripted(monkeypatch, tests=[70.0, 75.0, 75.0], validation=[60, 79, 80])
     assert result.gap == 0 and result.paper["step"] == result.clean["step"] == 20
+
+
+def test_what_is_known_is_not_read_again(monkeypatch):
+    known = {0: {"mean": 76.0, "std": 1.0, "n": 3, "ci95": 2.5}}
+    result, reads = scripted(monkeypatch, [70.0, 72.0, 75.0], [60, 80, 79], known=known)
+    assert reads == [1, 2] and result.paper["step"] == 0 and result.paper["mean"] == 76
 
 
 def test_rows_without_their_snapshots_are_refused(data):
