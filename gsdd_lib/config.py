@@ -95,6 +95,9 @@ class DistillConfig(Config):
     )
     steps: int = Field(200, ge=0, description="outer steps")
     lr: float = Field(5e-3, gt=0, description="Adam's learning rate; the paper: 1e-3")
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="of that rate; cosine ends at 0, which averages noise out"
+    )
     cholesky_lr_ratio: float = Field(
         1.0, gt=0, description="learning rate of Cholesky factors (pixels) over the others'"
     )

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from gsdd_lib.carried import Carried, begin
 from gsdd_lib.checkpoint import Checkpoint, Distillation, DistillError, Snapshot
@@ -18,15 +17,11 @@ from gsdd_lib.config import DistillConfig, EvalConfig
 from gsdd_lib.data import ImageData
 from gsdd_lib.evaluate import EvaluationError, evaluate
 from gsdd_lib.expert_files import Experts
-from gsdd_lib.matching import STEP_LOSSES
+from gsdd_lib.outer_step import advice, optimizers_of, take_step
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.progress import Progress
 from gsdd_lib.soft_labels import SoftLabels
 from gsdd_lib.summary import SUMMARY, summarize
-
-SYN_LR_MOMENTUM = 0.5  # of the SGD that learns the students' learning rate, as published
-# Largest gradient of its logarithm that counts; the published code has no limit and goes NaN.
-SYN_LR_CLIP = 1.0
 
 
 def distill(
@@ -74,7 +69,7 @@ def distill(
     """
     carried = begin(data, config, experts)
     carried.soft = _checked(soft_labels, gaussians, data)
-    optimizers = _optimizers(gaussians, carried, config)
+    optimizers = optimizers_of(gaussians, carried, config)
     state = Distillation(gaussians, carried, optimizers, snapshots=snapshots)
     checkpoint = Checkpoint(folder, state, config, eval_config, seed, experts)
     checkpoint.load(state)
@@ -88,10 +83,10 @@ def distill(
                 checkpoint.save(state)
                 yield row
             while state.step < config.steps:
-                loss = _step(state, data, config, seed=seed)
+                loss = take_step(state, data, config, seed=seed)
                 if not torch.isfinite(loss):
                     raise DistillError(
-                        f"The loss is not a number at step {state.step}; {_advice(config)}"
+                        f"The loss is not a number at step {state.step}; {advice(config)}"
                     )
                 progress.update(loss=loss.item())
                 evaluated = state.step % config.eval_every == 0 or state.step == config.steps
@@ -128,49 +123,6 @@ def _checked(
             f"{list(soft.logits.shape)}; make them of these images"
         )
     return soft
-
-
-def _optimizers(
-    gaussians: Parameterization, carried: Carried, config: DistillConfig
-) -> tuple[torch.optim.Optimizer, ...]:
-    """Of the Gaussians, of the students' learning rate, and of labels that are learned."""
-    adam = torch.optim.Adam(gaussians.parameters(), lr=config.lr)
-    sgd = torch.optim.SGD([carried.log_syn_lr], lr=config.lr_lr, momentum=SYN_LR_MOMENTUM)
-    if carried.soft is None:
-        return adam, sgd
-    carried.soft.requires_grad_(config.label_lr > 0)
-    if not config.label_lr:
-        return adam, sgd
-    return adam, sgd, torch.optim.Adam(carried.soft.parameters(), lr=config.label_lr)
-
-
-def _advice(config: DistillConfig) -> str:
-    if config.objective == "tm":
-        return f"lower lr={config.lr}, lr_lr={config.lr_lr} or syn_lr_init={config.syn_lr_init}"
-    return f"lower the learning rate (lr={config.lr})"
-
-
-def _step(state: Distillation, data: ImageData, config: DistillConfig, *, seed: int) -> Tensor:
-    """One step; the loss, or NaN where it, its gradient or the new learning rate is no number."""
-    gaussians, carried = state.gaussians, state.carried
-    for optimizer in state.optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    step_loss = STEP_LOSSES[config.objective]
-    loss = step_loss(gaussians, data, config, carried, seed=seed, step=state.step)
-    total = loss + config.boundary * gaussians.penalty()
-    total.backward()
-    state.step += 1
-    moved = [p for optimizer in state.optimizers for p in optimizer.param_groups[0]["params"]]
-    if not all(p.grad.isfinite().all() for p in moved if p.grad is not None):
-        return torch.full_like(total, math.nan)
-    if carried.log_syn_lr.grad is not None:  # one student gone astray must not end the run
-        carried.log_syn_lr.grad.clamp_(-SYN_LR_CLIP, SYN_LR_CLIP)
-    before = gaussians.packed.detach().clone()
-    for optimizer in state.optimizers:
-        optimizer.step()
-    gaussians.scale_step_(before, config.cholesky_lr_ratio)
-    gaussians.constrain_()
-    return total.detach() if math.isfinite(carried.syn_lr) else torch.full_like(total, math.nan)
 
 
 def _judged_alike(carried: Carried, config: DistillConfig, eval_config: EvalConfig) -> bool:

@@ -90,6 +90,30 @@ def summary_table(rows: Sequence[Row]) -> pd.DataFrame:
     )
 
 
+def gain_table(rows: Sequence[Row], *, over: str = INITIAL) -> pd.DataFrame:
+    """By how much every other method is above ``over``: method, gain, std, n, ci95 (points).
+
+    Taken network by network, as the networks of one ``network_index`` begin with the same weights:
+    the interval is that of the mean difference. Methods whose networks are not those of ``over``
+    (other seeds, another number of them) are left out.
+
+    >>> rows = [{"method": m, "network_index": i, "seed": 1, "accuracy": a}
+    ...         for m, i, a in [("initial", 0, 70.0), ("initial", 1, 72.0),
+    ...                         ("ours", 0, 75.0), ("ours", 1, 77.0)]]
+    >>> gain_table(rows)[["method", "gain", "ci95"]].values.tolist()
+    [['ours', 5.0, 0.0]]
+    """
+    accuracies = {method: {} for method in dict.fromkeys(row["method"] for row in rows)}
+    for row in rows:
+        accuracies[row["method"]][row["network_index"], row["seed"]] = row["accuracy"]
+    base, lines = accuracies.pop(over), []
+    for method, found in accuracies.items():
+        if found.keys() == base.keys():
+            gains = summarize([{"accuracy": found[key] - base[key]} for key in base])
+            lines.append({"method": method, "gain": gains.pop("mean"), **gains})
+    return pd.DataFrame(lines, columns=["method", "gain", "std", "n", "ci95"])
+
+
 def cost_table(
     file_bytes: Mapping[str, int], budget: Budget, *, initial: str = INITIAL
 ) -> pd.DataFrame:

@@ -33,7 +33,7 @@ CONFIG = DistillConfig(
 )
 CONFIGS = {
     "dm": CONFIG,
-    "dc": CONFIG.model_copy(update={"objective": "dc", "outer_loop": 3, "inner_loop": 1}),
+    "dc": CONFIG.model_copy(update={"objective": "dc", "outer_loop": 3, "lr_schedule": "cosine"}),
     "tm": CONFIG.model_copy(
         update={"objective": "tm", "syn_steps": 3, "batch_syn": 8, "max_start_epoch": 2}
     ),
@@ -193,11 +193,11 @@ def test_a_run_cut_off_anywhere_resumes_to_the_same_bits(
             raise OSError("power cut")
         return original(*arguments, **named)
 
-    config, original = CONFIGS[objective], module._step
-    monkeypatch.setattr(module, "_step", cut)
+    config, original = CONFIGS[objective], module.take_step
+    monkeypatch.setattr(module, "take_step", cut)
     with pytest.raises(OSError, match="power cut"):
         run(data, tmp_path, config, experts=experts)
-    monkeypatch.setattr(module, "_step", original)
+    monkeypatch.setattr(module, "take_step", original)
     resumed, resumed_rows = run(data, tmp_path, config, experts=experts)
     whole, rows = whole_runs[objective]
     assert torch.equal(whole.packed, resumed.packed) and same(rows, resumed_rows)
@@ -258,7 +258,7 @@ def test_a_finished_run_is_read_back_without_a_step(
     data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, rows = run(data, tmp_path)
-    monkeypatch.setattr(module, "_step", None)
+    monkeypatch.setattr(module, "take_step", None)
     monkeypatch.setattr(module, "evaluate", None)
     again, again_rows = run(data, tmp_path)
     assert torch.equal(first.packed, again.packed) and same(rows, again_rows)
@@ -333,7 +333,7 @@ def test_a_learned_learning_rate_that_explodes_names_the_checkpoint(
 def test_ctrl_c_names_the_checkpoint(
     data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = module._step, 0
+    original, calls = module.take_step, 0
 
     def interrupted(*arguments, **named):
         nonlocal calls
@@ -342,7 +342,7 @@ def test_ctrl_c_names_the_checkpoint(
             raise KeyboardInterrupt
         return original(*arguments, **named)
 
-    monkeypatch.setattr(module, "_step", interrupted)
+    monkeypatch.setattr(module, "take_step", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"step 3.*checkpoint\.pt; the same call goes on"):
         run(data, tmp_path)
 
@@ -378,7 +378,7 @@ def test_learned_labels_survive_a_cut(
     monkeypatch: pytest.MonkeyPatch,
     objective: str,
 ) -> None:
-    config, original, steps = CONFIGS[objective], module._step, 0
+    config, original, steps = CONFIGS[objective], module.take_step, 0
 
     def cut(*arguments, **named):
         nonlocal steps
@@ -388,10 +388,10 @@ def test_learned_labels_survive_a_cut(
         return original(*arguments, **named)
 
     whole = run_labels(data, config=config, experts=experts)
-    monkeypatch.setattr(module, "_step", cut)
+    monkeypatch.setattr(module, "take_step", cut)
     with pytest.raises(OSError, match="power cut"):
         run_labels(data, tmp_path, config, experts=experts)
-    monkeypatch.setattr(module, "_step", original)
+    monkeypatch.setattr(module, "take_step", original)
     resumed = run_labels(data, tmp_path, config, experts=experts)
     assert torch.equal(whole[0].packed, resumed[0].packed)
     assert torch.equal(whole[1].logits, resumed[1].logits) and same(whole[2], resumed[2])

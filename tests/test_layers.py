@@ -44,6 +44,7 @@ FLOORS = (
     ("parameterizations", "objectives"),
     (
         "distill",
+        "outer_step",
         "checkpoint",
         "easy",
         "evaluate",

@@ -1,5 +1,6 @@
 """Every rival is judged by the same networks; real images are drawn anew for each of them."""
 
+import pytest
 import torch
 
 from gsdd_lib import rivals
@@ -43,6 +44,22 @@ def test_summary_keeps_the_order_and_counts_each_method():
     table = rivals.summary_table(rows)
     assert table.method.tolist() == ["late", "early"]
     assert table["mean"].tolist() == [2.0, 5.0] and table["n"].tolist() == [2, 1]
+
+
+def test_a_gain_is_taken_network_by_network():
+    def three(method, accuracies, seeds=(1, 1, 1)):
+        pairs = enumerate(zip(accuracies, seeds, strict=True))
+        return [
+            {"method": method, "network_index": index, "seed": seed, "accuracy": accuracy}
+            for index, (accuracy, seed) in pairs
+        ]
+
+    start = three(rivals.INITIAL, [70.0, 72.0, 74.0])
+    ours, real = three("ours", [71.0, 73.5, 74.5]), three("real", [60.0] * 3, (1, 2, 3))
+    table = rivals.gain_table([*ours[::-1], *start, *real])  # networks of other seeds: left out
+    assert table.method.tolist() == ["ours"]
+    assert table.gain[0] == pytest.approx(1.0) and table.n[0] == 3
+    assert table.ci95[0] == pytest.approx(4.302653 * 0.5 / 3**0.5, rel=1e-5)
 
 
 def test_costs_never_exceed_the_budget():
