@@ -57,3 +57,15 @@ rule notebook:
     shell:
         "OMP_NUM_THREADS={threads} {sys.executable:q}"
         " -m gsdd_lib.runner {input.notebook:q} {input.params:q}"
+
+
+# What others wait for comes first.
+use rule notebook as experts with:
+    wildcard_constraints:
+        stem="03_expert_trajectories",
+    output:
+        touch(f"runs/{PROFILE}/{{stem}}/{{case}}/done"),
+    priority: 1
+
+
+ruleorder: experts > notebook

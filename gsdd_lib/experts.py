@@ -64,7 +64,8 @@ class ExpertPlan:
 
     def __str__(self) -> str:
         return (
-            f"{self.files} experts x {self.snapshots} snapshots x {self.parameters:,} parameters: "
+            f"{self.files} expert{'s' * (self.files != 1)} x {self.snapshots} snapshots x "
+            f"{self.parameters:,} parameters: "
             f"{self.total_bytes / 2**20:,.1f} MiB on disk, {self.steps:,} SGD steps"
         )
 
