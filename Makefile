@@ -23,7 +23,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 reproduce: $(ENVIRONMENT) compiler ## Every figure and table of PROFILE=demo; goes on where it was stopped
-	@$(PYTHON) -m gsdd_lib.runner --check-all params/$(PROFILE)
+	@$(PYTHON) -m gsdd_lib.experiment.runner --check-all params/$(PROFILE)
 	@for name in $$(sed -n 's/^dataset: *//p' params/$(PROFILE)/*/*.yaml | sort -u); do \
 	  $(PYTHON) -m gsdd_lib.data $$name || exit 1; done
 	@$(PYTHON) -m snakemake --cores $(CORES) --nolock --rerun-incomplete \
@@ -50,7 +50,7 @@ data: $(ENVIRONMENT) ## Find Fashion-MNIST on this machine, or fetch and verify 
 	@$(PYTHON) -m gsdd_lib.data fashion_mnist
 
 bench: $(ENVIRONMENT) compiler ## Time the splatting operator against the dense reference
-	@$(PYTHON) -m gsdd_lib.benchmark
+	@$(PYTHON) -m gsdd_lib.benchmarks.operator
 
 gpu-check: $(ENVIRONMENT) ## GPU tests, memory checker and benchmark (PYTHON=python3: its own torch)
 	@$(PYTHON) -c 'import importlib.util as i, sys; i.find_spec("torch") or sys.exit( \
@@ -63,7 +63,7 @@ gpu-check: $(ENVIRONMENT) ## GPU tests, memory checker and benchmark (PYTHON=pyt
 	  compute-sanitizer --error-exitcode 9 $(PYTHON) -m cuda_ext.sanitize \
 	    | tee figures/gpu/sanitizer.txt; \
 	else echo "compute-sanitizer is not on the PATH: the memory check is left out."; fi
-	$(PYTHON) -m gsdd_lib.benchmark --device cuda --json figures/gpu/benchmark.json
+	$(PYTHON) -m gsdd_lib.benchmarks.operator --device cuda --json figures/gpu/benchmark.json
 
 clean: ## Remove .venv, caches and runs/ with its checkpoints; figures/ and data/ stay
 	rm -rf $(VENV) runs .snakemake .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -13,8 +13,8 @@ waits for it. Where there is one GPU, one notebook at a time: --cores 1, or make
 import sys
 from pathlib import Path
 
-from gsdd_lib.parameter_files import load_parameters
-from gsdd_lib.runner import SOURCES
+from gsdd_lib.experiment.parameters import load_parameters
+from gsdd_lib.experiment.runner import SOURCES
 
 PROFILE = config.get("profile", "demo")
 REPORT = "99_report"  # reads the results of all others, so it waits for them
@@ -56,7 +56,7 @@ rule notebook:
     threads: lambda wildcards: THREADS.get(wildcards.stem, DEFAULT_THREADS)
     shell:
         "OMP_NUM_THREADS={threads} {sys.executable:q}"
-        " -m gsdd_lib.runner {input.notebook:q} {input.params:q}"
+        " -m gsdd_lib.experiment.runner {input.notebook:q} {input.params:q}"
 
 
 # What others wait for comes first.

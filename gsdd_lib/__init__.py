@@ -9,11 +9,11 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "distill_images": "gsdd_lib.easy",
+    "distill_images": "gsdd_lib.api",
     "GaussianImages": "gsdd_lib.parameterizations.gaussian",
     "load_data": "gsdd_lib.data",
-    "plan_budget": "gsdd_lib.budget",
-    "initial_gaussians": "gsdd_lib.fit",
+    "plan_budget": "gsdd_lib.parameterizations.budget",
+    "initial_gaussians": "gsdd_lib.parameterizations.fit",
     "load": "gsdd_lib.storage",
     "save": "gsdd_lib.storage",
 }

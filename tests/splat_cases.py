@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gsdd_lib.footprint import decided_pixels
-from gsdd_lib.splat import splat
-from gsdd_lib.splat_reference import splat_reference
+from gsdd_lib.splatting.agreement import decided_pixels
+from gsdd_lib.splatting.reference import splat_reference
+from gsdd_lib.splatting.splat import splat
 
 SWITCHES = ("opacity", "saturate", "prefilter", "supersample")
 SETTINGS = list(itertools.product([True, False], repeat=len(SWITCHES)))

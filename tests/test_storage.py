@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gsdd_lib.budget import Budget
 from gsdd_lib.config import DataConfig, EvalConfig, RenderConfig
+from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData, load_data
-from gsdd_lib.data.zca import write_whitening
+from gsdd_lib.data.normalization import write_whitening
+from gsdd_lib.distillation.soft_labels import SoftLabels
+from gsdd_lib.parameterizations.budget import Budget
 from gsdd_lib.parameterizations.gaussian import GaussianImages
-from gsdd_lib.rng import generator
-from gsdd_lib.soft_labels import SoftLabels
 from gsdd_lib.storage import StorageError, load, save
 
 

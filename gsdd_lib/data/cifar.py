@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gsdd_lib.config import DataConfig
 from gsdd_lib.data.cifar_published import ADDRESS, PUBLISHED, TITLES, Published
-from gsdd_lib.data.image_data import DataError, ImageSet, RawData
+from gsdd_lib.data.dataset import DataError, ImageSet, RawData
 from gsdd_lib.data.plain_pickle import load_plain
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # CIFAR-10's; the field's for both

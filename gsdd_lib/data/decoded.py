@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gsdd_lib.core.files import write_atomically
+from gsdd_lib.core.progress import Progress
 from gsdd_lib.data.cache import cache_folder
-from gsdd_lib.data.image_data import DataError, ImageSet, check_size
+from gsdd_lib.data.dataset import DataError, ImageSet, check_size
 from gsdd_lib.data.listing import Listing
-from gsdd_lib.files import write_atomically
-from gsdd_lib.progress import Progress
 
 VERSION = 1  # of how pixels are made: a change makes all files anew
 SPARE_BYTES = 2**26

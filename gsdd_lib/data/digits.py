@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from gsdd_lib.config import DataConfig
-from gsdd_lib.data.image_data import DataError, ImageSet, RawData
+from gsdd_lib.core.rng import generator
+from gsdd_lib.data.dataset import DataError, ImageSet, RawData
 from gsdd_lib.data.sampling import stratified_split
-from gsdd_lib.rng import generator
 
 TEST_FRACTION = 0.2
 MEAN, STD = (0.3059,), (0.3762,)  # of the training split below; a test computes them

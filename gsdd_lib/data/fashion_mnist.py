@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from gsdd_lib.config import DataConfig
+from gsdd_lib.data.dataset import DataError, ImageSet, RawData
 from gsdd_lib.data.idx import parse_idx, read_content
-from gsdd_lib.data.image_data import DataError, ImageSet, RawData
 
 CLASS_NAMES = (
     "T-shirt/top",

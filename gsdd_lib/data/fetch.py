@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from gsdd_lib.data.image_data import DataError
-from gsdd_lib.files import write_atomically
+from gsdd_lib.core.files import write_atomically
+from gsdd_lib.data.dataset import DataError
 
 TIMEOUT_S = 30
 PIECE_BYTES = 2**16

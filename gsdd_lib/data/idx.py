@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsdd_lib.data.image_data import DataError
+from gsdd_lib.data.dataset import DataError
 
 UNSIGNED_BYTE = 8
 GZIP = 31  # zlib's window bits for: gzip header and checksum expected

@@ -7,12 +7,12 @@ itself holds them. Where there is no test split, a stratified fifth is split off
 from pathlib import Path
 
 from gsdd_lib.config import DataConfig
+from gsdd_lib.core.rng import generator
+from gsdd_lib.data.dataset import DataError, ImageSet, RawData
 from gsdd_lib.data.decoded import decoded, headers, split_decoded
-from gsdd_lib.data.image_data import DataError, ImageSet, RawData
 from gsdd_lib.data.listing import Listing, Tree, folder_tree, list_folder
 from gsdd_lib.data.sampling import stratified_split
 from gsdd_lib.data.tensors import channel_statistics
-from gsdd_lib.rng import generator
 
 TRAIN, TEST = "train", "test"
 GRAY_MODES = frozenset({"1", "L"})

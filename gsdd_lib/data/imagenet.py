@@ -15,11 +15,11 @@ from pathlib import Path
 import yaml
 
 from gsdd_lib.config import DataConfig
+from gsdd_lib.core.files import write_atomically
 from gsdd_lib.data.cache import cache_folder
+from gsdd_lib.data.dataset import DataError, RawData
 from gsdd_lib.data.decoded import decoded, split_decoded
-from gsdd_lib.data.image_data import DataError, RawData
 from gsdd_lib.data.listing import Tree, archive_tree, folder_tree, list_archive, list_folder
-from gsdd_lib.files import write_atomically
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESOLUTION = 128

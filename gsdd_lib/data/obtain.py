@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gsdd_lib.config import DataConfig
+from gsdd_lib.data.dataset import DataError
 from gsdd_lib.data.fashion_mnist import (
     DEBIAN_FOLDER,
     FILES,
@@ -25,7 +26,6 @@ from gsdd_lib.data.fashion_mnist import (
 )
 from gsdd_lib.data.fetch import fetch
 from gsdd_lib.data.idx import inflate
-from gsdd_lib.data.image_data import DataError
 
 PACKAGE = "dataset-fashion-mnist"
 APT_TIMEOUT_S = 600

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gsdd_lib.data.image_data import DataError
+from gsdd_lib.data.dataset import DataError
 
 NUMBERS = frozenset({"b1", "u1", "i1", "i2", "i4", "i8", "f4", "f8"})
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.config import DataConfig
-from gsdd_lib.data.image_data import ImageSet, RawData, check_size
-from gsdd_lib.rng import generator
+from gsdd_lib.core.rng import generator
+from gsdd_lib.data.dataset import ImageSet, RawData, check_size
 
 NATIVE = 32
 TRAIN_PER_CLASS, TEST_PER_CLASS = 200, 100

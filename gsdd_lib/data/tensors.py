@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gsdd_lib.data.image_data import DataError, ImageData, ImageSet, RawData, prepare
+from gsdd_lib.core.rng import generator
+from gsdd_lib.data.dataset import DataError, ImageData, ImageSet, RawData, prepare
 from gsdd_lib.data.sampling import stratified_split
-from gsdd_lib.rng import generator
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

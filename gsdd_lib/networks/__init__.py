@@ -5,15 +5,16 @@ default distributions; the global generator is neither read nor moved. A new arc
 subclass of :class:`~gsdd_lib.networks.layers.Network` and a line in :data:`NETWORKS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
+from torch import Tensor, nn
 
 from gsdd_lib.config import ConfigError
+from gsdd_lib.networks.alexnet_vgg import VGG11, AlexNet
 from gsdd_lib.networks.convnet import ConvNet
 from gsdd_lib.networks.layers import Network, check_choice, initialize_
-from gsdd_lib.networks.plain import VGG11, AlexNet
 from gsdd_lib.networks.resnet import ResNet18
 from gsdd_lib.networks.vit import ViT
 
@@ -28,7 +29,16 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "ViT": ViT,
 }
 
-__all__ = ["CONVNETS", "NETWORKS", "Network", "empty_network", "initialize_", "make_network"]
+__all__ = [
+    "CONVNETS",
+    "NETWORKS",
+    "Network",
+    "empty_network",
+    "flatten",
+    "initialize_",
+    "make_network",
+    "unflatten",
+]
 
 
 def make_network(
@@ -84,3 +94,21 @@ def empty_network(
         )
     with torch.device("meta"):
         return NETWORKS[name](size, num_classes, **choices)
+
+
+def flatten(params: Mapping[str, Tensor]) -> Tensor:
+    """All numbers of ``params``, one after the other: [P]."""
+    return torch.cat([value.detach().flatten() for value in params.values()])
+
+
+def unflatten(flat: Tensor, network: nn.Module) -> dict[str, Tensor]:
+    """``flat`` [P] as the named parameters of ``network``; views, differentiable."""
+    shapes = {name: value.shape for name, value in network.named_parameters()}
+    sizes = [shape.numel() for shape in shapes.values()]
+    if flat.shape != (sum(sizes),):
+        raise ValueError(
+            f"the network has {sum(sizes):,} parameters, not {list(flat.shape)}; use one of the "
+            "architecture that the parameters were made for"
+        )
+    parts = zip(shapes.items(), flat.split(sizes), strict=True)
+    return {name: part.view(shape) for (name, shape), part in parts}

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from gsdd_lib.config import RenderConfig
-from gsdd_lib.placement import MAX_POSITION
-from gsdd_lib.splat import GEOMETRY, splat
+from gsdd_lib.parameterizations.initialization import MAX_POSITION
+from gsdd_lib.splatting.splat import GEOMETRY, splat
 
 Space = Literal["unit", "normalized"]
 
@@ -28,7 +28,7 @@ class GaussianImages(nn.Module):
     """``N`` images of ``M`` Gaussians each, in one packed tensor.
 
     Args:
-        packed: float32 [N, M, 5 + C + opacity], rows as :func:`gsdd_lib.splat.splat` wants them.
+        packed: float32 [N, M, 5 + C + opacity], rows as :func:`splat` wants them.
         labels: int64 [N].
         resolution: (height, width) in pixels at which the Cholesky factors are measured.
         mean, std: per channel, of pixel values in [0, 1]; the normalization networks expect.

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsdd_lib.budget import Budget, pixel_bits_per_class
+from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.sampling import keep_per_class
+from gsdd_lib.parameterizations.budget import Budget, pixel_bits_per_class
 from gsdd_lib.parameterizations.gaussian import RoundToBf16
-from gsdd_lib.rng import generator
 
 Storage = Literal["uint8", "bf16", "fp32"]
 BITS: dict[Storage, int] = {"uint8": 8, "bf16": 16, "fp32": 32}

@@ -1,0 +1,144 @@
+"""Decoding a distilled set: Gaussians, neural fields and pixels side by side (paper, fig. 1b, 5).
+
+Every method makes the same images [B, 3, S, S] from ``storage`` bytes each, as near as its units
+allow. The Gaussians are fitted ones, for random ones would distort what culling saves.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from gsdd_lib.benchmarks.operator import PASSES, Workload, fitted_gaussians
+from gsdd_lib.benchmarks.roofline import alive_samples, floor_ms
+from gsdd_lib.benchmarks.timing import Job, median_ms, peak_mib, run_alone
+from gsdd_lib.core.rng import generator
+from gsdd_lib.parameterizations.neural_field import NeuralFields
+from gsdd_lib.splatting.splat import splat
+
+CHANNELS = 3
+GAUSSIAN_BYTES = 2 * (6 + CHANNELS)  # bf16
+FIELD_LAYERS = 3
+METHODS = ("Gaussians", "neural field", "pixels")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """``batch`` images of ``size`` x ``size`` from ``storage`` bytes each."""
+
+    size: int
+    batch: int
+    storage: int
+
+    @property
+    def points(self) -> int:
+        """Gaussians that the bytes buy."""
+        return max(1, self.storage // GAUSSIAN_BYTES)
+
+    @property
+    def field_width(self) -> int:
+        """Units per layer of the widest field of three layers in fp32 within the bytes."""
+        width = 1
+        while 4 * field_numbers(width + 1) <= self.storage:
+            width += 1
+        return width
+
+    @property
+    def pixel_side(self) -> int:
+        """Side of the fp32 image that the bytes hold; it is enlarged to the full size."""
+        return max(1, min(self.size, int((self.storage / (4 * CHANNELS)) ** 0.5)))
+
+
+def field_numbers(width: int) -> int:
+    """Weights and biases of a field of three layers of ``width``.
+
+    >>> field_numbers(20)
+    963
+    """
+    hidden = (FIELD_LAYERS - 1) * width * (width + 1)
+    return 3 * width + hidden + (width + 1) * CHANNELS
+
+
+def fitted(case: Decoding, steps: int) -> np.ndarray:
+    """Eight fitted images of Gaussians, to be repeated through the batch."""
+    work = Workload(case.batch, case.points, case.size, case.size, CHANNELS)
+    return fitted_gaussians(work, steps=steps).numpy()
+
+
+def decode_job(method: str, which: str, case: Decoding, gaussians: np.ndarray) -> Job:
+    """Makes the batch once; differentiates it in the parameters where ``which`` says so."""
+    leaves, render = _decoder(method, case, gaussians)
+    if which == "forward":
+        return lambda: _without_gradient(render)
+    v_images = torch.ones(case.batch, CHANNELS, case.size, case.size)
+
+    def forward_backward() -> list[Tensor]:
+        images = render()
+        return [images, *torch.autograd.grad(images, leaves, v_images)]
+
+    return forward_backward
+
+
+@torch.no_grad()
+def _without_gradient(render: Any) -> list[Tensor]:
+    return [render()]
+
+
+def _decoder(method: str, case: Decoding, gaussians: np.ndarray) -> tuple[list[Tensor], Any]:
+    size = (case.size, case.size)
+    draw = generator(0, "efficiency", method)
+    if method == "Gaussians":
+        rows = torch.from_numpy(gaussians).repeat(-(-case.batch // len(gaussians)), 1, 1)
+        rows = rows[: case.batch].contiguous().requires_grad_()
+        return [rows], lambda: splat(rows, *size)
+    if method == "neural field":
+        labels = torch.zeros(case.batch, dtype=torch.int64)
+        width = case.field_width
+        fields = NeuralFields(labels, CHANNELS, size, width=width, generator=draw)
+        return list(fields.parameters()), fields.render
+    side = case.pixel_side
+    small = torch.rand(case.batch, CHANNELS, side, side, generator=draw).requires_grad_()
+    # At full size the pixels are the image: what is left is the copy into the batch.
+    enlarge = small.clone if side == case.size else lambda: interpolate(small, size, mode="nearest")
+    return [small], enlarge
+
+
+def _peak(method: str, which: str, case: Decoding, gaussians: np.ndarray) -> float | None:
+    small = Decoding(case.size, 1, case.storage)
+    decode_job(method, which, small, gaussians)()  # loads what stays loaded
+    return peak_mib(decode_job(method, which, case, gaussians))
+
+
+def peaks(cases: list[tuple]) -> list[float | None]:
+    """Peak MiB beyond input and output of each ``(method, which, case, gaussians)``, in order."""
+    return [_peak(*one) for one in cases]
+
+
+def measure(
+    cases: list[Decoding], *, repeats: int, fit_steps: int, memory: bool = True
+) -> list[dict[str, Any]]:
+    """One row per case, method and pass: milliseconds, peak MiB, and for Gaussians the floor.
+
+    Memory is measured in a fresh process. ``mib`` is None where the system does not tell.
+    """
+    rows, jobs = [], []
+    for case in cases:
+        gaussians = fitted(case, fit_steps)
+        alive = alive_samples(torch.from_numpy(gaussians), case.size, case.size)
+        for method in METHODS:
+            for which in PASSES:
+                job = decode_job(method, which, case, gaussians)
+                row = {"size": case.size, "batch": case.batch, "storage": case.storage}
+                row |= {"method": method, "pass": which, "ms": median_ms(job, repeats)}
+                if method == "Gaussians":
+                    size = (case.size, case.size)
+                    row["floor_ms"] = floor_ms(
+                        alive, case.batch, case.points, CHANNELS, size, which
+                    )
+                rows.append(row)
+                jobs.append((method, which, case, gaussians))
+    found = run_alone(peaks, jobs) if memory else [None] * len(jobs)
+    return [row | {"mib": mib} for row, mib in zip(rows, found, strict=True)]

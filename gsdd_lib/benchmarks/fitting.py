@@ -1,0 +1,188 @@
+"""What fitting costs, and what a call costs: the two small tables of the benchmark.
+
+The fitting case is the paper's (table 20): images of 128 x 128, 170 Gaussians, 1,000 steps. On a
+CPU a tenth of its 1,000 images are fitted, all of the steps. The images are cut from two
+photographs where scikit-learn, which ships them, is there, and generated elsewhere.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsdd_lib.benchmarks.timing import median_ms, peak_mib, run_alone
+from gsdd_lib.core.rng import generator
+from gsdd_lib.parameterizations.fit_loop import Plan, fit_packed
+from gsdd_lib.parameterizations.initialization import place
+from gsdd_lib.splatting.splat import splat
+
+PAPER_IMAGES, PAPER_TABLE = 1000, "table_20_rasterizer_across_gpus"
+FIT_COLUMNS = (
+    "images", "Gaussians", "size", "steps", "s", "s for 1,000 images", "PSNR (dB)", "MiB",
+    "ms per step", "operator's ms",
+)  # fmt: skip
+FIT_NOTE = """\
+One fit of {images}, all attributes, bf16 as stored. "s for 1,000 images" is scaled from the
+images fitted. MiB: peak memory beyond the targets and the Gaussians. ms per step: a median, beside
+that of the bare operator, forward + backward, on the same Gaussians. The paper's row is read off
+its table 20 (ImageNet, its GPUs) and was not run here."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A fit of ``images`` images of ``size`` x ``size`` by ``points`` Gaussians each."""
+
+    images: int
+    points: int
+    size: int
+    steps: int
+
+
+FITTING = {"cpu": Fitting(100, 170, 128, 1000), "cuda": Fitting(1000, 170, 128, 1000)}
+QUICK_FITTING = Fitting(3, 5, 12, 40)
+
+
+def photographs(count: int, size: int) -> tuple[Tensor, str]:
+    """``[count, 3, size, size]`` in [0, 1], cut at random from two photographs; what they are.
+
+    Sources: the sample images of scikit-learn. Without it, smooth generated images.
+    """
+    draw = generator(0, "benchmark", "photographs")
+    try:
+        from sklearn.datasets import load_sample_images
+
+        sources = [torch.from_numpy(np.array(one)) for one in load_sample_images().images]
+    except ImportError:
+        waves = torch.rand(count, 3, 4, 4, generator=draw)
+        smooth = torch.nn.functional.interpolate(waves, (size, size), mode="bilinear")
+        return smooth, "smooth generated images"
+    crops = []
+    for number in range(count):
+        source = sources[number % len(sources)]
+        top, left = (int(torch.randint(s - size + 1, (), generator=draw)) for s in source.shape[:2])
+        crops.append(source[top : top + size, left : left + size].permute(2, 0, 1) / 255)
+    return torch.stack(crops), "crops of two photographs"
+
+
+class _RoundToBf16(torch.autograd.Function):
+    """As the parameterization rounds what it will store, with the gradient straight through."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        return values.bfloat16().float()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def _start(case: Fitting, device: str) -> tuple[Tensor, Tensor]:
+    targets, _ = photographs(case.images, case.size)
+    return place(targets, case.points, seed=0).to(device), targets.to(device)
+
+
+def _fit(packed: Tensor, targets: Tensor, case: Fitting, steps: int) -> list[dict[str, float]]:
+    size = (case.size, case.size)
+    render = lambda rows: splat(_RoundToBf16.apply(rows), *size)  # noqa: E731
+    return list(fit_packed(packed, targets, render, Plan(steps)))
+
+
+def _fit_peak(case: Fitting, device: str) -> float | None:
+    packed, targets = _start(case, device)
+    few = Fitting(1, case.points, case.size, 1)
+    _fit(packed[:1].clone(), targets[:1], few, 2)  # loads what stays loaded
+
+    def job() -> list[Tensor]:
+        _fit(packed, targets, case, 3)
+        return []
+
+    return peak_mib(job, device)
+
+
+def measure_fitting(case: Fitting, *, repeats: int, device: str = "cpu") -> dict:
+    """The numbers of :data:`FIT_COLUMNS` as a row, and a word on the images."""
+    packed, targets = _start(case, device)
+    mib = run_alone(_fit_peak, case, device)
+    start = time.perf_counter()
+    curve = _fit(packed, targets, case, case.steps)  # its last row waits for the device
+    seconds = time.perf_counter() - start
+    size = (case.size, case.size)
+    rows, v_images = packed.clone().requires_grad_(), torch.ones_like(targets)
+    operator = lambda: [*torch.autograd.grad(splat(rows, *size), rows, v_images)]  # noqa: E731
+    return {
+        "images": case.images,
+        "points": case.points,
+        "size": f"{case.size}x{case.size}x3",
+        "steps": case.steps,
+        "seconds": seconds,
+        "seconds_1000_images": seconds * PAPER_IMAGES / case.images,
+        "psnr_db": curve[-1]["psnr_db"],
+        "mib": mib,
+        "step_ms": 1e3 * seconds / case.steps,
+        "operator_ms": median_ms(operator, repeats, device),
+        "of": photographs(1, case.size)[1],
+    }
+
+
+def paper_line(points: int) -> str | None:
+    """The paper's seconds, PSNR and memory at ``points`` Gaussians; None where it has none."""
+    try:
+        from gsdd_lib.experiment.tables import paper_numbers
+    except ImportError:  # a bare torch, as on a borrowed GPU
+        return None
+    table = paper_numbers()[PAPER_TABLE]
+    if points not in table["points"]:
+        return None
+    at = table["points"].index(points)
+    gpus = {name: row for name, row in table.items() if name != "points"}
+    cells = [f"{row['time_s'][at]:.1f} s ({name})" for name, row in gpus.items()]
+    any_gpu = gpus["a100"]
+    return (
+        f"The paper's {PAPER_IMAGES:,} images (128x128, {points} Gaussians, 1,000 steps): "
+        f"{', '.join(cells)}; {any_gpu['psnr_db'][at]:.1f} dB, {any_gpu['memory_gb'][at]:.2f} GB."
+    )
+
+
+def fitting_table(row: dict) -> str:
+    """The row of :func:`measure_fitting` as Markdown, with its note and the paper's line."""
+    mib = "not told" if row["mib"] is None else f"{row['mib']:.0f}"
+    cells = [row["images"], row["points"], row["size"], row["steps"], f"{row['seconds']:.1f}"]
+    cells += [f"{row['seconds_1000_images']:.0f}", f"{row['psnr_db']:.2f}", mib]
+    cells += [f"{row['step_ms']:.1f}", f"{row['operator_ms']:.1f}"]
+    lines = [FIT_COLUMNS, ["---"] * len(FIT_COLUMNS), cells]
+    table = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    note = FIT_NOTE.format(images=row["of"])
+    return "\n\n".join(filter(None, (table, note, paper_line(row["points"]))))
+
+
+def call_costs(device: str = "cpu", *, calls: int = 200, repeats: int = 9) -> dict[str, float]:
+    """Microseconds of a call that has next to nothing to render, by how it is made."""
+    params = torch.zeros(1, 1, 9, device=device)
+    leaf, v_image = params.clone().requires_grad_(), torch.ones(1, 3, 1, 1, device=device)
+    switches = (1, 1, True, True, True, True)
+    splat(params, 1, 1)  # loads the operator
+
+    def each(call) -> float:
+        def job() -> list[Tensor]:
+            for _ in range(calls):
+                call()
+            return []
+
+        return 1e3 * median_ms(job, repeats, device) / calls
+
+    return {
+        "kernel's op": each(lambda: torch.ops.gsdd.splat.default(params, *switches, None)),
+        "splat": each(lambda: splat(params, 1, 1)),
+        "splat, for a gradient": each(lambda: splat(leaf, 1, 1)),
+        "splat and its gradient": each(
+            lambda: torch.autograd.grad(splat(leaf, 1, 1), leaf, v_image)
+        ),
+    }
+
+
+def call_line(costs: dict[str, float]) -> str:
+    """The costs in a sentence."""
+    parts = [f"{name} {value:.1f}" for name, value in costs.items()]
+    return f"A call of one Gaussian on one pixel, microseconds: {', '.join(parts)}."

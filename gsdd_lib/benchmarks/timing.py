@@ -1,0 +1,107 @@
+"""What a piece of work costs: median time, peak memory, and on which machine."""
+
+import ctypes
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gsdd_lib.core.processor import cpu_name
+
+LEVELS = ("portable", "v3", "v4")  # instruction sets of the CPU kernels, narrow to wide
+
+Job = Callable[[], list[Tensor]]  # does its work and returns what it made
+
+
+def median_ms(job: Job, repeats: int, device: str = "cpu") -> float:
+    """Median milliseconds of ``repeats`` runs after one that does not count."""
+    job()
+    once = _cpu_ms if device == "cpu" else _cuda_ms
+    return statistics.median(once(job) for _ in range(repeats))
+
+
+def _cpu_ms(job: Job) -> float:
+    start = time.perf_counter()
+    job()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _cuda_ms(job: Job) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    job()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
+
+
+def peak_mib(job: Job, device: str = "cpu") -> float | None:
+    """Peak memory of ``job`` beyond what is there before it and what it returns, in MiB.
+
+    On the CPU this is the process's resident memory, so an allocator that kept memory from earlier
+    work hides some of the peak: measure in a process of its own (:func:`run_alone`), after a small
+    first run that loads what stays loaded. None where the system does not tell (not Linux).
+    """
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        made = job()
+        return _mib(torch.cuda.max_memory_allocated() - before, made)
+    if sys.platform != "linux":
+        return None
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the high-water mark, starts again
+    before = _status_bytes("VmRSS")
+    made = job()
+    return _mib(_status_bytes("VmHWM") - before, made)
+
+
+def _mib(peak: int, made: list[Tensor]) -> float:
+    return max(0, peak - sum(tensor.nbytes for tensor in made)) / 2**20
+
+
+def _status_bytes(entry: str) -> int:
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{entry}:"))
+
+
+def run_alone(function: Callable, *arguments: Any) -> Any:
+    """``function(*arguments)`` in a fresh process; all of them must be picklable, tensors are not.
+
+    (A tensor would travel through shared memory, which counts as resident; use ``.numpy()``.)
+    """
+    spawn = multiprocessing.get_context("spawn")  # a fork would share the parent's memory
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def machine(device: str = "cpu") -> dict[str, str | int]:
+    """What a measurement was made on: device, threads, torch's version, the operator's kernels."""
+    on_cpu = device == "cpu"
+    return {
+        "device": cpu_name() if on_cpu else torch.cuda.get_device_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "kernels": cpu_kernels() if on_cpu else "cuda",
+    }
+
+
+def cpu_kernels() -> str:
+    """The instruction set that the CPU kernels use: portable, v3 or v4 (of x86-64).
+
+    The widest that the processor has, or the one that the variable GSDD_CPU names if narrower.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    widest = {"AVX2": "v3", "AVX512": "v4"}.get(capability, "portable")
+    asked = os.environ.get("GSDD_CPU")
+    return min(widest, asked if asked in LEVELS else "v4", key=LEVELS.index)

@@ -1,0 +1,215 @@
+"""A data set in memory: images, labels, names and normalization, split three ways.
+
+A reader returns a :class:`RawData` (training and test images as published); :func:`prepare` makes
+of it what the rest of the library works with: an :class:`ImageData` with a validation split.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from gsdd_lib.core.rng import generator
+from gsdd_lib.data.sampling import keep_per_class, stratified_split
+
+MAX_BYTES = 32 * 2**30  # a resolution mistyped by a digit should be an error, not a full memory
+
+
+class DataError(ValueError):
+    """Images cannot be had or used; the message is one sentence: what is wrong, what to do."""
+
+
+class Transform(Protocol):
+    """An invertible map of whole images; :class:`gsdd_lib.data.normalization.Whitening` is one."""
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Pixels [..., C, H, W] in [0, 1] to the space that networks see, float32."""
+
+    def invert(self, whitened: Tensor) -> Tensor:
+        """Undo :meth:`apply`."""
+
+    def to(self, device: str | torch.device) -> Self:
+        """The same map on another device."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """One split.
+
+    images: uint8 [N, C, H, W]
+    labels: int64 [N], in [0, number of classes)
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, index: Tensor | Sequence[int] | slice) -> Self:
+        """The images at ``index`` (integers, a mask, or a slice), in its order."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def to(self, device: str | torch.device) -> Self:
+        """The same split on another device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class RawData:
+    """What a reader returns; mean and std per channel, of training pixels in [0, 1]."""
+
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: ImageSet
+    test: ImageSet
+    provenance: str
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set ready for use; mean and std per channel, of training pixels in [0, 1].
+
+    provenance: one line saying where the images came from, without the path of a user's folder
+    whitening: takes the place of mean and std, which are then 0 and 1: Gaussians made for this data
+        add up to whitened images, and :meth:`unit` brings them back to pixels
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    provenance: str
+    whitening: Transform | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def channels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return tuple(self.train.images.shape[2:])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are; all that is computed with them happens there."""
+        return self.train.images.device
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(x - mean) / std per channel, or the whitening; float32, differentiable.
+
+        images: [..., C, H, W], uint8 in [0, 255] or floating point in [0, 1], on any device
+        """
+        mean, std = self._statistics(images)
+        unit = 255.0 if images.dtype == torch.uint8 else 1.0
+        if self.whitening is not None:
+            return self.whitening.apply(images.to(torch.float32) / unit)
+        return images.to(torch.float32) * (1 / (unit * std)) - mean / std
+
+    def unit(self, normalized: Tensor) -> Tensor:
+        """Undo :meth:`normalize`: [..., C, H, W] back to [0, 1], not clamped."""
+        mean, std = self._statistics(normalized)
+        if self.whitening is not None:
+            return self.whitening.invert(normalized)
+        return normalized * std + mean
+
+    def to(self, device: str | torch.device) -> Self:
+        """The same data set on another device."""
+        splits = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
+        whitening = self.whitening.to(device) if self.whitening is not None else None
+        return replace(self, **splits, whitening=whitening)
+
+    def whitened(self, whitening: Transform) -> Self:
+        """The same images with ``whitening`` in the place of mean and std."""
+        nothing, one = (0.0,) * self.channels, (1.0,) * self.channels
+        note = f"{self.provenance}, ZCA"
+        return replace(self, whitening=whitening, mean=nothing, std=one, provenance=note)
+
+    def _statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if images.dim() < 3 or images.shape[-3] != self.channels:
+            raise DataError(
+                f"images of shape {list(images.shape)} do not fit '{self.name}';"
+                f" pass [..., {self.channels}, height, width]"
+            )
+        if self.whitening is not None and tuple(images.shape[-2:]) != self.resolution:
+            raise DataError(
+                f"images of {images.shape[-2]}x{images.shape[-1]} pixels do not fit the whitening"
+                f" of '{self.name}', made for {self.resolution[0]}x{self.resolution[1]}"
+            )
+        both = torch.tensor([self.mean, self.std], device=images.device)
+        mean, std = both.view(2, -1, 1, 1)  # [C, 1, 1] each
+        return mean, std
+
+
+def prepare(
+    name: str,
+    raw: RawData,
+    *,
+    resolution: int = 0,
+    max_per_class: int = 0,
+    holdout: float = 0.1,
+    seed: int = 0,
+) -> ImageData:
+    """Hold out a validation split, thin the training images, bring all to one resolution.
+
+    holdout: fraction of every class of the training images, at least one image of each
+    max_per_class: training images kept per class *after* the hold-out (0: all), so that the
+        validation split does not depend on it
+    resolution: pixels per side (0: as it is); see :func:`resize`
+    """
+    smallest = torch.bincount(raw.train.labels, minlength=len(raw.class_names)).min()
+    if smallest < 2:
+        raise DataError(
+            f"data set '{name}': a class has {smallest} training images;"
+            " each needs at least 2, one to train on and one to hold out"
+        )
+    draw = generator(seed, "data", "holdout")
+    kept, held = stratified_split(raw.train.labels, holdout, generator=draw)
+    if max_per_class:
+        draw = generator(seed, "data", "max_per_class")
+        kept = kept[keep_per_class(raw.train.labels[kept], max_per_class, generator=draw)]
+    train, validation = raw.train.select(kept), raw.train.select(held)
+    splits = {"train": train, "validation": validation, "test": raw.test}
+    if resolution:
+        count = sum(len(split) for split in splits.values())
+        check_size(name, count, channels=train.images.shape[1], resolution=resolution)
+        splits = {key: _resized(split, resolution) for key, split in splits.items()}
+    fields = ("class_names", "mean", "std", "provenance")
+    return ImageData(name=name, **{key: getattr(raw, key) for key in fields}, **splits)
+
+
+def check_size(name: str, count: int, *, channels: int, resolution: int) -> None:
+    """Raise :class:`DataError` when ``count`` uint8 images would not fit a sensible memory."""
+    needed = count * channels * resolution**2
+    if needed > MAX_BYTES:
+        raise DataError(
+            f"data set '{name}' at resolution {resolution} needs {needed / 2**30:,.0f} GiB for"
+            f" {count:,} images; choose a smaller resolution or a smaller max_per_class"
+        )
+
+
+def resize(images: Tensor, resolution: int) -> Tensor:
+    """uint8 [N, C, H, W] to uint8 [N, C, resolution, resolution].
+
+    Bilinear with anti-aliasing, in torch's own arithmetic for bytes (within one level of floats):
+    ``torch.nn.functional.interpolate(..., antialias=True)``, pixel centers at half integers.
+    """
+    size = (resolution, resolution)
+    if tuple(images.shape[2:]) == size:
+        return images
+    return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def _resized(split: ImageSet, resolution: int) -> ImageSet:
+    return replace(split, images=resize(split.images, resolution))

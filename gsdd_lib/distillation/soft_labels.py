@@ -1,0 +1,135 @@
+"""Learned labels: a number per class and image in place of the class's number alone.
+
+    soft = labels_of_expert(Experts(folder), data, gaussians.render(), gaussians.labels)
+    distill(gaussians, data, config, eval_config, seed=0, soft_labels=soft)
+
+They start from what a network trained on real data says of the images, are moved by the gradient
+of any objective, and are stored in bf16 and paid for (``BudgetConfig`` has ``soft_labels``,
+``budget.LABEL_BITS`` says how much). ``evaluate`` takes their probabilities.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gsdd_lib.config import EvalConfig
+from gsdd_lib.core.rng import generator
+from gsdd_lib.data import ImageData
+from gsdd_lib.data.sampling import keep_per_class
+from gsdd_lib.networks import make_network, unflatten
+from gsdd_lib.parameterizations.budget import LABEL_BITS
+from gsdd_lib.parameterizations.gaussian import RoundToBf16
+from gsdd_lib.training.expert_files import Experts
+from gsdd_lib.training.train import train_network
+
+BATCH = 256  # images shown to the teacher at once
+TEACHER_IMAGES = 2_000  # real images a teacher of one's own trains on, all classes together
+TEACHER_BATCH = 64  # of them per step
+
+
+class SoftLabels(nn.Module):
+    """Logits [N, num_classes] as the one parameter; their probabilities are the labels."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        if logits.dim() != 2 or not torch.isfinite(logits).all():
+            raise ValueError(
+                f"soft labels need finite logits [N, num_classes], got {list(logits.shape)}"
+            )
+        self.logits = nn.Parameter(logits.detach().to(torch.float32, copy=True))
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @property
+    def bits(self) -> int:
+        """Bits of all labels as they are stored."""
+        return self.logits.numel() * LABEL_BITS
+
+    def probabilities(self, index: Tensor | None = None) -> Tensor:
+        """[n, num_classes], rows that sum to 1, of the logits as stored; differentiable."""
+        logits = self.logits if index is None else self.logits[index]
+        return RoundToBf16.apply(logits).softmax(1)
+
+    def loss(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+        """Cross-entropy of a network's logits [n, num_classes], a scalar, with these labels."""
+        return F.cross_entropy(logits, self.probabilities(index))
+
+
+@torch.no_grad()
+def labels_of_teacher(teacher: nn.Module, images: Tensor, labels: Tensor) -> SoftLabels:
+    """What ``teacher`` says of the images, with each image's own class kept on top.
+
+    Args:
+        teacher: a network trained on real data, e.g. an expert; used in eval mode.
+        images: normalized, [N, C, H, W].
+        labels: int64 [N]. Where the teacher prefers another class, the two logits are exchanged, so
+            that no image starts under a wrong label.
+    """
+    was_training = teacher.training
+    logits = torch.cat([teacher.eval()(part) for part in images.split(BATCH)])
+    teacher.train(was_training)
+    rows, top = torch.arange(len(logits), device=logits.device), logits.argmax(1)
+    own, highest = logits[rows, labels], logits[rows, top]
+    logits[rows, top] = own
+    logits[rows, labels] = highest
+    return SoftLabels(logits)
+
+
+def labels_of_expert(
+    experts: Experts, data: ImageData, images: Tensor, labels: Tensor, *, index: int = 0
+) -> SoftLabels:
+    """:func:`labels_of_teacher` of expert ``index`` as it was after its last epoch.
+
+    images: normalized, [N, C, H, W]; labels: int64 [N]. Raises ``ExpertError`` where the experts
+    were trained on other data.
+    """
+    settings = experts.about[index]["settings"]
+    name, width = settings["expert_network"], settings["expert_width"]
+    experts.check(data, name, width, experts.epochs)
+    network = _network(data, name, width, generator(0, "soft labels"))  # its weights are replaced
+    (params,) = experts.snapshots(index, experts.epochs)
+    network.load_state_dict(unflatten(params, network))
+    return labels_of_teacher(network.to(images.device), images, labels)
+
+
+def train_teacher(data: ImageData, config: EvalConfig, *, seed: int, epochs: int = 20) -> nn.Module:
+    """A network for :func:`labels_of_teacher` where there are no experts.
+
+    ``config.eval_network`` trained for ``epochs`` passes over at most :data:`TEACHER_IMAGES` random
+    images of the training split: enough to say which classes look alike, in seconds to minutes.
+    """
+    draw = generator(seed, "soft labels", "images")
+    per_class = max(1, TEACHER_IMAGES // data.num_classes)
+    real = data.train.select(keep_per_class(data.train.labels, per_class, generator=draw))
+    network = _network(
+        data, config.eval_network, config.eval_width, generator(seed, "soft labels", "weights")
+    )
+    short = config.model_copy(update={"epochs": epochs, "eval_batch": TEACHER_BATCH})
+    draw = generator(seed, "soft labels", "training")
+    return train_network(data.normalize(real.images), real.labels, network, short, generator=draw)
+
+
+def labels_of_classes(labels: Tensor, num_classes: int, *, confidence: float = 0.9) -> SoftLabels:
+    """Labels without a teacher: ``confidence`` on the image's class, the rest shared evenly.
+
+    >>> import torch
+    >>> soft = labels_of_classes(torch.tensor([1]), 3, confidence=0.5)
+    >>> soft.probabilities().detach().round(decimals=2)
+    tensor([[0.2500, 0.5000, 0.2500]])
+    """
+    if not 1 / num_classes < confidence < 1:
+        raise ValueError(f"confidence must lie between 1/{num_classes} and 1, got {confidence}")
+    rest = torch.full((len(labels), num_classes), (1 - confidence) / (num_classes - 1))
+    return SoftLabels(rest.scatter(1, labels[:, None].cpu(), confidence).log())
+
+
+def _network(data: ImageData, name: str, width: int, draw: torch.Generator) -> nn.Module:
+    return make_network(
+        name,
+        channels=data.channels,
+        num_classes=data.num_classes,
+        resolution=data.resolution,
+        width=width,
+        generator=draw,
+    )

@@ -1,0 +1,137 @@
+"""The two ways to report a run, side by side: `clean` and `paper`, and the gap between them.
+
+``clean``: the history row with the best validation accuracy is chosen, and the test split read for
+that row once. ``paper``: the best test accuracy of all rows, the rule of the paper's code and of
+most of the field, so that numbers compare; a choice made on the test split, and never below clean.
+Both train the same networks from the same seeds, so the gap is due to the choice alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from gsdd_lib.config import EvalConfig
+from gsdd_lib.data import ImageData
+from gsdd_lib.evaluation.evaluate import evaluate, learned_eval_config
+from gsdd_lib.evaluation.summary import SUMMARY, format_accuracy, summarize
+
+Summary = dict[str, float]  # mean, std, n, ci95: see ``evaluate.summarize``
+
+
+@dataclass(frozen=True)
+class Protocols:
+    """What both protocols say of one run.
+
+    rows: a row per history row: step, validation (mean accuracy, percent), and of the test
+        accuracy mean, std, n, ci95
+    clean_row, paper_row: indices into ``rows``
+    protocol: the one that is reported
+    """
+
+    rows: list[dict[str, float]]
+    clean_row: int
+    paper_row: int
+    protocol: str
+
+    @property
+    def clean(self) -> Summary:
+        return self.rows[self.clean_row]
+
+    @property
+    def paper(self) -> Summary:
+        return self.rows[self.paper_row]
+
+    @property
+    def reported(self) -> Summary:
+        """The row of ``EvalConfig.protocol``."""
+        return self.paper if self.protocol == "paper" else self.clean
+
+    @property
+    def gap(self) -> float:
+        """Percentage points that choosing on the test split adds; at least 0."""
+        return self.paper["mean"] - self.clean["mean"]
+
+    def describe(self) -> str:
+        """Both protocols and the gap, on three lines."""
+        clean, paper = (
+            f"{format_accuracy(row)} at step {row['step']:.0f}" for row in (self.clean, self.paper)
+        )
+        return (
+            f"clean: {clean}, chosen on validation\n"
+            f"paper: {paper}, best on test of {len(self.rows)} rows\n"
+            f"gap: {self.gap:+.1f} points"
+        )
+
+
+def compare_protocols(
+    history: Sequence[dict[str, float]],
+    snapshots: Sequence[Any],
+    render: Callable[[Any], Tensor],
+    labels: Tensor | Callable[[Any], Tensor],
+    data: ImageData,
+    config: EvalConfig,
+    *,
+    seed: int,
+    known: Mapping[int, Summary] | None = None,
+) -> Protocols:
+    """Evaluate every row of a run on the test split, the row chosen on validation first.
+
+    Args:
+        history: the rows that ``distill`` yielded, each with step and mean (validation, percent).
+            A row with a learned learning rate (syn_lr) is evaluated with it.
+        snapshots: what ``distill(..., snapshots=[...])`` filled: a distilled set per row.
+        render: a snapshot to normalized images [N, C, H, W], e.g. ``gaussians.render_packed``.
+        labels: int64 [N], or probabilities [N, num_classes]; or, where a run learned labels, a
+            function of a snapshot that gives them. Such a snapshot is a pair: ``render=lambda pair:
+            gaussians.render_packed(pair[0])``, ``labels=lambda pair:
+            SoftLabels(pair[1]).probabilities()``.
+        config: how networks are trained, and which protocol is reported.
+        known: by row, what was read on the test split with this config and seed already.
+
+    Raises ValueError when rows and snapshots do not belong together.
+    """
+    if not history or len(history) != len(snapshots):
+        raise ValueError(
+            f"{len(history)} history rows and {len(snapshots)} snapshots: both protocols need one "
+            "of each per evaluation; pass snapshots=[] to the distillation that yields the rows"
+        )
+    chosen = max(range(len(history)), key=lambda row: history[row]["mean"])  # the first of equals
+    order = [chosen, *(row for row in range(len(history)) if row != chosen)]
+    tested = dict(known or {})
+    for row in order:
+        if row in tested:
+            continue
+        with torch.no_grad():
+            images = render(snapshots[row])
+            own = labels(snapshots[row]) if callable(labels) else labels
+        rate = learned_eval_config(config, [history[row]])
+        tested[row] = summarize(evaluate(images, own, data, rate, seed=seed, split="test"))
+    rows = [
+        {"step": past["step"], "validation": past["mean"]}
+        | {name: tested[row][name] for name in SUMMARY}
+        for row, past in enumerate(history)
+    ]
+    best = max(
+        order, key=lambda row: tested[row]["mean"]
+    )  # of equals the chosen one, if among them
+    return Protocols(rows, chosen, best, config.protocol)
+
+
+def outcome_table(protocols: Protocols, rivals: pd.DataFrame) -> pd.DataFrame:
+    """What a run is judged by: distilled under both protocols, then its rivals.
+
+    Args:
+        rivals: method, mean, std, n, ci95, as ``rivals.summary_table`` gives.
+
+    Columns method, protocol, mean, std, n, ci95. A rival is one set, nothing is chosen for it: it
+    counts under ``clean``.
+    """
+    columns = ["method", "protocol", "mean", "std", "n", "ci95"]
+    both = {"clean": protocols.clean, "paper": protocols.paper}
+    rows = [{"method": "distilled", "protocol": name, **row} for name, row in both.items()]
+    ours = pd.DataFrame(rows)[columns]
+    return pd.concat([ours, rivals.assign(protocol="clean")[columns]], ignore_index=True)

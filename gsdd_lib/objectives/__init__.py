@@ -1,1 +1,0 @@
-"""Objectives of dataset distillation: pure losses that know no parameterization and no loop."""

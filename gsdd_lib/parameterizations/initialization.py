@@ -1,0 +1,93 @@
+"""Where Gaussians go: at first where an image has detail, later where it is still wrong."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, pad
+
+from gsdd_lib.core.rng import generator
+from gsdd_lib.splatting.splat import GEOMETRY
+
+# The largest bf16 number below 1: a position clipped to it stays inside when it is stored.
+MAX_POSITION = 1 - 2**-8
+START_SIZE, MOVED_SIZE = 0.4, 0.3  # standard deviation over the spacing of the Gaussians
+
+
+def spacing(points: int, height: int, width: int) -> float:
+    """Pixels between neighbors if ``points`` Gaussians were spread evenly."""
+    return math.sqrt(height * width / max(1, points))
+
+
+def place(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Tensor:
+    """Packed Gaussians [N, points, 5 + C + opacity] before any fitting.
+
+    Positions are drawn where an image has detail (its gradient's magnitude), sizes follow from the
+    spacing of the Gaussians, colors are half of the image's there, since neighbors overlap.
+
+    Args:
+        images: [N, C, H, W] in the space that the Gaussians render to.
+    """
+    height, width = images.shape[2:]
+    detail = _gradient_magnitude(images).flatten(1) + 0.1 * images.abs().mean(1).flatten(1)
+    weight = detail + 0.02 * detail.mean(1, keepdim=True) + 1e-6
+    draw = generator(seed, "fit", "place", device=images.device)
+    pixel = torch.multinomial(weight, points, replacement=points > height * width, generator=draw)
+    size = START_SIZE * spacing(points, height, width)
+    return _gaussians_at(pixel, 0.5 * images, size, opacity)
+
+
+def _gradient_magnitude(images: Tensor) -> Tensor:
+    """Sum of absolute differences to the left and upper neighbors: [N, H, W]."""
+    gray = images.mean(1, keepdim=True)
+    padded = pad(gray, (1, 0, 1, 0), mode="replicate")
+    vertical = (padded[..., 1:, 1:] - padded[..., :-1, 1:]).abs()
+    return ((padded[..., 1:, 1:] - padded[..., 1:, :-1]).abs() + vertical)[:, 0]
+
+
+def _gaussians_at(pixel: Tensor, images: Tensor, size: float, opacity: bool) -> Tensor:
+    """Round Gaussians at the given pixels [N, M], with the colors of ``images`` there."""
+    channels, height, width = images.shape[1:]
+    x, y = pixel % width, pixel // width
+    packed = images.new_zeros(*pixel.shape, GEOMETRY + channels + opacity)
+    packed[..., 0] = (x + 0.5) / width * 2 - 1
+    packed[..., 1] = (y + 0.5) / height * 2 - 1
+    packed[..., 2] = packed[..., 4] = size
+    colors = images.flatten(2).gather(2, pixel[:, None].expand(-1, channels, -1))
+    packed[..., GEOMETRY : GEOMETRY + channels] = colors.transpose(1, 2)
+    if opacity:
+        packed[..., -1] = 1
+    return packed
+
+
+def relocate(
+    packed: Tensor, missing: Tensor, count: int, draw: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Which ``count`` Gaussians of each image do least, and what they become where most is wrong.
+
+    A Gaussian does as much as the square of its peak times its area. It starts again, small and
+    round, at a pixel drawn by the fourth power of the smoothed error, with the error's color.
+
+    Args:
+        packed: [N, M, 5 + C + opacity].
+        missing: the images less what is rendered, [N, C, H, W].
+
+    Returns:
+        Their indices [N, count, 1] and new rows [N, count, 5 + C + opacity].
+    """
+    channels, height, width = missing.shape[1:]
+    apart = spacing(packed.shape[1], height, width)
+    window = 2 * int(apart / 4) + 1
+    smooth = avg_pool2d(missing, window, 1, window // 2, count_include_pad=False)
+    opacity = packed.shape[2] > GEOMETRY + channels
+    peak = packed[..., GEOMETRY : GEOMETRY + channels].abs().amax(-1)
+    if opacity:
+        peak = peak * packed[..., -1].abs()
+    area = (packed[..., 2].abs() + 0.3) * (packed[..., 4].abs() + 0.3)  # 0.3: the pre-filter's
+    least = (peak.square() * area).topk(count, dim=1, largest=False).indices
+    weight = smooth.square().sum(1).flatten(1).square()
+    weight = weight / weight.amax(1, keepdim=True).clamp(min=1e-30) + 1e-9
+    weight = weight.to(draw.device)  # drawn there, the places are the same for every device
+    pixel = torch.multinomial(weight, count, replacement=count > height * width, generator=draw)
+    pixel = pixel.to(missing.device)
+    return least[..., None], _gaussians_at(pixel, smooth, MOVED_SIZE * apart, opacity)

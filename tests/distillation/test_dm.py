@@ -1,0 +1,111 @@
+"""Distribution matching: hand-computed means and distances, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from gsdd_lib.distillation.dm import class_means, dm_loss, embed_in_parts
+
+EMBEDDINGS = torch.tensor([[1.0, 2.0], [0.0, 10.0], [3.0, 6.0], [2.0, 20.0]])
+LABELS = torch.tensor([0, 1, 0, 1])
+MEANS = torch.tensor([[2.0, 4.0], [1.0, 15.0]])
+
+
+def test_means_by_hand():
+    assert torch.equal(class_means(EMBEDDINGS, LABELS, 2), MEANS)
+
+
+def test_means_of_classes_of_unequal_size():
+    labels = torch.tensor([1, 0, 1, 1])
+    expected = torch.stack([EMBEDDINGS[1], EMBEDDINGS[[0, 2, 3]].mean(0)])
+    torch.testing.assert_close(class_means(EMBEDDINGS, labels, 2), expected)
+
+
+def test_loss_by_hand():
+    real = torch.tensor([[2.0, 1.0], [3.0, 11.0]])
+    assert dm_loss(real, EMBEDDINGS, LABELS) == 0 + 9 + 4 + 16
+
+
+def test_gradient_by_hand():
+    synthetic = EMBEDDINGS.clone().requires_grad_()
+    dm_loss(torch.zeros(2, 2), synthetic, LABELS).backward()
+    # d ||m||^2 / d x = 2 m / n for each of the n images of a class
+    assert torch.equal(synthetic.grad, MEANS[LABELS])
+
+
+def test_a_set_matches_itself_in_any_order():
+    embeddings = torch.randn(30, 5)
+    labels = torch.arange(30) % 3
+    order = torch.randperm(30)
+    means = class_means(embeddings, labels, 3)
+    assert dm_loss(means, embeddings, labels) == 0
+    assert dm_loss(means, embeddings[order], labels[order]) < 1e-10
+
+
+def test_gradcheck():
+    real = torch.randn(3, 4, dtype=torch.float64)
+    synthetic = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 2, 1, 0, 0])
+    assert torch.autograd.gradcheck(lambda x: dm_loss(real, x, labels), synthetic)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4, 6])
+def test_embeddings_in_parts_are_those_of_the_batch_in_double(micro_batch):
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+    images = torch.randn(7, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    real, labels = torch.randn(3, 4, dtype=torch.float64), torch.arange(7) % 3
+    found = []
+    for size in (7, micro_batch):
+        loss = dm_loss(real, embed_in_parts(layers, images, size), labels)
+        found.append((loss, *torch.autograd.grad(loss, images)))
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() < 1e-12 * one.norm()
+
+
+def test_a_class_without_images():
+    with pytest.raises(ValueError, match="class 2 of 3 has no images"):
+        dm_loss(torch.zeros(3, 2), EMBEDDINGS, LABELS)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 0, 2], [0, -1, 0, 1]])
+def test_labels_out_of_range(labels):
+    with pytest.raises(ValueError, match="labels must lie in 0 to 1, got"):
+        class_means(EMBEDDINGS, torch.tensor(labels), 2)
+
+
+def test_labels_of_another_length():
+    with pytest.raises(ValueError, match=r"labels \[N\], got \[4, 2\] and \[3\]"):
+        class_means(EMBEDDINGS, LABELS[:3], 2)
+
+
+def test_embeddings_of_two_networks():
+    with pytest.raises(ValueError, match="have 7 and 2 features"):
+        dm_loss(torch.zeros(2, 7), EMBEDDINGS, LABELS)
+
+
+PROBABILITIES = torch.tensor([[0.75, 0.25], [0.0, 1.0], [0.25, 0.75], [1.0, 0.0]])
+
+
+def test_means_weighted_by_probabilities_by_hand():
+    first = (0.75 * EMBEDDINGS[0] + 0.25 * EMBEDDINGS[2] + EMBEDDINGS[3]) / 2
+    second = (0.25 * EMBEDDINGS[0] + EMBEDDINGS[1] + 0.75 * EMBEDDINGS[2]) / 2
+    means = class_means(EMBEDDINGS, PROBABILITIES, 2)
+    torch.testing.assert_close(means, torch.stack([first, second]))
+
+
+def test_certain_probabilities_are_class_numbers():
+    certain = torch.nn.functional.one_hot(LABELS).float()
+    assert torch.equal(class_means(EMBEDDINGS, certain, 2), MEANS)
+    real = torch.randn(2, 2)
+    assert dm_loss(real, EMBEDDINGS, certain) == dm_loss(real, EMBEDDINGS, LABELS)
+
+
+def test_gradcheck_in_probabilities():
+    real, embeddings = torch.randn(2, 4, dtype=torch.float64), torch.randn(5, 4).double()
+    logits = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: dm_loss(real, embeddings, z.softmax(1)), logits)
+
+
+def test_probabilities_of_another_shape():
+    with pytest.raises(ValueError, match=r"probabilities \[N, 3\], got \[4, 2\] and \[4, 2\]"):
+        class_means(EMBEDDINGS, PROBABILITIES, 3)

@@ -1,0 +1,308 @@
+"""One step of each objective: exact gradients in parts, draws by step, what a step hands on."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, ExpertConfig, FitConfig
+from gsdd_lib.data import ImageData, ImageSet, load_data
+from gsdd_lib.distillation import losses as matching
+from gsdd_lib.distillation import soft_labels
+from gsdd_lib.distillation.carried import begin
+from gsdd_lib.distillation.dc import gradient_distance, network_gradients
+from gsdd_lib.distillation.dm import class_means, dm_loss, embed_in_parts
+from gsdd_lib.distillation.losses import STEP_LOSSES, real_gradients
+from gsdd_lib.distillation.microbatch import class_groups, sum_over_parts
+from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_classes
+from gsdd_lib.networks import make_network
+from gsdd_lib.parameterizations.budget import plan_budget
+from gsdd_lib.parameterizations.fit import initial_gaussians
+from gsdd_lib.parameterizations.gaussian import GaussianImages
+from gsdd_lib.training.augment import sample_dsa
+from gsdd_lib.training.experts import ExpertError, Experts, train_experts
+
+CONFIG = DistillConfig(
+    network="ConvNetD2", width=8, batch_real=16, syn_steps=3, max_start_epoch=2, expert_epochs=1
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data(DataConfig(dataset="digits", max_per_class=40))
+
+
+@pytest.fixture(scope="module")
+def experts(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Experts:
+    folder: Path = tmp_path_factory.mktemp("experts")
+    config = ExpertConfig(num_experts=2, train_epochs=2, expert_network="ConvNetD2", expert_width=8)
+    list(train_experts(data, config, folder, seed=0))
+    return Experts(folder)
+
+
+@pytest.fixture
+def gaussians(data: ImageData) -> GaussianImages:
+    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), channels=1, height=8, width=8)
+    return initial_gaussians(data, budget, FitConfig(fit_steps=10), seed=0).gaussians
+
+
+def loss_and_gradient(gaussians, data, experts, step=0, seed=0, soft=None, **changes):
+    config = CONFIG.model_copy(update=changes)
+    carried = begin(data, config, experts)
+    carried.soft = soft
+    loss = STEP_LOSSES[config.objective](gaussians, data, config, carried, seed=seed, step=step)
+    gaussians.packed.grad = None
+    loss.backward()
+    return loss.detach(), gaussians.packed.grad.clone(), carried
+
+
+@pytest.mark.parametrize("objective", ["dm", "dc", "tm"])
+def test_a_step_draws_by_seed_and_step_alone(gaussians, data, experts, objective):
+    first, gradient, _ = loss_and_gradient(gaussians, data, experts, objective=objective)
+    again, same, _ = loss_and_gradient(gaussians, data, experts, objective=objective)
+    other, _, _ = loss_and_gradient(gaussians, data, experts, step=1, objective=objective)
+    assert torch.equal(first, again) and torch.equal(gradient, same) and first != other
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("objective", ["dm", "dc"])
+def test_micro_batches_change_rounding_alone(gaussians, data, experts, objective):
+    one = loss_and_gradient(gaussians, data, experts, objective=objective, micro_batch=10**6)
+    other = loss_and_gradient(gaussians, data, experts, objective=objective, micro_batch=3)
+    torch.testing.assert_close(one[0], other[0], rtol=1e-4, atol=0)
+    assert (one[1] - other[1]).norm() < 1e-3 * one[1].norm()
+
+
+class DoubleData(ImageData):
+    """Images normalized to double."""
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        return super().normalize(images).double()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"objective": "dm"}, {"objective": "dc"}, {"objective": "dc", "outer_loop": 2}],
+    ids=["dm", "dc", "dc trained"],
+)
+def test_micro_batches_give_the_plain_gradient_in_double(gaussians, data, changes, monkeypatch):
+    """Two images per class, so that micro-batches of 1 cut a class; and the same draws for all."""
+    fresh = matching.fresh_network
+    monkeypatch.setattr(matching, "fresh_network", lambda *given: fresh(*given).double())
+    data, gaussians = DoubleData(**vars(data)), gaussians.double()
+    config = CONFIG.model_copy(update={"batch_real": 3, **changes})
+    found = {}
+    for micro_batch in (10**6, 1, 7):
+        own = config.model_copy(update={"micro_batch": micro_batch})
+        carried, losses = begin(data, own), []
+        gaussians.packed.grad = None
+        for step in range(config.outer_loop):
+            step_loss = STEP_LOSSES[config.objective]
+            losses.append(step_loss(gaussians, data, own, carried, seed=0, step=step))
+        sum(losses).backward()
+        found[micro_batch] = torch.stack(losses).detach(), gaussians.packed.grad.clone()
+    for micro_batch in (1, 7):
+        for plain, split in zip(found[10**6], found[micro_batch], strict=True):
+            assert (plain - split).norm() < 1e-10 * plain.norm()
+
+
+def test_matching_networks_have_no_dropout(data):
+    """It would be another one when a part is computed again for its gradient."""
+    assert not matching.fresh_network(data, CONFIG, 0, 0).training
+
+
+def test_kept_steps_change_rounding_alone(gaussians, data, experts):
+    one = loss_and_gradient(gaussians, data, experts, objective="tm", keep_steps=3)
+    other = loss_and_gradient(gaussians, data, experts, objective="tm", batch_syn=0)
+    torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=0)
+    assert (one[1] - other[1]).norm() < 1e-4 * one[1].norm()
+    torch.testing.assert_close(one[2].log_syn_lr.grad, other[2].log_syn_lr.grad)
+
+
+def test_a_students_batches_may_leave_images_out(gaussians, data, experts):
+    _, gradient, _ = loss_and_gradient(gaussians, data, experts, objective="tm", batch_syn=4)
+    moved = gradient.flatten(1).abs().sum(1) > 0
+    assert moved.sum() == 12 and len(moved) == 20  # three steps of four images
+
+
+def double_convnet():
+    draw = torch.Generator().manual_seed(0)
+    made = {"channels": 1, "num_classes": 3, "resolution": (8, 8), "width": 4}
+    return make_network("ConvNetD2", **made, generator=draw).double()
+
+
+def test_real_gradients_in_parts_are_those_of_the_batch():
+    network = double_convnet()
+    params = dict(network.named_parameters())
+    images = torch.randint(0, 256, (11, 1, 8, 8), dtype=torch.uint8)
+    batch = ImageSet(images, torch.ones(11, dtype=torch.int64))
+    data = SimpleNamespace(normalize=lambda images: images.double() / 255)
+    draw = torch.Generator().manual_seed(1)
+    augmentation = sample_dsa("crop_flip", 1, (8, 8), generator=draw, siamese=True)
+    whole = real_gradients(network, params, batch, data, augmentation, 11)
+    for micro_batch in (1, 4, 100):
+        parts = real_gradients(network, params, batch, data, augmentation, micro_batch)
+        for one, other in zip(whole, parts, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-14)
+
+
+def test_class_by_class_is_the_plain_gradient_in_double():
+    network = double_convnet()
+    params = dict(network.named_parameters())
+    images, labels = torch.randn(9, 1, 8, 8).double(), torch.arange(9) % 3
+    real = network_gradients(network, params, images, labels, create_graph=False)
+    source = torch.randn(9, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+
+    def class_loss(part, index):
+        grads = network_gradients(network, params, part, labels[index], create_graph=True)
+        return gradient_distance(real, grads)
+
+    parts = class_groups(labels, 1)
+    split = sum_over_parts(source.tanh(), parts, class_loss)
+    plain = sum(class_loss(source.tanh()[index], index) for index in parts)
+    assert split.item() == pytest.approx(plain.item(), rel=1e-13)
+    one, other = (torch.autograd.grad(loss, source)[0] for loss in (split, plain))
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+
+
+def test_a_loss_of_all_embeddings_in_parts_is_the_plain_one_in_double():
+    network, labels = double_convnet(), torch.arange(9) % 3
+    source = torch.randn(9, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        real = class_means(network.embed(torch.randn(9, 1, 8, 8).double()), labels, 3)
+
+    def loss(embeddings):
+        return dm_loss(real, embeddings, logits.softmax(1))
+
+    plain = loss(network.embed(source.tanh()))
+    split = loss(embed_in_parts(network.embed, source.tanh(), 4))
+    assert split.item() == pytest.approx(plain.item(), rel=1e-13)
+    both = [torch.autograd.grad(value, (source, logits)) for value in (split, plain)]
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-15)
+
+
+def test_a_network_of_dc_serves_its_outer_loop(gaussians, data, experts):
+    config = CONFIG.model_copy(update={"objective": "dc", "outer_loop": 3, "inner_loop": 2})
+    carried, networks = begin(data, config), []
+    for step in range(4):
+        STEP_LOSSES["dc"](gaussians, data, config, carried, seed=0, step=step)
+        networks.append(carried.network)
+    assert not torch.equal(networks[0], networks[1])  # trained in between
+    assert networks[2] is None and not torch.equal(networks[3], networks[0])  # a fresh one
+
+
+def test_carried_state_goes_through_a_checkpoint(data):
+    carried, other = begin(data, CONFIG), begin(data, CONFIG)
+    with torch.no_grad():
+        carried.log_syn_lr.add_(0.3)
+    carried.network = torch.randn(4)
+    other.load(carried.state())
+    assert other.syn_lr == carried.syn_lr != CONFIG.syn_lr_init
+    assert torch.equal(other.network, carried.network)
+
+
+def test_tm_wants_experts_that_fit(data, experts):
+    tm = CONFIG.model_copy(update={"objective": "tm"})
+    with pytest.raises(ExpertError, match="follows experts; train some"):
+        begin(data, tm)
+    with pytest.raises(ExpertError, match="expert_width 8, wanted 4"):
+        begin(data, tm.model_copy(update={"width": 4}), experts)
+    with pytest.raises(ExpertError, match="the matching needs 6"):
+        begin(data, tm.model_copy(update={"max_start_epoch": 6}), experts)
+
+
+def test_groups_hold_whole_classes():
+    labels = torch.tensor([2, 0, 1, 0, 2, 2])
+    assert [g.tolist() for g in class_groups(labels, 1)] == [[1, 3], [2], [0, 4, 5]]
+    assert [g.tolist() for g in class_groups(labels, 3)] == [[1, 3, 2], [0, 4, 5]]
+    assert [g.tolist() for g in class_groups(labels, 100)] == [[1, 3, 2, 0, 4, 5]]
+
+
+# Learned labels
+
+
+def sharp_labels(gaussians: GaussianImages) -> SoftLabels:
+    """Learned labels that are certain in float32."""
+    return SoftLabels(200.0 * torch.nn.functional.one_hot(gaussians.labels, 10))
+
+
+@pytest.mark.parametrize("objective", ["dm", "dc", "tm"])
+def test_certain_learned_labels_are_class_numbers(gaussians, data, experts, objective):
+    plain = loss_and_gradient(gaussians, data, experts, objective=objective)
+    soft = sharp_labels(gaussians)
+    learned = loss_and_gradient(gaussians, data, experts, objective=objective, soft=soft)
+    torch.testing.assert_close(plain[0], learned[0], rtol=1e-5, atol=0)
+    assert (plain[1] - learned[1]).norm() < 1e-4 * plain[1].norm()
+
+
+@pytest.mark.parametrize("objective", ["dm", "dc"])
+def test_micro_batches_with_learned_labels(gaussians, data, experts, objective):
+    found = []
+    for micro_batch in (10**6, 3):
+        soft = labels_of_classes(gaussians.labels, 10)
+        named = {"objective": objective, "micro_batch": micro_batch, "soft": soft, "batch_real": 4}
+        loss, gradient, _ = loss_and_gradient(gaussians, data, experts, **named)
+        found.append((loss, gradient, soft.logits.grad))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=0)
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        assert 0 < one.norm() and (one - other).norm() < 1e-3 * one.norm()
+
+
+class Doubles:
+    """Fixed images in double in the place of Gaussians."""
+
+    def __init__(self, gaussians: GaussianImages) -> None:
+        self.images, self.labels = gaussians.render().detach().double(), gaussians.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def render(self, index: torch.Tensor | None = None) -> torch.Tensor:
+        return self.images if index is None else self.images[index]
+
+
+class Unrounded:
+    """In the place of the rounding to bf16, whose gradient is not that of a step function."""
+
+    @staticmethod
+    def apply(values: torch.Tensor) -> torch.Tensor:
+        return values
+
+
+@pytest.mark.parametrize("objective", ["dm", "dc", "tm"])
+def test_the_gradient_of_a_step_in_the_labels_is_exact(
+    gaussians, data, experts, monkeypatch, objective
+):
+    """A whole step in double, against finite differences in the logits."""
+    fresh, normalize = matching.fresh_network, ImageData.normalize
+    monkeypatch.setattr(matching, "fresh_network", lambda *given: fresh(*given).double())
+    monkeypatch.setattr(
+        ImageData, "normalize", lambda self, images: normalize(self, images).double()
+    )
+    monkeypatch.setattr(soft_labels, "RoundToBf16", Unrounded)
+    snapshots = experts.snapshots
+    monkeypatch.setattr(
+        experts, "snapshots", lambda *asked: [each.double() for each in snapshots(*asked)]
+    )
+    images, start = Doubles(gaussians), torch.randn(20, 10).double()
+    settings = {"objective": objective, "micro_batch": 7, "batch_syn": 6, "batch_real": 2}
+    config = CONFIG.model_copy(update=settings)
+
+    def loss(logits: torch.Tensor) -> tuple[torch.Tensor, SoftLabels]:
+        carried = begin(data, config, experts)
+        carried.log_syn_lr = torch.nn.Parameter(carried.log_syn_lr.detach().double())
+        carried.soft = SoftLabels(logits).double()
+        carried.soft.logits.data.copy_(logits)
+        return STEP_LOSSES[objective](images, data, config, carried, seed=0, step=0), carried.soft
+
+    value, soft = loss(start)
+    value.backward()
+    assert soft.logits.grad.dtype == torch.float64 and soft.logits.grad.norm() > 0
+    for _ in range(3):
+        way = torch.randn_like(start)
+        numeric = (loss(start + 1e-5 * way)[0] - loss(start - 1e-5 * way)[0]) / 2e-5
+        found = (soft.logits.grad * way).sum()
+        torch.testing.assert_close(found, numeric.detach(), rtol=1e-5, atol=1e-9)

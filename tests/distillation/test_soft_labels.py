@@ -1,0 +1,109 @@
+"""Learned labels: from a teacher, moved by a gradient, stored in bf16, accepted by evaluate."""
+
+import pytest
+import torch
+
+from gsdd_lib.config import BudgetConfig, DataConfig, EvalConfig, ExpertConfig
+from gsdd_lib.data import load_data
+from gsdd_lib.distillation.soft_labels import (
+    SoftLabels,
+    labels_of_classes,
+    labels_of_expert,
+    labels_of_teacher,
+    train_teacher,
+)
+from gsdd_lib.evaluation.evaluate import accuracy, evaluate, random_real_images
+from gsdd_lib.parameterizations.budget import plan_budget
+from gsdd_lib.training.experts import ExpertError, Experts, train_experts
+
+
+class Teacher(torch.nn.Module):
+    def forward(self, images):
+        assert not self.training
+        return images.flatten(1)
+
+
+def test_the_teachers_logits_with_the_own_class_on_top():
+    said = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]]).view(2, 3, 1, 1)
+    teacher = Teacher().train()
+    soft = labels_of_teacher(teacher, said, torch.tensor([0, 1]))
+    assert soft.logits.tolist() == [[3, 1, 2], [1, 3, 2]] and teacher.training
+    assert said.flatten().tolist() == [3, 1, 2, 3, 1, 2]  # the teacher's output is left alone
+
+
+def test_probabilities_are_those_of_the_stored_logits():
+    soft = SoftLabels(torch.randn(4, 5))
+    expected = soft.logits.bfloat16().float().softmax(1)
+    assert torch.equal(soft.probabilities(), expected)
+    assert torch.equal(soft.probabilities(torch.tensor([2, 0])), expected[[2, 0]])
+    torch.testing.assert_close(soft.probabilities().sum(1), torch.ones(4))
+
+
+def test_bits_are_those_of_the_budget():
+    config = BudgetConfig(ipc=1, gpc=10, soft_labels=True)
+    budget = plan_budget(config, channels=1, height=28, width=28, num_classes=10)
+    assert labels_of_classes(torch.arange(10), 10).bits == 10 * budget.label_bits
+
+
+def test_the_gradient_of_the_loss_by_hand():
+    soft, logits = SoftLabels(torch.tensor([[0.5, -1.0, 2.0]])), torch.tensor([[1.0, 0.0, -1.0]])
+    loss = soft.loss(logits)
+    p, surprise = soft.probabilities().detach()[0], -logits.log_softmax(1)[0]
+    assert loss.item() == pytest.approx((p @ surprise).item())
+    loss.backward()
+    torch.testing.assert_close(soft.logits.grad[0], p * (surprise - p @ surprise))
+
+
+def test_evaluate_takes_them():
+    data = load_data(DataConfig(dataset="digits"))
+    images, labels = random_real_images(data, 1, seed=0)
+    config = EvalConfig(networks=1, eval_network="ConvNetD2", eval_width=4, epochs=2)
+    soft = labels_of_classes(labels, 10, confidence=0.8)
+    assert len(evaluate(images, soft.probabilities(), data, config, seed=0)) == 1
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"finite logits \[N, num_classes\], got \[3\]"):
+        SoftLabels(torch.zeros(3))
+    with pytest.raises(ValueError, match="finite logits"):
+        SoftLabels(torch.tensor([[float("nan"), 0.0]]))
+    with pytest.raises(ValueError, match="between 1/10 and 1, got 0.1"):
+        labels_of_classes(torch.arange(10), 10, confidence=0.1)
+
+
+SMALL = EvalConfig(networks=1, eval_network="ConvNetD2", eval_width=8, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data(DataConfig(dataset="digits", max_per_class=40))
+
+
+def test_an_expert_speaks_as_it_was_after_its_last_epoch(digits, tmp_path):
+    config = ExpertConfig(
+        num_experts=2, train_epochs=3, expert_network="ConvNetD2", expert_width=8, expert_lr=0.05
+    )
+    rows = list(train_experts(digits, config, tmp_path, seed=0))
+    held = digits.validation
+    images = digits.normalize(held.images)
+    experts = Experts(tmp_path)
+    both = [labels_of_expert(experts, digits, images, held.labels, index=i) for i in range(2)]
+    assert not torch.equal(both[0].logits, both[1].logits)
+    for index, soft in enumerate(both):
+        assert torch.equal(soft.logits.argmax(1), held.labels)
+        # where the own class was on top without help, the expert was right
+        untouched = labels_of_expert(experts, digits, images, held.labels.flip(0), index=index)
+        kept = (untouched.logits == soft.logits).all(1)
+        assert kept.any() and not kept.all()
+    assert rows[-1]["epoch"] == 3
+    other = load_data(DataConfig(dataset="shapes", resolution=8, max_per_class=5))
+    with pytest.raises(ExpertError, match="dataset digits, wanted shapes"):
+        labels_of_expert(experts, other, images, held.labels)
+
+
+def test_a_teacher_of_ones_own_is_better_than_chance_and_repeats(digits):
+    first, again = (train_teacher(digits, SMALL, seed=0) for _ in range(2))
+    held = digits.validation
+    assert accuracy(first, held.images, held.labels, normalize=digits.normalize) > 50
+    pairs = zip(first.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs) and not first.training

@@ -1,0 +1,169 @@
+"""Both protocols on scripted accuracies and on a real run; the snapshots they are read from."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig, FitConfig
+from gsdd_lib.data import load_data
+from gsdd_lib.distillation.loop import DistillError, distill
+from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_classes
+from gsdd_lib.evaluation import protocols as module
+from gsdd_lib.evaluation.evaluate import evaluate, summarize
+from gsdd_lib.evaluation.protocols import compare_protocols, outcome_table
+from gsdd_lib.parameterizations.budget import plan_budget
+from gsdd_lib.parameterizations.fit import initial_gaussians
+
+JUDGES = EvalConfig(networks=2, eval_network="ConvNetD2", eval_width=8, epochs=4)
+RUN = DistillConfig(
+    steps=4, eval_every=2, network="ConvNetD2", width=8, batch_real=8, select_networks=1
+)
+
+
+class Untouched:
+    def __getattr__(self, name):
+        raise AssertionError(f"the validation split was read: {name}")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data(DataConfig(dataset="digits"))
+
+
+def start(data):
+    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), channels=1, height=8, width=8)
+    return initial_gaussians(data, budget, FitConfig(fit_steps=20), seed=0).gaussians
+
+
+def scripted(monkeypatch, tests, validation, protocol="clean", known=None):
+    """Protocols of a run whose row i has these accuracies; and the order of the test reads."""
+    reads = []
+
+    def judge(images, labels, data, config, *, seed, split):
+        reads.append(int(images))
+        assert split == "test"
+        return [{"accuracy": tests[int(images)]}]
+
+    monkeypatch.setattr(module, "evaluate", judge)
+    history = [{"step": 10 * row, "mean": value} for row, value in enumerate(validation)]
+    snapshots = [torch.tensor(row) for row in range(len(tests))]
+    config = EvalConfig(protocol=protocol)
+    told = {"seed": 0, "known": known}
+    return compare_protocols(history, snapshots, torch.abs, None, None, config, **told), reads
+
+
+def test_clean_is_chosen_on_validation_and_paper_on_test(monkeypatch):
+    result, reads = scripted(monkeypatch, tests=[70.0, 72.0, 75.0], validation=[60, 80, 79])
+    assert (result.clean["step"], result.clean["mean"]) == (10, 72)
+    assert (result.paper["step"], result.paper["mean"]) == (20, 75)
+    assert result.gap == 3 and result.reported is result.clean
+    assert reads == [1, 0, 2]  # the chosen row first, and every row once
+    assert [row["validation"] for row in result.rows] == [60, 80, 79]
+
+
+def test_the_text_names_both_and_the_gap(monkeypatch):
+    result, _ = scripted(monkeypatch, [70.0, 72.0, 75.0], [60, 80, 79], protocol="paper")
+    assert result.reported is result.paper
+    assert result.describe().splitlines() == [
+        "clean: 72.0 (n=1) at step 10, chosen on validation",
+        "paper: 75.0 (n=1) at step 20, best on test of 3 rows",
+        "gap: +3.0 points",
+    ]
+
+
+def test_no_gap_where_the_choices_agree(monkeypatch):
+    result, _ = scripted(monkeypatch, tests=[70.0, 75.0, 75.0], validation=[60, 79, 80])
+    assert result.gap == 0 and result.paper["step"] == result.clean["step"] == 20
+
+
+def test_what_is_known_is_not_read_again(monkeypatch):
+    known = {0: {"mean": 76.0, "std": 1.0, "n": 3, "ci95": 2.5}}
+    result, reads = scripted(monkeypatch, [70.0, 72.0, 75.0], [60, 80, 79], known=known)
+    assert reads == [1, 2] and result.paper["step"] == 0 and result.paper["mean"] == 76
+
+
+def test_rows_without_their_snapshots_are_refused(data):
+    with pytest.raises(ValueError, match="1 history rows and 0 snapshots.*pass snapshots="):
+        compare_protocols([{"step": 0, "mean": 1.0}], [], None, None, data, JUDGES, seed=0)
+
+
+def test_a_real_run_keeps_a_snapshot_per_row(data):
+    gaussians, snapshots = start(data), []
+    first = gaussians.packed.detach().clone()
+    rows = list(distill(gaussians, data, RUN, JUDGES, seed=0, snapshots=snapshots))
+    assert len(rows) == len(snapshots) == 3 and torch.equal(snapshots[0], first)
+    assert not torch.equal(snapshots[1], snapshots[2])
+    blind = replace(data, validation=Untouched())
+    result = compare_protocols(
+        rows, snapshots, gaussians.render_packed, gaussians.labels, blind, JUDGES, seed=5
+    )
+    best = max(rows, key=lambda row: row["mean"])
+    assert result.clean["step"] == best["step"] and result.gap >= 0
+    with torch.no_grad():  # what distill leaves behind is the clean choice
+        images = gaussians.render()
+    alone = summarize(evaluate(images, gaussians.labels, blind, JUDGES, seed=5, split="test"))
+    assert alone["mean"] == result.clean["mean"]
+
+
+def test_snapshots_change_nothing_and_survive_a_resumption(data, tmp_path):
+    plain = start(data)
+    list(distill(plain, data, RUN, JUDGES, seed=0))
+    whole, again = [], []
+    kept = start(data)
+    list(distill(kept, data, RUN, JUDGES, seed=0, folder=tmp_path, snapshots=whole))
+    assert torch.equal(plain.packed, kept.packed)
+    list(distill(start(data), data, RUN, JUDGES, seed=0, folder=tmp_path, snapshots=again))
+    assert len(again) == 3 and all(map(torch.equal, whole, again))
+
+
+def test_a_checkpoint_without_snapshots_cannot_give_them(data, tmp_path):
+    list(distill(start(data), data, RUN, JUDGES, seed=0, folder=tmp_path))
+    with pytest.raises(DistillError, match="written without snapshots; delete it"):
+        list(distill(start(data), data, RUN, JUDGES, seed=0, folder=tmp_path, snapshots=[]))
+
+
+def test_learned_labels_are_those_of_the_row(data):
+    gaussians, snapshots = start(data), []
+    soft = labels_of_classes(gaussians.labels, 10)
+    named = {"snapshots": snapshots, "soft_labels": soft}
+    rows = list(distill(gaussians, data, RUN, JUDGES, seed=0, **named))
+    result = compare_protocols(
+        rows,
+        snapshots,
+        lambda pair: gaussians.render_packed(pair[0]),
+        lambda pair: SoftLabels(pair[1]).probabilities(),
+        data,
+        JUDGES,
+        seed=5,
+    )
+    with torch.no_grad():  # what distill leaves behind is the clean choice
+        images, labels = gaussians.render(), soft.probabilities()
+    alone = summarize(evaluate(images, labels, data, JUDGES, seed=5, split="test"))
+    assert alone["mean"] == result.clean["mean"]
+
+
+def test_a_row_with_a_learned_rate_is_judged_with_it(monkeypatch):
+    rates = {}
+
+    def judge(images, labels, data, config, *, seed, split):
+        rates[int(images)] = config.eval_lr
+        return [{"accuracy": 50.0}]
+
+    monkeypatch.setattr(module, "evaluate", judge)
+    history = [{"step": 0, "mean": 1.0, "syn_lr": 0.02}, {"step": 9, "mean": 2.0, "syn_lr": 0.03}]
+    snapshots = [torch.tensor(0), torch.tensor(1)]
+    compare_protocols(history, snapshots, torch.abs, None, None, EvalConfig(), seed=0)
+    assert rates == {0: 0.02, 1: 0.03}
+
+
+def test_the_outcome_has_both_protocols_and_every_rival_once(monkeypatch):
+    protocols, _ = scripted(monkeypatch, tests=[70.0, 72.0, 75.0], validation=[60, 80, 79])
+    rivals = pd.DataFrame([{"method": "initial", "mean": 60.0, "std": 1.0, "n": 5, "ci95": 1.2}])
+    table = outcome_table(protocols, rivals)
+    assert table[["method", "protocol", "mean"]].values.tolist() == [
+        ["distilled", "clean", 72.0],
+        ["distilled", "paper", 75.0],
+        ["initial", "clean", 60.0],
+    ]

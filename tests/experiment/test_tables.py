@@ -1,0 +1,137 @@
+"""Tables print exactly, and a published number never stands where ours is missing."""
+
+import pandas as pd
+import pytest
+
+from gsdd_lib.config import ConfigError
+from gsdd_lib.experiment import tables
+
+SCORES = [
+    name
+    for name in tables.paper_numbers()
+    if name.startswith(("table_", "fashion_mnist")) and not name.startswith(tables.SETTINGS)
+]
+
+
+@pytest.mark.parametrize("item", SCORES)
+def test_every_table_of_scores_has_rows_with_one_score_each(item):
+    rows = tables.paper_rows(item)
+    assert not rows.duplicated(["method", "setting"]).any()
+    assert rows.paper.dropna().between(0, 2000).all() and rows.paper.notna().sum() >= 4
+
+
+def test_markdown_aligns_numbers_escapes_bars_and_marks_what_is_missing():
+    frame = pd.DataFrame({"name": ["a|b", None], "value": [1.234, float("nan")], "n": [1, 2]})
+    assert tables.to_markdown(frame, digits=1, missing="not run") == (
+        "| name | value | n |\n"
+        "| --- | ---: | ---: |\n"
+        "| a\\|b | 1.2 | 1 |\n"
+        "| not run | not run | 2 |\n"
+    )
+
+
+def test_paper_rows_of_each_shape():
+    def only(item, **where):
+        rows = tables.paper_rows(item)
+        for name, value in where.items():
+            rows = rows[rows[name] == value]
+        assert len(rows) == 1
+        return rows.iloc[0]
+
+    assert only("table_1_tm_imagenet_128_ipc1", method="gsdd", setting="squawk").paper == 73.2
+    assert only("table_2_imagenet_128_ipc1", method="gsdd", setting="dm, fruit").paper == 52.0
+    assert only("table_5_image_fitting", method="ddif", setting="psnr_db").paper == 23.23
+    cifar = only("table_15_cifar_tm", method="gsdd", setting="CIFAR-100 IPC 10")
+    assert (cifar.paper, cifar.deviation) == (47.4, 0.3)
+    assert only("table_17_initialisation_imagenette", method="gsdd_real").paper == 76.4
+    assert only("table_18_imagenet1k_224", method="sre2l_gsdd", setting="ipc10").paper == 46.2
+    fitted = only("table_20_rasterizer_across_gpus", method="a100", setting="psnr_db, 682 points")
+    assert fitted.paper == 31.06
+
+
+def test_not_reported_stays_a_gap():
+    rows = tables.paper_rows("table_15_cifar_tm").query("method == 'idc'")
+    assert rows.paper.notna().tolist() == [True, True, True, False, False, False]
+
+
+def test_unknown_item():
+    with pytest.raises(KeyError, match="table_99"):
+        tables.paper_rows("table_99")
+
+
+def test_fashion_mnist_rivals_at_ten_images_per_class():
+    rivals = tables.fashion_mnist_rivals(10)
+    assert rivals.method.tolist() == ["dc", "dsa", "kip_convnet"]
+    assert rivals.accuracy.tolist() == [82.3, 84.6, 88.8]
+    assert rivals.deviation.tolist() == [0.4, 0.3, 0.1]
+    assert rivals.source.tolist()[0] == "arXiv 2006.05929"
+
+
+def test_compare_keeps_every_row_and_labels_the_published_column():
+    paper = tables.paper_rows("table_1_tm_imagenet_128_ipc1").query("method in ['gsdd', 'glad']")
+    ours = pd.DataFrame(
+        {
+            "method": ["gsdd", "pixels"],
+            "setting": ["nette", "nette"],
+            "mean": [75.04, 50.0],
+            "ci95": [0.52, None],
+            "n": [5, None],
+        }
+    )
+    table = tables.compare(paper, ours).set_index(["method", "setting"])
+    assert table.columns.tolist() == ["ours", "published (arXiv 2509.26219)"]
+    assert len(table) == 13
+    assert table.loc[("gsdd", "nette")].tolist() == ["75.0 ± 0.5 (n=5)", "76.4"]
+    assert table.loc[("gsdd", "woof")].tolist() == ["not run", "46.4"]
+    assert table.loc[("glad", "yellow")].tolist() == ["not run", "not reported"]
+    assert table.loc[("pixels", "nette")].tolist() == ["50.0", "not reported"]
+
+
+def test_compare_with_nothing_run():
+    rows = tables.paper_rows("fashion_mnist")
+    table = tables.compare(rows, pd.DataFrame(), source="KIP paper")
+    assert table.ours.unique().tolist() == ["not run"]
+    assert table["published (KIP paper)"].tolist()[0] == "70.5 ± 0.6"
+
+
+def test_a_paper_number_is_looked_up_and_printed_with_its_place():
+    number = tables.paper_number("table_2_imagenet_128_ipc1", "gsdd", "dc, squawk")
+    assert (number.value, str(number)) == (69.4, "69.4 (table 2, dc, squawk)")
+    assert tables.paper_number("", "gsdd", "") is None
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (("table_15_cifar", "gsdd", "CIFAR-10 IPC 1"), "no item 'table_15_cifar', did you mean"),
+        (("table_15_cifar_tm", "gsd", "CIFAR-10 IPC 1"), "no method 'gsd', did you mean 'gsdd'"),
+        (("table_15_cifar_tm", "gsdd", "CIFAR-10 IPC 2"), "no setting 'CIFAR-10 IPC 2', did you"),
+    ],
+)
+def test_a_paper_number_that_is_not_there_names_the_nearest(place, message):
+    with pytest.raises(ConfigError, match=message):
+        tables.paper_number(*place)
+
+
+def ours_at(protocol, mean):
+    place = {"paper_item": "table_15_cifar_tm", "paper_method": "gsdd"}
+    place["paper_setting"] = "CIFAR-10 IPC 10"
+    return place | {"protocol": protocol, "mean": mean, "ci95": 0.4, "n": 5}
+
+
+def test_ours_stand_beside_the_paper_under_both_protocols_and_nowhere_else():
+    ours = pd.DataFrame([ours_at("clean", 70.0), ours_at("paper", 71.0), {"mean": 99.0}])
+    everything = tables.beside_paper(ours)
+    clean, paper = (everything[name] for name in tables.PROTOCOLS.values())
+    run = everything[clean != tables.NOT_RUN]
+    assert run[["item", "method", "setting"]].values.tolist() == [
+        ["table_15_cifar_tm", "gsdd", "CIFAR-10 IPC 10"]
+    ]
+    assert (clean[run.index[0]], paper[run.index[0]]) == ("70.0 ± 0.4 (n=5)", "71.0 ± 0.4 (n=5)")
+    assert run.iloc[0, -1] == "75.5 ± 0.3" and (paper != tables.NOT_RUN).sum() == 1
+
+
+def test_nothing_run_is_said_for_every_result_of_the_paper():
+    everything = tables.beside_paper(pd.DataFrame(columns=["notebook", "case"]))
+    assert (everything[list(tables.PROTOCOLS.values())] == tables.NOT_RUN).all().all()
+    assert everything["item"].nunique() == 14 and not everything.duplicated().any()

@@ -1,0 +1,185 @@
+"""The explorer's pictures are the Gaussians asked for, and the sliders only ask for them."""
+
+import io
+from pathlib import Path
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.collections import EllipseCollection
+from matplotlib.image import imread
+
+from gsdd_lib.experiment import widgets as explore
+from gsdd_lib.parameterizations.gaussian import GaussianImages
+from gsdd_lib.storage import DistilledSet
+
+HEIGHT, WIDTH, POINTS, IMAGES = 12, 16, 5, 3
+
+
+def make_gaussians(channels: int = 3, *, opacity: bool = True) -> GaussianImages:
+    """Areas l11 * l22 of every image: 4, 1, 9, 16, 6.25; the Cholesky factor may be negative."""
+    packed = torch.rand(IMAGES, POINTS, 5 + channels + opacity)
+    packed[..., :2] = packed[..., :2] * 1.6 - 0.8
+    packed[..., 2] = packed[..., 4] = torch.tensor([2.0, 1.0, -3.0, 4.0, 2.5])
+    statistics = {"mean": (0.4,) * channels, "std": (0.3,) * channels}
+    labels = torch.tensor([2, 0, 1])
+    return GaussianImages(packed, labels, resolution=(HEIGHT, WIDTH), opacity=opacity, **statistics)
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def images() -> GaussianImages:
+    return make_gaussians()
+
+
+@pytest.fixture
+def distilled(images: GaussianImages) -> DistilledSet:
+    return DistilledSet(images, "shapes", ("disc", "ring", "square"), {}, 0)
+
+
+def picture_of(ax) -> np.ndarray:
+    return np.asarray(ax.images[0].get_array())
+
+
+def decode(png: bytes) -> np.ndarray:
+    return imread(io.BytesIO(png), format="png")
+
+
+def test_all_gaussians_give_the_rendering_itself(images):
+    figure = explore.draw(images, 1, POINTS, (HEIGHT, WIDTH))
+    expected = images.render_unit()[1].detach().clamp(0, 1).permute(1, 2, 0).numpy()
+    assert len(figure.axes) == 1
+    np.testing.assert_allclose(picture_of(figure.axes[0]), expected, atol=1e-5)
+
+
+def test_the_largest_come_first(images):
+    """The three largest areas are those of the Gaussians 3, 2 and 4."""
+    few = images.packed[:1, [3, 2, 4]].detach()
+    facts = {"resolution": (HEIGHT, WIDTH), "mean": (0.4,) * 3, "std": (0.3,) * 3}
+    expected = GaussianImages(few, torch.zeros(1), **facts).render_unit()[0].detach().clamp(0, 1)
+    figure = explore.draw(images, 0, 3, (HEIGHT, WIDTH))
+    shown = picture_of(figure.axes[0])
+    np.testing.assert_allclose(shown, expected.permute(1, 2, 0).numpy(), atol=1e-5)
+    assert figure.axes[0].get_title() == "3 of 5 Gaussians, 12×16"
+
+
+@pytest.mark.parametrize("resolution", [(24, 32), 24], ids=["pair", "height alone"])
+def test_any_resolution(images, resolution):
+    figure = explore.draw(images, 0, POINTS, resolution)
+    assert picture_of(figure.axes[0]).shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("opacity", [True, False])
+def test_ellipses_follow_the_resolution(channels, opacity):
+    """At twice the pixels an ellipse is twice as large and its center twice as far."""
+    images = make_gaussians(channels, opacity=opacity)
+    drawn = []
+    for factor in (1, 2):
+        size = (factor * HEIGHT, factor * WIDTH)
+        figure = explore.draw(images, 0, 4, size, ellipses=True)
+        (ellipses,) = (
+            part for part in figure.axes[-1].collections if isinstance(part, EllipseCollection)
+        )
+        drawn.append(ellipses)
+    assert len(drawn[0].get_offsets()) == 4
+    np.testing.assert_allclose(drawn[1].get_widths(), 2 * drawn[0].get_widths(), rtol=1e-5)
+    np.testing.assert_allclose(drawn[1].get_offsets(), 2 * drawn[0].get_offsets(), rtol=1e-5)
+    areas = drawn[0].get_widths() * drawn[0].get_heights() / (2 * explore.N_SIGMA) ** 2
+    np.testing.assert_allclose(areas, [16, 9, 6.25, 4], rtol=1e-5)
+
+
+def test_original_and_ellipses_are_panels_of_their_own(images):
+    original = torch.rand(3, HEIGHT, WIDTH)
+    size = (HEIGHT, WIDTH)
+    counts = [
+        len(explore.draw(images, 0, 2, size, ellipses=on, original=first).axes)
+        for first in (None, original)
+        for on in (False, True)
+    ]
+    assert counts == [1, 2, 2, 3]
+    figure = explore.draw(images, 0, 2, size, original=original)
+    np.testing.assert_allclose(picture_of(figure.axes[0]), original.permute(1, 2, 0), rtol=1e-6)
+
+
+def test_what_is_not_there_is_refused(images):
+    with pytest.raises(ValueError, match="There is no image 3; there are 0 to 2"):
+        explore.draw(images, 3, 1, HEIGHT)
+    for shown in (0, 6):
+        with pytest.raises(ValueError, match="an image has 5"):
+            explore.draw(images, 0, shown, HEIGHT)
+    for make in (explore.gaussians, explore.static):
+        with pytest.raises(ValueError, match=r"originals must be \[3, C, H, W\]"):
+            make(images, torch.rand(2, 3, HEIGHT, WIDTH))
+
+
+def test_static_has_a_row_per_image_and_one_line_of_titles(images):
+    originals = torch.rand(IMAGES, 3, HEIGHT, WIDTH)
+    figure = explore.static(images, originals, images=[2, 0])
+    axes = np.array(figure.axes).reshape(2, 6)
+    sizes = [picture_of(ax).shape[:2] for ax in axes[0]]
+    assert sizes == [(HEIGHT, WIDTH)] * 4 + [(4 * HEIGHT, 4 * WIDTH), (HEIGHT, WIDTH)]
+    np.testing.assert_allclose(picture_of(axes[0, 0]), originals[2].permute(1, 2, 0), rtol=1e-6)
+    np.testing.assert_allclose(picture_of(axes[1, 0]), originals[0].permute(1, 2, 0), rtol=1e-6)
+    assert [bool(ax.get_title()) for ax in axes.flat] == [True] * 6 + [False] * 6
+    assert len(explore.static(images, images=[1]).axes) == 5
+
+
+def test_the_sliders_leave_no_figure_open_to_be_shown_twice(images):
+    explore.gaussians(images).controls["shown"].value = 2
+    assert plt.get_fignums() == []
+
+
+def test_each_control_redraws_the_picture(distilled):
+    box = explore.gaussians(distilled)
+    assert all(isinstance(child, widgets.Widget) for child in box.children)
+    assert box.caption.value == "class: square"
+    before = box.picture.value
+    settings = {"image": 1, "shown": 2, "resolution": (48, 64), "ellipses": False}
+    assert list(box.controls) == list(settings)
+    for name, value in settings.items():
+        box.controls[name].value = value
+        assert box.picture.value != before, name
+        before = box.picture.value
+    assert box.caption.value == "class: disc"
+
+
+def test_the_picture_is_what_draw_makes(distilled):
+    originals = torch.rand(IMAGES, 3, HEIGHT, WIDTH)
+    box = explore.gaussians(distilled, originals)
+    box.controls["image"].value, box.controls["shown"].value = 2, 3
+    figure = explore.draw(
+        distilled.gaussians, 2, 3, (HEIGHT, WIDTH), ellipses=True, original=originals[2]
+    )
+    expected = io.BytesIO()
+    figure.savefig(expected, format="png", dpi=explore.SCREEN_DPI)
+    np.testing.assert_array_equal(decode(box.picture.value), decode(expected.getvalue()))
+
+
+def test_a_slider_draws_when_it_is_let_go(images):
+    controls = explore.gaussians(images).controls
+    assert not any(controls[name].continuous_update for name in ("image", "shown", "resolution"))
+    assert (controls["shown"].min, controls["shown"].max) == (1, POINTS)
+    assert controls["image"].max == IMAGES - 1
+
+
+def test_one_image_of_one_gaussian_can_be_looked_at():
+    packed = torch.tensor([[[0.0, 0.0, 2.0, 0.0, 2.0, 1.0, 1.0]]])
+    images = GaussianImages(packed, torch.zeros(1), resolution=(8, 8), mean=(0.0,), std=(1.0,))
+    assert decode(explore.gaussians(images).picture.value).any()
+    assert len(explore.static(images, images=[0]).axes) == 5
+
+
+def test_a_whitened_set_is_not_taken_apart(images):
+    path = Path("zca-0.safetensors")
+    whitened = DistilledSet(images, "digits", ("a",) * 10, {}, 0, whitening_path=path)
+    for make in (explore.gaussians, explore.static):
+        with pytest.raises(ValueError, match=r"whitened values.*look at its render\(\)"):
+            make(whitened)

@@ -1,0 +1,120 @@
+"""PixelImages: stored is what is rendered, equal bits, and a distillation's objective goes down."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig
+from gsdd_lib.data import load_data
+from gsdd_lib.distillation.carried import begin
+from gsdd_lib.distillation.losses import dm_step_loss
+from gsdd_lib.evaluation.evaluate import random_real_images
+from gsdd_lib.parameterizations.budget import plan_budget
+from gsdd_lib.parameterizations.pixel import (
+    BITS,
+    PixelImages,
+    Storage,
+    affordable_images,
+    random_real_pixels,
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data(DataConfig(dataset="digits"))
+
+
+def make(storage="uint8", pixels=None):
+    pixels = torch.rand(4, 3, 6, 8) if pixels is None else pixels
+    labels = torch.arange(len(pixels))
+    return PixelImages(pixels, labels, mean=(0.4,) * 3, std=(0.2,) * 3, storage=storage)
+
+
+def test_bytes_come_back_exactly():
+    stored = torch.randint(0, 256, (4, 3, 6, 8), dtype=torch.uint8)
+    images = make(pixels=stored / 255)
+    assert torch.equal((images.render_unit() * 255).round().to(torch.uint8), stored)
+    expected = (stored / 255 - 0.4) / 0.2
+    torch.testing.assert_close(images.render(), expected)
+
+
+@pytest.mark.parametrize("storage", get_args(Storage))
+def test_rendered_is_what_is_stored_and_the_gradient_goes_straight_through(storage):
+    images = make(storage)
+    rendered = images.render_unit()
+    distance = (rendered - images.packed).abs().max()
+    assert distance <= {"uint8": 0.5 / 255 + 1e-6, "bf16": 2**-9, "fp32": 0}[storage]
+    assert (distance == 0) == (storage == "fp32")
+    images.render().sum().backward()
+    torch.testing.assert_close(images.packed.grad, torch.full((4, 3, 6, 8), 5.0))
+
+
+def test_bits_by_hand():
+    sizes = {storage: make(storage).bits for storage in BITS}
+    assert sizes == {"uint8": 4 * 144 * 8, "bf16": 4 * 144 * 16, "fp32": 4 * 144 * 32}
+
+
+@pytest.mark.parametrize(("storage", "expected"), [("uint8", 12), ("bf16", 6), ("fp32", 3)])
+def test_equal_bits(data, storage, expected):
+    budget = plan_budget(BudgetConfig(ipc=3, gpc=4), channels=1, height=8, width=8)
+    count = affordable_images(budget, storage)
+    assert count == expected
+    images = random_real_pixels(data, count, seed=0, storage=storage)
+    assert images.bits == 10 * budget.budget_bits_per_class
+    if storage == "uint8":
+        assert count == budget.uint8_images_per_class
+
+
+def test_the_start_is_the_random_real_rival(data):
+    images, (rival, labels) = (
+        random_real_pixels(data, 3, seed=7),
+        random_real_images(data, 3, seed=7),
+    )
+    torch.testing.assert_close(images.render(), rival, atol=1e-5, rtol=1e-5)
+    assert torch.equal(images.labels, labels)
+
+
+def test_index_and_other_resolutions():
+    images = make()
+    assert torch.equal(images.render(torch.tensor([2, 0])), images.render()[[2, 0]])
+    assert images.render(resolution=(12, 16)).shape == (4, 3, 12, 16)
+    assert torch.equal(images.render_packed(images.packed), images.render())
+
+
+def test_constraint_and_penalty():
+    wild = torch.tensor([-1.0, 0.5, 2.0]).view(1, 3, 1, 1)
+    byte, free = make(pixels=wild), make("fp32", pixels=wild)
+    byte.constrain_()
+    free.constrain_()
+    assert byte.packed.flatten().tolist() == [0, 0.5, 1]
+    assert free.packed.flatten().tolist() == [-1, 0.5, 2]
+    assert byte.penalty().item() == 0
+
+
+def test_pixels_are_distilled_by_the_same_objective(data):
+    images = random_real_pixels(data, 2, seed=0)
+    config = DistillConfig(network="ConvNetD2", width=8, batch_real=16)
+    carried = begin(data, config)
+
+    def objective(step):
+        return dm_step_loss(images, data, config, carried, seed=0, step=step)
+
+    def mean_objective():
+        return sum(objective(step).item() for step in range(100, 108)) / 8
+
+    before, optimizer = mean_objective(), torch.optim.Adam(images.parameters(), lr=0.01)
+    for step in range(40):
+        optimizer.zero_grad()
+        (objective(step) + 0.1 * images.penalty()).backward()
+        optimizer.step()
+        images.constrain_()
+    assert mean_objective() < 0.8 * before
+    assert 0 <= images.render_unit().min() and images.render_unit().max() <= 1
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="do not fit"):
+        PixelImages(torch.zeros(2, 3, 4, 4), torch.zeros(5), mean=(0.5,) * 3, std=(1.0,) * 3)
+    with pytest.raises(ValueError, match="unknown storage 'int4'; choose one of uint8, bf16, fp32"):
+        make("int4")

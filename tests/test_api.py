@@ -1,0 +1,138 @@
+"""One call on one's own images: tensors, arrays, folders; what it chooses; what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import gsdd_lib
+from gsdd_lib.api import as_image_data, distill_images, suggested_gpc, suggested_network
+from gsdd_lib.config import DataConfig
+from gsdd_lib.data import DataError, load_data
+from gsdd_lib.data.shapes import make_shapes
+from gsdd_lib.storage import load
+
+QUICK = {"steps": 2, "width": 4, "epochs": 3}
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    """uint8 [48, 3, 8, 8] and labels of eight classes."""
+    made = make_shapes(6, 8, seed=0)
+    return made.images, made.labels
+
+
+@pytest.fixture(scope="module")
+def result(shapes):
+    return distill_images(*shapes, ipc=1, **QUICK)
+
+
+def test_from_tensors(result, tmp_path):
+    assert [row["step"] for row in result.history] == [0, 1, 2]
+    assert result.budget.bits_per_class <= result.budget.budget_bits_per_class
+    assert result.labels.tolist() == sorted(list(range(8)) * result.budget.gpc)
+    assert result.render(16).shape == (len(result.labels), 3, 16, 16)
+    assert len(result.dataset()) == len(result.labels)
+    assert result.evaluate()["n"] == 5
+    size = result.save(tmp_path / "set.safetensors")
+    assert load(tmp_path / "set.safetensors").file_bytes == size
+    read_back = load(tmp_path / "set.safetensors").render()
+    assert torch.allclose(read_back, result.render(), atol=1e-5)
+
+
+def test_the_public_name_and_the_global_generator(shapes, result):
+    before = torch.get_rng_state()
+    again = gsdd_lib.distill_images(*shapes, ipc=1, **QUICK)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(again.gaussians.packed, result.gaussians.packed)
+
+
+def test_from_a_folder(shapes, tmp_path):
+    for i, (image, label) in enumerate(zip(*shapes, strict=True)):
+        path = tmp_path / "mine" / f"class {label}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GSDD_CACHE", str(tmp_path / "cache"))
+        small = distill_images(tmp_path / "mine", gpc=1, **QUICK, folder=tmp_path / "run")
+    assert small.data.class_names == tuple(f"class {i}" for i in range(8))
+    assert small.budget.gpc == 1 and len(small.render()) == 8
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_from_a_labeled_array():
+    draw = np.random.default_rng(0)
+    array, names = draw.random((30, 12, 10)), ["ant", "bee", "cow"] * 10
+    small = distill_images((array, names), **QUICK)
+    assert small.data.class_names == ("ant", "bee", "cow")
+    assert (small.data.channels, small.data.resolution) == (1, (12, 10))
+
+
+def test_what_is_taken_becomes_the_same_data(shapes):
+    images, labels = shapes
+    expected = as_image_data(images, labels).train
+    forms = [
+        (images.numpy(), labels.tolist()),
+        (images.permute(0, 2, 3, 1).numpy(), labels.numpy()),
+        (images, labels * 10 - 30),  # numbers with gaps
+    ]
+    for form in forms:
+        found = as_image_data(*form).train
+        assert torch.equal(found.images, expected.images)
+        assert torch.equal(found.labels, expected.labels)
+    assert as_image_data(images, labels * 10 - 30).class_names[0] == "-30"
+    data = load_data(DataConfig(dataset="digits"))
+    assert as_image_data(data) is data
+
+
+def test_the_paper_s_depths_and_counts():
+    assert suggested_network((12, 40)) == "ConvNetD2"
+    assert suggested_network((512, 512)) == "ConvNetD6"
+    cifar = as_image_data(torch.randint(0, 256, (30, 3, 32, 32)).byte(), torch.arange(30) % 3)
+    assert suggested_gpc(cifar, ipc=1) == 31  # the paper: 30 images of 22 Gaussians
+    digits = load_data(DataConfig(dataset="digits"))
+    assert suggested_gpc(digits, ipc=1) == 4
+
+
+BAD = {
+    "no labels": (lambda x, y: (x,), "images need labels"),
+    "labels of floats": (lambda x, y: (x, y / 2), "labels must be integers or names"),
+    "labels in two dimensions": (lambda x, y: (x, y[:, None]), r"of shape \[48, 1\]"),
+    "few labels": (lambda x, y: (x, y[:-1]), "of one length, got 48 and 47"),
+    "floats up to 255": (lambda x, y: (x.float(), y), r"must lie in \[0, 1\]"),
+    "no folder": (lambda x, y: ("no such folder",), "there is no folder no such folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refused(case, shapes):
+    spoil, sentence = BAD[case]
+    with pytest.raises(DataError, match=sentence) as caught:
+        distill_images(*spoil(*shapes))
+    assert "\n" not in str(caught.value)
+
+
+def test_learned_labels(shapes, tmp_path):
+    soft = distill_images(*shapes, ipc=2, **QUICK, soft_labels=True)
+    assert soft.budget.label_bits == 8 * 16
+    assert soft.budget.bits_per_class <= soft.budget.budget_bits_per_class
+    plain = suggested_gpc(soft.data, ipc=2)
+    assert 1 <= soft.budget.gpc <= plain
+    images, targets = soft.dataset()[:]
+    assert targets.shape == (len(images), 8) and soft.evaluate()["n"] == 5
+    assert torch.allclose(targets.sum(1), torch.ones(len(images))) and targets.max() < 1
+    soft.save(tmp_path / "soft.safetensors")
+    loaded = load(tmp_path / "soft.safetensors")
+    assert torch.equal(loaded.dataset()[:][1], targets)
+    assert loaded.training["epochs"] == QUICK["epochs"]
+
+
+def test_whitened_digits(tmp_path, monkeypatch):
+    monkeypatch.setenv("GSDD_CACHE", str(tmp_path / "cache"))
+    data = load_data(DataConfig(dataset="digits", zca=True, max_per_class=10))
+    small = distill_images(data, gpc=2, **QUICK)
+    small.save(tmp_path / "white.safetensors")
+    read_back = load(tmp_path / "white.safetensors").render()
+    assert torch.allclose(read_back, small.render(), atol=1e-5)
+    with pytest.raises(DataError, match="16x16 pixels do not fit the whitening"):
+        small.render(16)
