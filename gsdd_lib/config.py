@@ -9,9 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-
-class ConfigError(ValueError):
-    """A parameter has a wrong name, type or value; the message is one sentence per fault."""
+from gsdd_lib.core.errors import ConfigError
 
 
 def nearest(name: str, known: list[str]) -> str:

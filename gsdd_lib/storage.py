@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from gsdd_lib.config import EvalConfig, RenderConfig
+from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import write_atomically
 from gsdd_lib.data import DataError, ImageData
 from gsdd_lib.data.normalization import Whitening, read_whitening, write_whitening
@@ -39,7 +40,7 @@ JUDGING = {"protocol", "networks"}  # of an evaluation, not of training a networ
 KEYS = ("dataset", "class_names", "resolution", "mean", "std", "render", "opacity", "space")
 
 
-class StorageError(ValueError):
+class StorageError(GsddError, ValueError):
     """A file is not a distilled set that this version can read; the message says why."""
 
 

@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (  # from the ground up; packages on one line do not know each other
-    {"config", "cuda_ext"},
-    {"core"},
+    {"core", "cuda_ext"},
+    {"config"},
     {"data", "networks", "splatting", "experiment"},
     {"parameterizations"},
     {"training", "benchmarks"},

@@ -7,7 +7,7 @@ everything made for a data set is made on its device.
 
 import torch
 
-from gsdd_lib.config import ConfigError
+from gsdd_lib.core.errors import ConfigError
 
 
 def choose_device(name: str = "auto") -> torch.device:

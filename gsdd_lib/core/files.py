@@ -1,9 +1,21 @@
-"""Writing a file so that a reader sees the old one or the new one, never half of it."""
+"""Files that are whole or refused: written atomically, read back only if no bit has changed."""
 
 import contextlib
+import hashlib
+import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from gsdd_lib.core.errors import GsddError
+
+METADATA_KEY = "gsdd"  # one key: safetensors writes several in a random order
+
+
+class DamagedFileError(GsddError, ValueError):
+    """A file is missing, cut off, altered, or of another kind; the message is the bare reason."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -22,7 +34,101 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk says which file it could not hold
         raise
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, Any]) -> int:
+    """Write a safetensors file whose metadata is one JSON text with a checksum of everything.
+
+    Equal arguments give equal bytes.
+
+    Args:
+        path: where it goes; written atomically.
+        tensors: by name, on any device.
+        about: anything JSON can hold; must have ``format`` and ``version``.
+
+    Returns:
+        The size of the file in bytes.
+    """
+    content = _serialized(tensors, about)
+    write_atomically(path, content)
+    return len(content)
+
+
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a file of :func:`write_tensors`, every bit of it checked.
+
+    Args:
+        path: the file.
+        kind: the ``format`` that its metadata must name.
+
+    Returns:
+        The tensors by name, on the CPU, and ``about``.
+
+    Raises:
+        DamagedFileError: the bare reason, for the caller to put into a sentence.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DamagedFileError(error.strerror or str(error)) from None
+    try:
+        header = int.from_bytes(content[:8], "little")
+        text = json.loads(content[8 : 8 + header])["__metadata__"][METADATA_KEY]
+        about, tensors = json.loads(text), load(content)
+        found = about.pop("checksum")
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DamagedFileError("it is cut off, altered, or of another kind") from None
+    if about.get("format") != kind:
+        raise DamagedFileError(f"it is not a {kind} file")
+    if found != checksum(tensors, about) or _serialized(tensors, about) != content:
+        raise DamagedFileError("its checksum does not fit its content")
+    return tensors, about
+
+
+def checksum(tensors: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """SHA-256 of names, types, shapes and every byte of ``tensors``, and of ``about`` as JSON."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def seal(content: bytes) -> bytes:
+    """``content`` with its SHA-256 in front, for a file that has no metadata of its own."""
+    return hashlib.sha256(content).digest() + content
+
+
+def unseal(content: bytes) -> bytes:
+    """Undo :func:`seal`. Raises :class:`DamagedFileError` where a bit has changed."""
+    mark, rest = content[:32], content[32:]
+    if len(mark) < 32 or hashlib.sha256(rest).digest() != mark:
+        raise DamagedFileError("it is cut off or altered")
+    return rest
+
+
+def _serialized(tensors: Mapping[str, Any], about: Mapping[str, Any]) -> bytes:
+    from safetensors.torch import save
+
+    about = {name: about[name] for name in sorted(about)}
+    text = json.dumps({**about, "checksum": checksum(tensors, about)}, sort_keys=True)
+    return save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        {METADATA_KEY: text},
+    )
+
+
+def _bytes(tensor: Any) -> memoryview:
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())

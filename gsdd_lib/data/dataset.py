@@ -6,18 +6,21 @@ of it what the rest of the library works with: an :class:`ImageData` with a vali
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
+from gsdd_lib.core.errors import GsddError
+from gsdd_lib.core.files import checksum
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data.sampling import keep_per_class, stratified_split
 
 MAX_BYTES = 32 * 2**30  # a resolution mistyped by a digit should be an error, not a full memory
 
 
-class DataError(ValueError):
+class DataError(GsddError, ValueError):
     """Images cannot be had or used; the message is one sentence: what is wrong, what to do."""
 
 
@@ -100,6 +103,21 @@ class ImageData:
     def resolution(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return tuple(self.train.images.shape[2:])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the images, the labels, the split and the normalization, in hexadecimal.
+
+        What a checkpoint or an expert keeps to know its data again.
+        """
+        about = {"mean": self.mean, "std": self.std, "classes": self.class_names}
+        tensors = {}
+        for name in ("train", "validation", "test"):
+            split = getattr(self, name)
+            tensors |= {f"{name} images": split.images, f"{name} labels": split.labels}
+        if self.whitening is not None:
+            about["whitening"] = self.whitening.source
+        return checksum(tensors, about)
 
     @property
     def device(self) -> torch.device:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.config import DistillConfig, EvalConfig
+from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import write_atomically
 from gsdd_lib.distillation.carried import Carried
 from gsdd_lib.parameterizations.base import Parameterization
@@ -24,7 +25,7 @@ from gsdd_lib.training.expert_files import Experts
 MEMORY_SETTINGS = {"micro_batch", "keep_steps"}
 
 
-class DistillError(RuntimeError):
+class DistillError(GsddError, RuntimeError):
     """A distillation cannot go on; the message says why and names the last good checkpoint."""
 
 

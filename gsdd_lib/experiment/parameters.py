@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 from gsdd_lib import config
-from gsdd_lib.config import Config, ConfigError, nearest
+from gsdd_lib.config import Config, nearest
+from gsdd_lib.core.errors import ConfigError, GsddError
 
 # Where a run writes follows from the parameter file's own place, so a file may not set these.
 FOLDERS = ("output_folder", "run_folder")
@@ -30,7 +31,7 @@ SCALARS: Mapping[str, tuple[type, ...]] = {
 }
 
 
-class ParameterError(ValueError):
+class ParameterError(GsddError, ValueError):
     """A parameter file or a notebook's parameters cell is wrong; one sentence says how."""
 
 

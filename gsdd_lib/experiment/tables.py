@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from gsdd_lib.config import ConfigError, nearest
+from gsdd_lib.config import nearest
+from gsdd_lib.core.errors import ConfigError
 
 NOT_RUN = "not run"
 NOT_REPORTED = "not reported"

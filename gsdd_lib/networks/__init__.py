@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gsdd_lib.config import ConfigError
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.networks.alexnet_vgg import VGG11, AlexNet
 from gsdd_lib.networks.convnet import ConvNet
 from gsdd_lib.networks.layers import Network, check_choice, initialize_

@@ -8,7 +8,7 @@ networks/), which the cross-architecture tables of the field use.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsdd_lib.config import ConfigError
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.networks.layers import Network, first_padding
 
 POOL = "pool"

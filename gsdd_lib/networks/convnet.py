@@ -4,7 +4,7 @@ from typing import get_args
 
 from torch import Tensor, nn
 
-from gsdd_lib.config import ConfigError
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.networks.layers import (
     Activation,
     Network,

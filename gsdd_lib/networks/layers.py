@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsdd_lib.config import ConfigError, nearest
+from gsdd_lib.config import nearest
+from gsdd_lib.core.errors import ConfigError
 
 Norm = Literal["instance", "batch", "layer", "group", "none"]
 Pooling = Literal["avg", "max", "none"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsdd_lib.config import ConfigError
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.networks.layers import Dropout, Network
 
 DIM, HEADS, HEAD_DIM, DROPOUT = 512, 8, 64, 0.1

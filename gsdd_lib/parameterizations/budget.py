@@ -13,6 +13,7 @@ label that is a class's number is counted by nobody, and not here.
 from dataclasses import dataclass
 
 from gsdd_lib.config import BudgetConfig
+from gsdd_lib.core.errors import GsddError
 
 PIXEL_BYTES = 4  # the field counts a budget in fp32 pixels
 GAUSSIAN_BYTES = 2  # bf16
@@ -20,7 +21,7 @@ GEOMETRY = 5  # means 2, Cholesky factor 3
 LABEL_BITS = 16  # bf16, of each class's logit in a learned label
 
 
-class BudgetError(ValueError):
+class BudgetError(GsddError, ValueError):
     """The budget cannot be spent like this; the message is one sentence with what would fit."""
 
 

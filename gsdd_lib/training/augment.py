@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsdd_lib.config import ConfigError, nearest
+from gsdd_lib.config import nearest
+from gsdd_lib.core.errors import ConfigError
 
 CROP = 0.125  # largest shift, as a fraction of a side
 CUTOUT = 0.5  # side of the square, as a fraction of the image's

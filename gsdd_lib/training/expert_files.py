@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import write_atomically
 from gsdd_lib.data import ImageData
 
@@ -23,7 +24,7 @@ FORMAT = "gsdd-expert"
 VERSION = 1
 
 
-class ExpertError(RuntimeError):
+class ExpertError(GsddError, RuntimeError):
     """Experts are missing, damaged, or of other settings; the message says what to do."""
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsdd_lib.config import EvalConfig
+from gsdd_lib.core.errors import GsddError
 from gsdd_lib.training.augment import apply_dsa, sample_dsa
 
 MOMENTUM = 0.9
@@ -20,7 +21,7 @@ TEST_BATCH = 512  # images per forward pass; the accuracy does not depend on it
 EpochHook = Callable[[int, float], None]  # called with (epoch, mean loss) after every epoch
 
 
-class EvaluationError(RuntimeError):
+class EvaluationError(GsddError, RuntimeError):
     """A network cannot be trained on these images; the message says why and what to change."""
 
 

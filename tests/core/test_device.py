@@ -6,7 +6,6 @@ from pretend_device import Pretended, pretended_gpu
 
 from gsdd_lib.config import (
     BudgetConfig,
-    ConfigError,
     DataConfig,
     DistillConfig,
     EvalConfig,
@@ -14,6 +13,7 @@ from gsdd_lib.config import (
     FitConfig,
 )
 from gsdd_lib.core.device import choose_device
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.data import load_data
 from gsdd_lib.distillation.loop import distill
 from gsdd_lib.evaluation.evaluate import evaluate, random_real_images

@@ -3,8 +3,16 @@
 import os
 
 import pytest
+import torch
 
-from gsdd_lib.core.files import write_atomically
+from gsdd_lib.core.files import (
+    DamagedFileError,
+    read_tensors,
+    seal,
+    unseal,
+    write_atomically,
+    write_tensors,
+)
 
 
 def test_writes_a_new_file_and_its_folders(tmp_path):
@@ -49,3 +57,71 @@ def test_a_folder_that_is_a_file_is_an_error(tmp_path):
     with pytest.raises(OSError):
         write_atomically(tmp_path / "file" / "inner", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def _tensors() -> dict[str, torch.Tensor]:
+    return {
+        "numbers": torch.tensor([[0.0, 1.0], [2.0, -0.0]], dtype=torch.bfloat16),
+        "labels": torch.tensor([0, 1], dtype=torch.uint8),
+        "nothing": torch.zeros(0, 3),
+        "one": torch.tensor(1.5, dtype=torch.float64),
+    }
+
+
+ABOUT = {"format": "test", "version": 1, "names": ["a", "ü"], "nested": {"b": 1, "a": None}}
+
+
+def test_tensors_come_back_as_they_were_and_equal_content_gives_equal_bytes(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert write_tensors(one, _tensors(), ABOUT) == one.stat().st_size
+    write_tensors(other, dict(reversed(_tensors().items())), dict(reversed(ABOUT.items())))
+    assert one.read_bytes() == other.read_bytes()
+    tensors, about = read_tensors(one, "test")
+    assert about == ABOUT
+    for name, tensor in _tensors().items():
+        assert torch.equal(tensors[name], tensor) and tensors[name].dtype == tensor.dtype
+
+
+def test_every_flipped_bit_and_every_cut_is_refused(tmp_path):
+    path = tmp_path / "file"
+    write_tensors(path, _tensors(), ABOUT)
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedFileError):
+            read_tensors(path, "test")
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(DamagedFileError):
+            read_tensors(path, "test")
+
+
+def test_another_kind_and_a_missing_file_are_refused(tmp_path):
+    write_tensors(tmp_path / "file", _tensors(), ABOUT)
+    with pytest.raises(DamagedFileError, match="not a set file"):
+        read_tensors(tmp_path / "file", "set")
+    with pytest.raises(DamagedFileError, match="No such file"):
+        read_tensors(tmp_path / "missing", "test")
+
+
+def test_a_seal_holds_every_bit():
+    sealed = seal(b"content")
+    assert unseal(sealed) == b"content"
+    for bit in range(8 * len(sealed)):
+        damaged = bytearray(sealed)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(DamagedFileError):
+            unseal(bytes(damaged))
+    with pytest.raises(DamagedFileError):
+        unseal(b"short")
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*file'"):
+        write_atomically(tmp_path / "file", b"content")

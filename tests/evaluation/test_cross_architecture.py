@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from gsdd_lib.config import ConfigError, DataConfig, EvalConfig
+from gsdd_lib.config import DataConfig, EvalConfig
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import load_data
 from gsdd_lib.evaluation import evaluate as module

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from gsdd_lib.config import ConfigError
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.experiment import tables
 
 SCORES = [

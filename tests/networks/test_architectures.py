@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gsdd_lib.config import ConfigError
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.core.rng import generator
 from gsdd_lib.networks import NETWORKS, initialize_, make_network
 from gsdd_lib.networks.layers import Dropout

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gsdd_lib.config import ConfigError
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.core.rng import generator
 from gsdd_lib.networks import layers, make_network
 from gsdd_lib.networks.layers import mean_pool

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gsdd_lib.config import ConfigError
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.core.rng import generator
 from gsdd_lib.training.augment import TRANSFORMS, DsaParams, apply_dsa, sample_dsa
 

@@ -1,0 +1,21 @@
+"""The base of the library's errors: one sentence that says what is wrong and what to do."""
+
+import os
+import traceback
+
+
+class GsddError(Exception):
+    """Base of every error that the library raises on purpose.
+
+    A notebook shows the sentence alone. With ``GSDD_TRACEBACK=1`` in the environment it shows the
+    whole traceback; scripts always do.
+    """
+
+    def _render_traceback_(self) -> list[str]:  # called by IPython in place of its own formatting
+        if os.environ.get("GSDD_TRACEBACK") == "1":
+            return traceback.format_exception(self)
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ConfigError(GsddError, ValueError):
+    """A parameter has a wrong name, type or value; the message has one sentence per fault."""
