@@ -1,4 +1,4 @@
-"""A few bits per number: Gaussians and learned labels on grids, entropy-coded.
+"""A few bits per number: Gaussians on grids, entropy-coded.
 
     codec = Codec.fit(gaussians.packed, CodecConfig(), channels=1)
     rounded = codec.round_packed(packed)        # in training: values as stored, straight through
@@ -13,6 +13,7 @@ positive), and what the channels of a color have in common (differences to the m
 coded). Equal integers give equal bytes, whatever the order of an image's Gaussians.
 """
 
+import math
 import struct
 from collections.abc import Sequence
 
@@ -26,10 +27,21 @@ from gsdd_lib.splatting.splat import GEOMETRY
 
 VERSION = 1
 HEADER = struct.Struct("<BBBIH")  # version, channels, numbers per Gaussian, images, points
-LABEL_HEADER = struct.Struct("<BBIIf")  # version, bits, images, classes, step
 MAX_BITS, MAX_POSITION_BITS = 8, 9
 MAX_PER_BYTE = 512  # integers that a byte may stand for: bounds the memory that a file can ask for
 MANTISSA = 2  # bits of a gap, after its first, that the histogram distinguishes
+
+
+class StraightThrough(torch.autograd.Function):
+    """Forward: ``stored``. Backward: the identity, to ``values``."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, stored: Tensor) -> Tensor:
+        return stored.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 class Codec(nn.Module):
@@ -45,6 +57,7 @@ class Codec(nn.Module):
         super().__init__()
         self.bits, self.channels = tuple(bits), channels
         sound = torch.isfinite(offset).all() and torch.isfinite(step).all() and (step > 0).all()
+        sound &= len(bits) == len(offset) == len(step)
         if not sound or not all(1 <= b <= MAX_BITS for b in self.bits[2:]):
             raise ValueError(f"grids need 1 to {MAX_BITS} bits and a positive step per column")
         if self.bits[0] != self.bits[1] or not 1 <= self.bits[0] <= MAX_POSITION_BITS:
@@ -86,7 +99,7 @@ class Codec(nn.Module):
         values = packed.detach()
         signs = _signs(values)
         stored = signs * self.dequantize(self._nearest(signs * values))
-        return packed + (stored - values)
+        return StraightThrough.apply(packed, stored)
 
     @torch.no_grad()
     def clip_(self, packed: Tensor) -> None:
@@ -114,13 +127,15 @@ def rate(packed: Tensor, codec: Codec) -> Tensor:
     middle = 1 - torch.exp(-half) * torch.cosh(far.clamp(max=0.5) / scale)
     others = -torch.log2(torch.where(far >= 0.5, tail, middle).clamp(min=2**-24)).sum((1, 2))
     points = packed.shape[1]
-    order = torch.lgamma(torch.tensor(points + 1.0)).item() / np.log(2)
-    return others + points * sum(codec.bits[:2]) - order
+    return others + points * sum(codec.bits[:2]) - math.lgamma(points + 1) / math.log(2)
 
 
 def encode(ints: Tensor, codec: Codec) -> bytes:
     """Integers of :meth:`Codec.quantize`, [N, M, D], with their grids, as bytes."""
-    rows = _sorted(ints.cpu().numpy(), codec.bits[0])
+    rows = ints.cpu().numpy()
+    if rows.size and (rows.min() < 0 or (rows >> np.array(codec.bits)).any()):
+        raise ValueError(f"integers must be below 2^{list(codec.bits)}, column by column")
+    rows = _sorted(rows, codec.bits[0])
     count, points, width = rows.shape
     encoder = Encoder()
     if rows.size:
@@ -133,7 +148,7 @@ def encode(ints: Tensor, codec: Codec) -> bytes:
             encoder.symbols(rows[..., column])
     grids = torch.stack([codec.offset, codec.step]).cpu().numpy().astype("<f4").tobytes()
     head = HEADER.pack(VERSION, codec.channels, width, count, points) + bytes(codec.bits) + grids
-    return _padded(head + encoder.finish(), rows.size)
+    return padded(head + encoder.finish(), rows.size)
 
 
 def decode(content: bytes) -> tuple[Tensor, Codec]:
@@ -219,7 +234,7 @@ def _mix(rows: np.ndarray, codec: Codec, sign: int) -> None:
             rows[..., column] = mixed & (1 << codec.bits[column]) - 1
 
 
-def _padded(content: bytes, integers: int) -> bytes:
+def padded(content: bytes, integers: int) -> bytes:
     """At least a byte per MAX_PER_BYTE integers, where they are nearly all equal."""
     return content + b"\0\0" * max(0, (integers // MAX_PER_BYTE - len(content) + 1) // 2)
 
@@ -234,72 +249,3 @@ def _signs(packed: Tensor) -> Tensor:
 
 def _upright(packed: Tensor) -> Tensor:
     return packed * _signs(packed.detach())
-
-
-class LabelCodec:
-    """Learned labels on a grid of one ``step`` below the largest logit of each image.
-
-    Args:
-        step: distance of neighboring levels, positive; the lowest is ``(2^bits - 1) * step`` down.
-        bits: 1 to 8 per logit.
-    """
-
-    def __init__(self, step: float, bits: int = 4) -> None:
-        if not 1 <= bits <= MAX_BITS or not 0 < step < float("inf"):
-            raise ValueError(f"labels need 1 to {MAX_BITS} bits and a positive step")
-        self.step, self.bits = float(np.float32(step)), bits
-
-    @classmethod
-    @torch.no_grad()
-    def fit(cls, logits: Tensor, bits: int = 4) -> "LabelCodec":
-        """The step whose stored labels differ least from those of ``logits`` [N, K] (KL)."""
-        widest = (logits.amax(1, keepdim=True) - logits).max().clamp(min=1e-3).item()
-        steps = [widest * share / (2**bits - 1) for share in np.linspace(0.05, 1, 39)]
-        exact = logits.log_softmax(1)
-
-        def divergence(step: float) -> float:
-            stored = cls(step, bits).round(logits).log_softmax(1)
-            return (exact.exp() * (exact - stored)).sum(1).mean().item()
-
-        return cls(min(steps, key=divergence), bits)
-
-    def quantize(self, logits: Tensor) -> Tensor:
-        """Levels below the largest logit of each row [N, K], int64."""
-        below = logits.amax(1, keepdim=True) - logits
-        return (below / self.step).round().clamp(max=2**self.bits - 1).long()
-
-    def dequantize(self, levels: Tensor) -> Tensor:
-        """Logits of levels, at most 0, float32."""
-        return -self.step * levels.to(torch.float32)
-
-    def round(self, logits: Tensor) -> Tensor:
-        """Logits as stored; the gradient goes straight through to ``logits``."""
-        values = logits.detach()
-        return logits + (self.dequantize(self.quantize(values)) - values)
-
-
-def encode_labels(levels: Tensor, codec: LabelCodec) -> bytes:
-    """Integers of :meth:`LabelCodec.quantize`, [N, K], with their step, as bytes."""
-    encoder = Encoder()
-    encoder.symbols(levels.cpu().numpy())
-    head = LABEL_HEADER.pack(VERSION, codec.bits, *levels.shape, codec.step)
-    return _padded(head + encoder.finish(), levels.numel())
-
-
-def decode_labels(content: bytes) -> tuple[Tensor, LabelCodec]:
-    """What :func:`encode_labels` was given. Raises :class:`DamagedCodeError` as its sister does."""
-    if len(content) < LABEL_HEADER.size:
-        raise DamagedCodeError("it is cut off")
-    version, bits, count, classes, step = LABEL_HEADER.unpack_from(content)
-    if version != VERSION or count * classes >= (len(content) + 1) * MAX_PER_BYTE:
-        raise DamagedCodeError("its description is damaged, or of another version")
-    try:
-        codec = LabelCodec(step, bits)
-    except ValueError:
-        raise DamagedCodeError("its grid is damaged") from None
-    decoder = Decoder(content[LABEL_HEADER.size :])
-    levels = decoder.symbols(count * classes)
-    decoder.finish()
-    if (levels >> bits).any():
-        raise DamagedCodeError("a label is out of range")
-    return torch.from_numpy(levels).view(count, classes), codec
