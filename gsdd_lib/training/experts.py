@@ -110,8 +110,7 @@ def _settings(data: ImageData, config: ExpertConfig, seed: int, index: int) -> d
         "images": [data.channels, *data.resolution],
         "classes": data.num_classes,
         "train_images": len(data.train),
-        "mean": list(data.mean),
-        "std": list(data.std),
+        "normalization": data.normalization.fingerprint,
         "seed": seed,
         "index": index,
     }
