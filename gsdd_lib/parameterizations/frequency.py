@@ -1,13 +1,12 @@
 """Images as a few of their frequencies (FreD): DCT coefficients under a mask per class.
 
-The rival that stores what varies most. An image of ``H x W`` pixels is the sum of cosines
+An image of ``H x W`` pixels is the sum of cosines
 
     pixel(y, x) = 1/2 + sum_(u, v) c(u, v) a(u) a(v) cos(pi u (2y+1) / 2H) cos(pi v (2x+1) / 2W),
 
 ``a(0) = 1`` and ``a = sqrt(2)`` otherwise: the orthonormal DCT-II divided by ``sqrt(H W)``, so that
-a coefficient is an amplitude in pixel values at any resolution. Only ``K`` coefficients of each
-channel are stored and learned: those whose variance over real images of the class is largest,
-averaged over channels first.
+a coefficient is an amplitude in pixel values at any resolution. Only ``K`` per channel are stored
+and learned: those whose mean over the channels varies most over real images of the class.
 
 Published settings (Shin et al., NeurIPS 2023, arXiv 2311.08819; its code at 9f35a7a): float32, one
 mask per class, whose variances are those of the initial real images; ``floor(IPC * H * W / K)``
@@ -27,6 +26,7 @@ from gsdd_lib.parameterizations.budget import Budget
 from gsdd_lib.parameterizations.gaussian import RoundToBf16
 
 BITS = {"bf16": 16, "fp32": 32}
+Set = tuple[Tensor, Tensor]  # images and their labels
 GRAY = 0.5  # of an image without any coefficient
 
 
@@ -37,10 +37,9 @@ class FrequencyImages(Parameterization):
         coefficients: float [N, C, K], in the order of ``places``.
         labels: int64 [N].
         places: int64 [classes, K], different numbers ``u * W + v`` in each row: the mask.
-        resolution: (height, width) in pixels that the frequencies belong to.
-        normalization: from pixel values to what networks see.
-        storage: what a coefficient is stored as. Rendered is what is stored, and the gradient goes
-            straight through to the float32 masters.
+        resolution, normalization: as of every :class:`Parameterization`.
+        storage: what a coefficient is stored as, and rendered from; the gradient goes straight
+            through to the float32 masters.
     """
 
     def __init__(
@@ -54,10 +53,8 @@ class FrequencyImages(Parameterization):
         storage: Literal["bf16", "fp32"] = "fp32",
     ) -> None:
         if coefficients.dim() != 3 or coefficients.shape[2] != places.shape[1]:
-            raise ValueError(
-                f"coefficients {list(coefficients.shape)} and places {list(places.shape)} do not "
-                "fit: expected [N, C, K] and [classes, K]."
-            )
+            shapes = f"coefficients {list(coefficients.shape)} and places {list(places.shape)}"
+            raise ValueError(f"{shapes} do not fit: expected [N, C, K] and [classes, K]")
         if storage not in BITS:
             raise ValueError(f"unknown storage '{storage}'; choose one of {', '.join(BITS)}")
         super().__init__(labels, resolution, normalization)
@@ -68,13 +65,7 @@ class FrequencyImages(Parameterization):
     @classmethod
     @torch.no_grad()
     def init_from(
-        cls,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        frequencies: int,
-        real: tuple[Tensor, Tensor] | None = None,
-        **more,
+        cls, images: Tensor, labels: Tensor, *, frequencies: int, real: Set | None = None, **more
     ) -> Self:
         """The frequencies of images that vary most within their class.
 
@@ -86,24 +77,21 @@ class FrequencyImages(Parameterization):
             more: ``normalization``, and ``storage``.
 
         Raises:
-            ValueError: there are fewer than K frequencies.
+            ValueError: an image has fewer than K frequencies.
         """
-        height, width = images.shape[2:]
-        if not 1 <= frequencies <= height * width:
-            raise ValueError(
-                f"{frequencies} frequencies of {height}x{width} pixels; choose 1 to "
-                f"{height * width}"
-            )
+        most = images[0, 0].numel()
+        if not 1 <= frequencies <= most:
+            raise ValueError(f"{frequencies} frequencies of {most} pixels; choose 1 to {most}")
         places = varying_most(*(real or (images, labels)), int(labels.max()) + 1, frequencies)
         spectrum = dct(images - GRAY).flatten(2)
         chosen = spectrum.gather(2, places[labels][:, None].expand(-1, images.shape[1], -1))
-        return cls(chosen, labels, places, resolution=(height, width), **more)
+        return cls(chosen, labels, places, resolution=images.shape[2:], **more)
 
     @property
     def bits(self) -> int:
         """Bits of all coefficients, and a bit per frequency and class for the mask."""
-        mask = len(self.places) * math.prod(self.resolution)
-        return self.coefficients.numel() * BITS[self.storage] + mask
+        mask_bits = len(self.places) * math.prod(self.resolution)
+        return self.coefficients.numel() * BITS[self.storage] + mask_bits
 
     def pixels(
         self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
@@ -111,32 +99,24 @@ class FrequencyImages(Parameterization):
         """Pixel values [n, C, height, width]; higher frequencies are 0 at a higher resolution."""
         chosen = slice(None) if index is None else index
         stored, places = self.coefficients[chosen], self.places[self.labels[chosen]]
-        if self.storage == "bf16":
-            stored = RoundToBf16.apply(stored)
-        count, channels = stored.shape[:2]
-        spectrum = stored.new_zeros(count, channels, math.prod(self.resolution))
-        spectrum = spectrum.scatter(2, places[:, None].expand(-1, channels, -1), stored)
-        spectrum = spectrum.view(count, channels, *self.resolution)
+        stored = RoundToBf16.apply(stored) if self.storage == "bf16" else stored
+        spectrum = stored.new_zeros(*stored.shape[:2], math.prod(self.resolution))
+        spectrum = spectrum.scatter(2, places[:, None].expand(-1, stored.shape[1], -1), stored)
+        spectrum = spectrum.unflatten(2, self.resolution)
         return GRAY + inverse_dct(spectrum, resolution or self.resolution)
 
 
 def dct(images: Tensor) -> Tensor:
     """Coefficients [..., H, W] of images [..., H, W]: orthonormal DCT-II over ``sqrt(H W)``."""
-    height, width = images.shape[-2:]
-    rows, columns = cosines(height, height).to(images), cosines(width, width).to(images)
-    return rows @ images @ columns.T / (height * width)
+    rows, columns = (cosines(size, size).to(images) for size in images.shape[-2:])
+    return rows @ images @ columns.T / images.shape[-2:].numel()
 
 
 def inverse_dct(spectrum: Tensor, resolution: tuple[int, int]) -> Tensor:
-    """Images [..., height, width] of coefficients [..., H, W], at any resolution.
-
-    Frequencies that a lower resolution cannot show are left out.
-    """
-    height, width = resolution
-    spectrum = spectrum[..., :height, :width]
-    rows = cosines(spectrum.shape[-2], height).to(spectrum)
-    columns = cosines(spectrum.shape[-1], width).to(spectrum)
-    return rows.T @ spectrum @ columns
+    """Images [..., height, width] of [..., H, W], without frequencies that they cannot show."""
+    shown = spectrum[..., : resolution[0], : resolution[1]]
+    rows, columns = map(cosines, shown.shape[-2:], resolution)
+    return rows.to(shown).T @ shown @ columns.to(shown)
 
 
 def cosines(frequencies: int, pixels: int) -> Tensor:
@@ -154,15 +134,12 @@ def varying_most(images: Tensor, labels: Tensor, classes: int, count: int) -> Te
     """
     height, width = images.shape[2:]
     spectrum = dct(images.mean(1)).flatten(1)
-    u, v = torch.arange(height), torch.arange(width)
-    rising = ((u[:, None] / height) ** 2 + (v / width) ** 2).flatten().argsort(stable=True)
+    rows, columns = torch.arange(height) / height, torch.arange(width) / width
+    rising = (rows.square()[:, None] + columns.square()).flatten().argsort(stable=True)
     rising, places = rising.to(images.device), []
     for label in range(classes):
-        members = spectrum[labels == label]
-        variance = (
-            members.var(0, correction=0) if len(members) else spectrum.new_zeros(height * width)
-        )
-        order = variance[rising].argsort(descending=True, stable=True)
+        members = spectrum[labels == label][:, rising]
+        order = (members - members.mean(0)).square().sum(0).argsort(descending=True, stable=True)
         places.append(rising[order[:count]].sort().values)
     return torch.stack(places)
 

@@ -109,7 +109,7 @@ def test_bf16_is_what_is_rendered():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="17 frequencies of 4x4 pixels; choose 1 to 16"):
+    with pytest.raises(ValueError, match="17 frequencies of 16 pixels; choose 1 to 16"):
         made(torch.rand(2, 1, 4, 4), 17)
     with pytest.raises(ValueError, match="unknown storage 'uint8'; choose one of bf16, fp32"):
         made(torch.rand(2, 1, 4, 4), 3, storage="uint8")
