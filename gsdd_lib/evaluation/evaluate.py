@@ -19,7 +19,7 @@ from gsdd_lib.config import EvalConfig
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.rng import generator as make_generator
 from gsdd_lib.data import ImageData
-from gsdd_lib.data.sampling import keep_per_class
+from gsdd_lib.data.dataset import keep_per_class
 from gsdd_lib.evaluation.summary import format_accuracy, summarize
 from gsdd_lib.networks import make_network
 from gsdd_lib.training.train import EvaluationError, accuracy, learning_rate, train_network
