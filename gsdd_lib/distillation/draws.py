@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gsdd_lib.config import DistillConfig
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData, ImageSet
-from gsdd_lib.data.sampling import draw_per_class
+from gsdd_lib.data.dataset import draw_per_class
 from gsdd_lib.networks import network_for
 from gsdd_lib.training.augment import DsaParams, sample_dsa
 

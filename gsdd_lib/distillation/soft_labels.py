@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
-from gsdd_lib.data.sampling import keep_per_class
+from gsdd_lib.data.dataset import keep_per_class
 from gsdd_lib.networks import network_for, unflatten
 from gsdd_lib.parameterizations.budget import LABEL_BITS
 from gsdd_lib.parameterizations.gaussian import RoundToBf16

@@ -15,7 +15,7 @@ from torch import Tensor
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
-from gsdd_lib.data.sampling import keep_per_class
+from gsdd_lib.data.dataset import keep_per_class
 from gsdd_lib.evaluation.evaluate import evaluate, format_accuracy, summarize
 from gsdd_lib.parameterizations.budget import Budget
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
-from gsdd_lib.data.sampling import keep_per_class
+from gsdd_lib.data.dataset import keep_per_class
 from gsdd_lib.parameterizations.budget import Budget, pixel_bits_per_class
 from gsdd_lib.parameterizations.gaussian import RoundToBf16
 
