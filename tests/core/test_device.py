@@ -19,7 +19,8 @@ from gsdd_lib.core.device import choose_device, cpu_name
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.data import load_data
 from gsdd_lib.distillation.loop import distill
-from gsdd_lib.evaluation.evaluate import evaluate, random_real_images
+from gsdd_lib.evaluation.baselines import random_real_images
+from gsdd_lib.evaluation.evaluate import evaluate
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
 from gsdd_lib.training.experts import Experts, train_experts
