@@ -52,7 +52,8 @@ def _strategy(value: str) -> str:
 def _inside(value: str) -> str:
     path = PurePosixPath(value)
     if path.is_absolute() or ".." in path.parts or value.startswith("~"):
-        raise ValueError("must lie in the project; link to another disk from there")
+        shown = reprlib.repr(value)
+        raise ValueError(f"{shown} must lie in the project; link to another disk from there")
     return value
 
 
@@ -113,9 +114,9 @@ class Config(BaseModel):
         name = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             return f"unknown parameter {reprlib.repr(name)}{nearest(name, cls.model_fields)}"
-        message, got = fault["msg"].removeprefix("Value error, "), reprlib.repr(fault["input"])
-        if got not in message:
-            message += f" (got {got})"
+        message = fault["msg"].removeprefix("Value error, ")
+        if message == fault["msg"]:  # pydantic's own sentences do not show the value
+            message += f" (got {reprlib.repr(fault['input'])})"
         return f"{name}: {message}" if name else message
 
 
