@@ -22,6 +22,19 @@ class DamagedFileError(GsddError, ValueError):
     """A file is missing, cut off, altered, or of another kind; the message is the bare reason."""
 
 
+def project_root() -> Path:
+    """The folder with ``pyproject.toml``, upwards from the working directory.
+
+    A notebook runs in ``notebooks/`` and ``make`` beside it; relative paths mean the same to both.
+    Outside any project it is the working directory itself.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "pyproject.toml").is_file():
+            return folder
+    return here
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``; missing folders are made, an existing file is replaced.
 
