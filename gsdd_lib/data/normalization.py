@@ -24,9 +24,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gsdd_lib.core.errors import DataError
-from gsdd_lib.core.files import DamagedFileError, read_tensors, write_tensors
+from gsdd_lib.core.files import DamagedFileError, cache_folder, read_tensors, write_tensors
 from gsdd_lib.core.progress import Progress
-from gsdd_lib.data.cache import cache_folder
 
 REGULARIZATION = 0.1
 MAX_VALUES = 3 * 64 * 64  # of an image: its matrices then take 1.2 GB each
@@ -196,7 +195,7 @@ def fit_whitening(images: Tensor, *, eps: float = REGULARIZATION) -> Whitening:
 def cached_whitening(images: Tensor, *, folder: Path | None = None) -> Whitening:
     """:func:`fit_whitening`, or what it gave for the same images before.
 
-    folder: of the cache, by default :func:`gsdd_lib.data.cache.cache_folder`. A file there that is
+    folder: of the cache, by default :func:`gsdd_lib.core.files.cache_folder`. A file there that is
         damaged is made anew; where none can be written, a warning says so.
     """
     folder = folder or cache_folder()
