@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gsdd_lib.config import RenderConfig
 from gsdd_lib.data.normalization import Normalization
 from gsdd_lib.parameterizations.base import Parameterization
+from gsdd_lib.parameterizations.codec import Codec, encode
 from gsdd_lib.parameterizations.initialization import MAX_POSITION, place
 from gsdd_lib.splatting.splat import GEOMETRY, splat
 
@@ -42,6 +43,8 @@ class GaussianImages(Parameterization):
             ``normalized``: normalized values, the space of files written before version 3.
         store_bf16: render from values rounded to bf16, as they are stored (paper, section 3.2);
             the gradient goes straight through to the float32 masters.
+        codec: grids of a few bits per number that take the place of bf16. It may be set at any
+            moment, as in ``images.codec = Codec.fit(images.packed, config, channels=1)``.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class GaussianImages(Parameterization):
         opacity: bool = True,
         space: Space = "unit",
         store_bf16: bool = True,
+        codec: Codec | None = None,
     ) -> None:
         super().__init__(labels, resolution, normalization)
         if packed.dim() != 3 or len(labels) != len(packed):
@@ -66,6 +70,7 @@ class GaussianImages(Parameterization):
         self.render_config = render_config or RenderConfig()
         self._switches = self.render_config.model_dump()  # once, not at every call
         self.opacity, self.space, self.store_bf16 = opacity, space, store_bf16
+        self.codec = codec
 
     @classmethod
     def init_from(
@@ -132,6 +137,8 @@ class GaussianImages(Parameterization):
     @property
     def bits(self) -> int:
         """Bits of all Gaussians as they are stored."""
+        if self.codec is not None:
+            return 8 * len(encode(self.codec.quantize(self.packed.detach()), self.codec))
         return self.packed.numel() * (16 if self.store_bf16 else 32)
 
     def _canvas(
@@ -141,7 +148,9 @@ class GaussianImages(Parameterization):
         resolution: tuple[int, int] | None = None,
     ) -> Tensor:
         """The bare sum of the Gaussians ``packed``, in :attr:`space`."""
-        if self.store_bf16:
+        if self.codec is not None:
+            packed = self.codec.round_packed(packed)
+        elif self.store_bf16:
             packed = RoundToBf16.apply(packed)
         height, width = resolution or self.resolution
         if (height, width) != self.resolution:
@@ -171,5 +180,10 @@ class GaussianImages(Parameterization):
 
     @torch.no_grad()
     def constrain_(self) -> None:
-        """Clip the positions into the image, so that no Gaussian escapes (paper, section 3.4)."""
+        """Clip the positions into the image, so that no Gaussian escapes (paper, section 3.4).
+
+        With a codec, all numbers into its grids.
+        """
         self.means.clamp_(-MAX_POSITION, MAX_POSITION)
+        if self.codec is not None:
+            self.codec.clip_(self.packed)

@@ -7,10 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.func import functional_call
 
 from gsdd_lib.config import CodecConfig
+from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.parameterizations.codec import MAX_PER_BYTE, Codec, decode, encode, rate
 from gsdd_lib.parameterizations.entropy import DamagedCodeError
+from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.splatting.splat import splat
 
 
@@ -156,6 +159,30 @@ def test_many_equal_gaussians_cannot_ask_for_more_memory_than_their_bytes_allow(
     cut = content[: len(content) // 2]
     with pytest.raises(DamagedCodeError, match="cut off"):
         decode(cut)
+
+
+@pytest.mark.parametrize("opacity", [True, False])
+def test_gaussians_with_a_codec_are_rendered_and_counted_as_stored(opacity):
+    packed, labels = gaussians(opacity=opacity), torch.arange(6)
+    more = {"resolution": (16, 16), "opacity": opacity}
+    more["normalization"] = ChannelNormalization((0.5,) * 3, (0.2,) * 3)
+    images = GaussianImages(packed.clone(), labels, **more)
+    before = {name: value.detach().clone() for name, value in images.named_parameters()}
+    images.codec = fitted(packed)
+    content = encode(images.codec.quantize(packed), images.codec)
+    assert images.bits == 8 * len(content)
+    ints, codec = decode(content)
+    again = GaussianImages(codec.dequantize(ints), labels, codec=codec, **more)
+    torch.testing.assert_close(again.pixels(), images.pixels())
+    assert again.bits == images.bits
+    torch.testing.assert_close(functional_call(images, before, ()), images.render())
+    images.render().square().sum().backward()
+    assert [name for name, _ in images.named_parameters()] == ["packed"]
+    with torch.no_grad():
+        images.packed.mul_(100)
+    images.constrain_()
+    assert torch.equal(images.codec.quantize(images.packed), images.codec.quantize(100 * packed))
+    assert (images.codec.round_packed(images.packed) - images.packed).abs().max() < 1e-5
 
 
 @given(st.binary(max_size=300))
