@@ -5,6 +5,7 @@ nearest known one, so that a typing mistake in a parameter file stops before any
 """
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,8 +25,27 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @classmethod
+    def pick(cls, parameters: Mapping[str, Any], **others: Any) -> Self:
+        """Build from a flat mapping that may hold more than this model's fields.
+
+        Args:
+            parameters: names and values, such as a parameter file's; names that are no field of
+                this model are left alone, fields that are missing keep their defaults.
+            others: fields set here, in place of what ``parameters`` says.
+
+        Raises:
+            ConfigError: a wrong type or value, or a name in ``others`` that is no field; one
+                sentence per fault.
+
+        >>> BudgetConfig.pick({"ipc": 10, "seed": 3}, gpc=80)
+        BudgetConfig(ipc=10, gpc=80, opacity=True, soft_labels=False)
+        """
+        own = {name: parameters[name] for name in cls.model_fields if name in parameters}
+        return cls.from_params(**(own | others))
+
+    @classmethod
     def from_params(cls, **params: Any) -> Self:
-        """Build from flat parameters. Raises :class:`ConfigError` with one sentence per fault."""
+        """Build from keywords. Raises :class:`ConfigError` with one sentence per fault."""
         try:
             return cls(**params)
         except ValidationError as error:
@@ -159,7 +179,7 @@ class ExpertConfig(Config):
 
 
 class EvalConfig(Config):
-    """How a distilled set is judged: fresh networks trained on it alone."""
+    """How a distilled set is evaluated: fresh networks trained on it alone."""
 
     protocol: Literal["clean", "paper"] = Field(
         "clean",
@@ -178,11 +198,16 @@ class EvalConfig(Config):
         "relu", description="activation of a ConvNet"
     )
     eval_optimizer: Literal["sgd", "adam", "adamw"] = Field(
-        "sgd", description="sgd has momentum 0.9; see cross_architecture for other networks"
+        "sgd", description="sgd has momentum 0.9; see protocols.SETTINGS for other networks"
     )
     eval_lr: float = Field(0.01, gt=0, description="learning rate at the start")
-    eval_schedule: Literal["step", "cosine"] = Field(
-        "step", description="of the learning rate: a tenth after half the epochs, or to 0 by cosine"
+    eval_schedule: Literal["step", "cosine", "published"] = Field(
+        "step",
+        description="of the learning rate: a tenth after half the epochs; to 0 by cosine; or as "
+        "the published codes: one epoch more, and a new optimizer where the rate falls",
+    )
+    eval_ema: float = Field(
+        0.0, ge=0, lt=1, description="decay per step of the moving average tested; 0: none"
     )
     eval_weight_decay: float = Field(5e-4, ge=0, description="weight decay")
     eval_batch: int = Field(256, ge=1, description="distilled images per step")

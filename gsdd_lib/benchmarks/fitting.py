@@ -7,17 +7,14 @@ photographs where scikit-learn, which ships them, is there, and generated elsewh
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gsdd_lib.benchmarks.timing import median_ms, peak_mib, run_alone
-from gsdd_lib.config import FitConfig
 from gsdd_lib.core.rng import generator
-from gsdd_lib.data.normalization import ChannelNormalization
-from gsdd_lib.parameterizations.fit import fit_rows
-from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.splatting.splat import splat
 
 PAPER_IMAGES, PAPER_TABLE = 1000, "table_20_rasterizer_across_gpus"
@@ -68,7 +65,11 @@ def photographs(count: int, size: int) -> tuple[Tensor, str]:
     return torch.stack(crops), "crops of two photographs"
 
 
-def _start(case: Fitting, device: str) -> tuple[GaussianImages, Tensor]:
+def _start(case: Fitting, device: str) -> tuple[Any, Tensor]:
+    """Gaussians before the fit, and what they are fitted to."""
+    from gsdd_lib.data.normalization import ChannelNormalization  # needs more than torch
+    from gsdd_lib.parameterizations.gaussian import GaussianImages
+
     targets = photographs(case.images, case.size)[0].to(device)
     labels = torch.zeros(case.images, dtype=torch.int64)
     identity = ChannelNormalization((0.0,) * 3, (1.0,) * 3)
@@ -76,13 +77,20 @@ def _start(case: Fitting, device: str) -> tuple[GaussianImages, Tensor]:
     return GaussianImages.init_from(targets, labels, **more), targets
 
 
+def _fit(gaussians: Any, targets: Tensor, steps: int) -> list[dict[str, float]]:
+    from gsdd_lib.config import FitConfig
+    from gsdd_lib.parameterizations.fit import fit_rows
+
+    return list(fit_rows(gaussians, targets, FitConfig(fit_steps=steps)))
+
+
 def _fit_peak(case: Fitting, device: str) -> float | None:
     few, few_targets = _start(Fitting(1, case.points, case.size, 1), device)
-    list(fit_rows(few, few_targets, FitConfig(fit_steps=2)))  # loads what stays loaded
+    _fit(few, few_targets, 2)  # loads what stays loaded
     gaussians, targets = _start(case, device)
 
     def job() -> list[Tensor]:
-        list(fit_rows(gaussians, targets, FitConfig(fit_steps=3)))
+        _fit(gaussians, targets, 3)
         return []
 
     return peak_mib(job, device)
@@ -93,7 +101,7 @@ def measure_fitting(case: Fitting, *, repeats: int, device: str = "cpu") -> dict
     gaussians, targets = _start(case, device)
     mib = run_alone(_fit_peak, case, device)
     start = time.perf_counter()
-    curve = list(fit_rows(gaussians, targets, FitConfig(fit_steps=case.steps)))  # the last waits
+    curve = _fit(gaussians, targets, case.steps)  # its last row waits for the device
     seconds = time.perf_counter() - start
     size = (case.size, case.size)
     rows, v_images = gaussians.packed.detach().clone().requires_grad_(), torch.ones_like(targets)

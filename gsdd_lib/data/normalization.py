@@ -26,7 +26,6 @@ from torch import Tensor
 from gsdd_lib.core.errors import DataError
 from gsdd_lib.core.files import DamagedFileError, read_tensors, write_tensors
 from gsdd_lib.core.progress import Progress
-from gsdd_lib.data.cache import cache_folder
 
 REGULARIZATION = 0.1
 MAX_VALUES = 3 * 64 * 64  # of an image: its matrices then take 1.2 GB each
@@ -193,15 +192,13 @@ def fit_whitening(images: Tensor, *, eps: float = REGULARIZATION) -> Whitening:
     return Whitening(mean, matrix, inverse, tuple(images.shape[1:]), _content_hash(images))
 
 
-def cached_whitening(images: Tensor, *, folder: Path | None = None) -> Whitening:
-    """:func:`fit_whitening`, or what it gave for the same images before.
+def cached_whitening(images: Tensor, folder: Path) -> Whitening:
+    """:func:`fit_whitening`, or what it gave for the same images before, kept in ``folder``.
 
-    folder: of the cache, by default :func:`gsdd_lib.data.cache.cache_folder`. A file there that is
-        damaged is made anew; where none can be written, a warning says so.
+    A file there that is damaged is made anew; where none can be written, a warning says so.
     """
-    folder = folder or cache_folder()
+    path = folder / f"zca-{_content_hash(images)}.safetensors"
     try:
-        path = folder / f"zca-{_content_hash(images)}.safetensors"
         return read_whitening(path, tuple(images.shape[1:]))
     except DataError:
         made = fit_whitening(images)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from gsdd_lib.config import DistillConfig
 from gsdd_lib.data import ImageData
-from gsdd_lib.data.sampling import class_members
+from gsdd_lib.data.dataset import class_members
 from gsdd_lib.distillation.soft_labels import SoftLabels
-from gsdd_lib.training.expert_files import ExpertError, Experts
+from gsdd_lib.training.experts import ExpertError, Experts
 
 
 @dataclass

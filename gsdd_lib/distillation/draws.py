@@ -8,22 +8,15 @@ from torch import Tensor, nn
 from gsdd_lib.config import DistillConfig
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData, ImageSet
-from gsdd_lib.data.sampling import draw_per_class
-from gsdd_lib.networks import make_network
+from gsdd_lib.data.dataset import draw_per_class
+from gsdd_lib.networks import network_for
 from gsdd_lib.training.augment import DsaParams, sample_dsa
 
 
 def fresh_network(data: ImageData, config: DistillConfig, seed: int, step: int) -> nn.Module:
     """An untrained network; evaluation mode, as dropout would differ when a part is run again."""
-    network = make_network(
-        config.network,
-        channels=data.channels,
-        num_classes=data.num_classes,
-        resolution=data.resolution,
-        width=config.width,
-        generator=generator(seed, "distill", step, "network"),
-    )
-    return network.eval().to(data.device)
+    weights = generator(seed, "distill", step, "network")
+    return network_for(data, config.network, config.width, generator=weights).eval()
 
 
 def class_augmentation(data: ImageData, config: DistillConfig, seed: int, step: int) -> DsaParams:

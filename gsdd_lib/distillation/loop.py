@@ -18,10 +18,10 @@ from gsdd_lib.distillation.carried import Carried, begin
 from gsdd_lib.distillation.outer_step import advice, optimizers_of, take_step
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.distillation.state import Checkpoint, Distillation, DistillError, Snapshot
-from gsdd_lib.evaluation.evaluate import EvaluationError, evaluate
-from gsdd_lib.evaluation.summary import SUMMARY, summarize
+from gsdd_lib.evaluation.evaluate import SUMMARY, evaluate, summarize
 from gsdd_lib.parameterizations.base import Parameterization
-from gsdd_lib.training.expert_files import Experts
+from gsdd_lib.training.experts import Experts
+from gsdd_lib.training.train import EvaluationError
 
 
 def distill(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gsdd_lib.config import DistillConfig
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData, ImageSet
-from gsdd_lib.data.sampling import class_members
+from gsdd_lib.data.dataset import class_members
 from gsdd_lib.distillation.carried import Carried
 from gsdd_lib.distillation.dc import gradient_distance, gradients_in_parts, network_gradients
 from gsdd_lib.distillation.dm import class_means, dm_loss, embed_in_parts

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gsdd_lib.data.sampling import class_members
+from gsdd_lib.data.dataset import class_members
 
 
 def sum_over_parts(

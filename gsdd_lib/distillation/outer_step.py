@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.config import DistillConfig
+from gsdd_lib.core.schedule import cosine
 from gsdd_lib.data import ImageData
 from gsdd_lib.distillation.carried import Carried
 from gsdd_lib.distillation.losses import STEP_LOSSES
@@ -39,7 +40,7 @@ def outer_rate(config: DistillConfig, step: int) -> float:
     """
     if config.lr_schedule == "constant":
         return config.lr
-    return config.lr * (1 + math.cos(math.pi * step / config.steps)) / 2
+    return config.lr * cosine(step, config.steps)
 
 
 def take_step(state: Distillation, data: ImageData, config: DistillConfig, *, seed: int) -> Tensor:

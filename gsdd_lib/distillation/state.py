@@ -19,7 +19,7 @@ from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import write_atomically
 from gsdd_lib.distillation.carried import Carried
 from gsdd_lib.parameterizations.base import Parameterization
-from gsdd_lib.training.expert_files import Experts
+from gsdd_lib.training.experts import Experts
 
 # How much is in memory at once changes rounding alone: a run may go on where there is less of it.
 MEMORY_SETTINGS = {"micro_batch", "keep_steps"}

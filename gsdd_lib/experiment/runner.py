@@ -24,9 +24,8 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from gsdd_lib.config import nearest
-from gsdd_lib.core.files import write_atomically
+from gsdd_lib.core.files import project_root, write_atomically
 from gsdd_lib.experiment.parameters import ParameterError, check
-from gsdd_lib.experiment.results import project_root
 
 ENGINE = "gsdd"
 SOURCES = ("gsdd_lib/**/*.py", "cuda_ext/*.py", "cuda_ext/*.h", "cuda_ext/*.c*")

@@ -10,7 +10,6 @@ All numbers are one tensor, each measured in its own rate: one fused kernel step
 the loop nothing waits for the device but a row of the curve and a relocation now and then.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from gsdd_lib.config import FitConfig, RenderConfig
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.rng import generator
+from gsdd_lib.core.schedule import cosine
 from gsdd_lib.data import ImageData
 from gsdd_lib.parameterizations.budget import Budget
 from gsdd_lib.parameterizations.gaussian import GaussianImages, Space
@@ -153,8 +153,7 @@ def learning_rate(config: FitConfig, step: int) -> float:
     if config.fit_schedule == "halving":
         return config.fit_lr * 0.5 ** (step // HALF_LIFE)
     fallen = max(0.0, (step / config.fit_steps - CONSTANT) / (1 - CONSTANT))
-    wave = 0.5 + 0.5 * math.cos(math.pi * fallen)
-    return config.fit_lr * (LAST_RATE + (1 - LAST_RATE) * wave)
+    return config.fit_lr * (LAST_RATE + (1 - LAST_RATE) * cosine(fallen, 1))
 
 
 def column_rates(gaussians: GaussianImages, config: FitConfig) -> Tensor:

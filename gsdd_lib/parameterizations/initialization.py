@@ -9,7 +9,7 @@ from torch.nn.functional import avg_pool2d, pad
 
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
-from gsdd_lib.data.sampling import class_members
+from gsdd_lib.data.dataset import class_members
 from gsdd_lib.splatting.splat import GEOMETRY
 
 Init = Literal["real", "first", "kmeans", "warmup", "random"]

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
+from gsdd_lib.data.dataset import keep_per_class
 from gsdd_lib.data.normalization import Normalization
-from gsdd_lib.data.sampling import keep_per_class
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.parameterizations.budget import Budget, pixel_bits_per_class
 from gsdd_lib.parameterizations.gaussian import RoundToBf16
@@ -107,7 +107,7 @@ def random_real_pixels(
 ) -> PixelImages:
     """``per_class`` random training images of each class.
 
-    A rival as it is, the very images of ``evaluate.random_real_images`` with the same seed, and
+    A rival as it is, the very images of ``baselines.random_real_images`` with the same seed, and
     what the distillation of pixels starts from.
     """
     draw = generator(seed, "evaluate", "random real")

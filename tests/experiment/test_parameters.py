@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from gsdd_lib.core.files import project_root
 from gsdd_lib.experiment.parameters import (
     ParameterError,
     check,
     load_parameters,
     read_interface,
 )
-from gsdd_lib.experiment.results import project_root
 
 CELL = """output_folder: str = "runs/smoke/04_x"
 run_folder: str = "runs/smoke/04_x"

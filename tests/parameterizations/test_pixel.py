@@ -10,7 +10,7 @@ from gsdd_lib.data import load_data
 from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.distillation.carried import begin
 from gsdd_lib.distillation.losses import dm_step_loss
-from gsdd_lib.evaluation.evaluate import random_real_images
+from gsdd_lib.evaluation.baselines import random_real_images
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.pixel import (
     BITS,
