@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 
 from gsdd_lib.config import DataConfig, nearest
-from gsdd_lib.data.cache import cache_folder
 from gsdd_lib.data.cifar import read_cifar10, read_cifar100
 from gsdd_lib.data.dataset import DataError, ImageData, ImageSet, RawData, prepare, resize
 from gsdd_lib.data.fashion_mnist import read_fashion_mnist
@@ -53,7 +52,7 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
         return data
     # of all training images as published, as mean and std are: no test image, and one for all seeds
     images = resize(raw.train.images, config.resolution) if config.resolution else raw.train.images
-    return data.whitened(cached_whitening(images, cache_folder()))
+    return data.whitened(cached_whitening(images))
 
 
 def reader(name: str) -> Callable[[DataConfig], RawData]:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gsdd_lib.core.errors import DataError
-from gsdd_lib.core.files import DamagedFileError, read_tensors, write_tensors
+from gsdd_lib.core.files import DamagedFileError, cache_folder, read_tensors, write_tensors
 from gsdd_lib.core.progress import Progress
 
 REGULARIZATION = 0.1
@@ -192,13 +192,15 @@ def fit_whitening(images: Tensor, *, eps: float = REGULARIZATION) -> Whitening:
     return Whitening(mean, matrix, inverse, tuple(images.shape[1:]), _content_hash(images))
 
 
-def cached_whitening(images: Tensor, folder: Path) -> Whitening:
-    """:func:`fit_whitening`, or what it gave for the same images before, kept in ``folder``.
+def cached_whitening(images: Tensor, *, folder: Path | None = None) -> Whitening:
+    """:func:`fit_whitening`, or what it gave for the same images before.
 
-    A file there that is damaged is made anew; where none can be written, a warning says so.
+    folder: of the cache, by default :func:`gsdd_lib.core.files.cache_folder`. A file there that is
+        damaged is made anew; where none can be written, a warning says so.
     """
-    path = folder / f"zca-{_content_hash(images)}.safetensors"
+    folder = folder or cache_folder()
     try:
+        path = folder / f"zca-{_content_hash(images)}.safetensors"
         return read_whitening(path, tuple(images.shape[1:]))
     except DataError:
         made = fit_whitening(images)

@@ -252,13 +252,13 @@ def _about_data(data: ImageData) -> dict[str, Any]:
     """What of its data an expert must share with a matching; see :meth:`Experts.check`."""
     held = {f"validation {name}": value for name, value in vars(data.validation).items()}
     held |= {f"test {name}": value for name, value in vars(data.test).items()}
-    by_channel = isinstance(data.normalization, ChannelNormalization)
+    channels = data.normalization if isinstance(data.normalization, ChannelNormalization) else None
     return {
         "dataset": data.name,
         "images": [data.channels, *data.resolution],
         "classes": data.num_classes,
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "whitening": None if by_channel else data.normalization.fingerprint,
+        "mean": list(channels.mean) if channels else [0.0] * data.channels,
+        "std": list(channels.std) if channels else [1.0] * data.channels,
+        "whitening": None if channels else data.normalization.fingerprint,
         "held_out": checksum(held, {"classes": data.class_names}),
     }

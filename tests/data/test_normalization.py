@@ -100,32 +100,32 @@ def test_an_image_too_large():
 
 
 def test_it_is_computed_once(images, cache, monkeypatch):
-    first = cached_whitening(images, cache)
+    first = cached_whitening(images)
     monkeypatch.setattr(zca, "fit_whitening", None)
-    again = cached_whitening(images, cache)
+    again = cached_whitening(images)
     assert torch.equal(first.matrix, again.matrix) and torch.equal(first.mean, again.mean)
     assert len(list(cache.iterdir())) == 1
 
 
 def test_other_images_are_another_entry(images, cache):
-    cached_whitening(images, cache)
+    cached_whitening(images)
     images[0, 0, 0, 0] ^= 1
-    cached_whitening(images, cache)
+    cached_whitening(images)
     assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"damaged", "half"])
 def test_a_damaged_entry_is_made_anew(images, cache, content):
-    first = cached_whitening(images, cache)
+    first = cached_whitening(images)
     (path,) = cache.iterdir()
     path.write_bytes(path.read_bytes()[:999] if content == "half" else content)
-    assert torch.equal(cached_whitening(images, cache).matrix, first.matrix)
+    assert torch.equal(cached_whitening(images).matrix, first.matrix)
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(images, cache):
     cache.write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="could not be kept"):
-        assert isinstance(cached_whitening(images, cache), Whitening)
+        assert isinstance(cached_whitening(images), Whitening)
 
 
 # In a data set
