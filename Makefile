@@ -25,7 +25,7 @@ help: ## List the targets
 reproduce: $(ENVIRONMENT) compiler ## Every figure and table of PROFILE=demo; goes on where it was stopped
 	@$(PYTHON) -m gsdd_lib.experiment.runner --check-all params/$(PROFILE)
 	@for name in $$(sed -n 's/^dataset: *//p' params/$(PROFILE)/*/*.yaml | sort -u); do \
-	  $(PYTHON) -m gsdd_lib.data $$name || exit 1; done
+	  $(PYTHON) -m gsdd_lib.data $$name --fetch || exit 1; done
 	@$(PYTHON) -m snakemake --cores $(CORES) --nolock --rerun-incomplete \
 	  --quiet all --config profile=$(PROFILE)
 	@printf '\nFigures and tables: figures/%s/\n' $(PROFILE)
@@ -46,8 +46,8 @@ endif
 lab: $(ENVIRONMENT) ## Open the notebooks in JupyterLab (ARGS="--no-browser" and the like)
 	$(PYTHON) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
-data: $(ENVIRONMENT) ## Find Fashion-MNIST on this machine, or fetch and verify it
-	@$(PYTHON) -m gsdd_lib.data fashion_mnist
+data: $(ENVIRONMENT) ## Find Fashion-MNIST on this machine, or fetch it (30 MB) and verify it
+	@$(PYTHON) -m gsdd_lib.data fashion_mnist --fetch
 
 bench: $(ENVIRONMENT) compiler ## Time the splatting operator against the dense reference
 	@$(PYTHON) -m gsdd_lib.benchmarks.operator

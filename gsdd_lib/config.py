@@ -8,9 +8,14 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gsdd_lib.core.errors import ConfigError
+
+DATASETS = (
+    *("digits", "shapes", "fashion_mnist", "cifar10", "cifar100", "imagefolder"),
+    *("imagenette", "imagewoof", "imagefruit", "imageyellow", "imagemeow", "imagesquawk"),
+)
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -64,12 +69,28 @@ class Config(BaseModel):
 class DataConfig(Config):
     """Which images."""
 
-    dataset: str = Field("digits", description="name in the table of data sets")
-    folder: str = Field("", description="where its files are; empty: the usual places")
+    dataset: str = Field("digits", description=f"one of {', '.join(DATASETS)}")
+    folder: str = Field(
+        "",
+        description="where its files are, from the project's root; empty: the usual places",
+    )
     resolution: int = Field(0, ge=0, le=4096, description="pixels per side; 0: native")
+    resize: Literal["crop", "squash"] = Field(
+        "crop",
+        description="of images in files: shorter side, then center crop; or both sides, as the "
+        "published codes do",
+    )
     max_per_class: int = Field(0, ge=0, description="training images kept per class; 0: all")
     holdout: float = Field(0.1, gt=0, lt=1, description="fraction held out for validation")
     zca: bool = Field(False, description="ZCA whitening in the place of mean and deviation")
+
+    @field_validator("dataset")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in DATASETS:
+            known = ", ".join(DATASETS)
+            raise ValueError(f"unknown data set{nearest(name, list(DATASETS))} (known: {known})")
+        return name
 
 
 class BudgetConfig(Config):
