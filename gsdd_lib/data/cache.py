@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from gsdd_lib.core.errors import DataError
+from gsdd_lib.core.files import cache_folder
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.data.sources import FORMATS, Listing
 
@@ -31,13 +32,6 @@ MAX_PIXELS = 2**26  # of one encoded image: 200 MB as RGB
 MARK = 32  # bytes of a SHA-256
 SPARE_BYTES = 2**26
 BATCH = 32  # images decoded at a time
-
-
-def cache_folder() -> Path:
-    """$GSDD_CACHE, else ``gsdd`` in the user's cache folder. All in it can be made again."""
-    if own := os.environ.get("GSDD_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gsdd"
 
 
 def decoded(

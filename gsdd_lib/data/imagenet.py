@@ -14,8 +14,7 @@ import yaml
 
 from gsdd_lib.config import DataConfig
 from gsdd_lib.core.errors import DataError
-from gsdd_lib.core.files import seal, unseal, write_atomically
-from gsdd_lib.data.cache import cache_folder
+from gsdd_lib.core.files import cache_folder, seal, unseal, write_atomically
 from gsdd_lib.data.dataset import RawData
 from gsdd_lib.data.folder import decoded_splits
 from gsdd_lib.data.sources import (
