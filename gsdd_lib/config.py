@@ -246,7 +246,7 @@ class ExpertConfig(Config):
 
 
 class EvalConfig(Config):
-    """How a distilled set is judged: fresh networks trained on it alone."""
+    """How a distilled set is evaluated: fresh networks trained on it alone."""
 
     protocol: Literal["clean", "paper"] = Field(
         "clean",
@@ -265,11 +265,16 @@ class EvalConfig(Config):
         "relu", description="activation of a ConvNet"
     )
     eval_optimizer: Literal["sgd", "adam", "adamw"] = Field(
-        "sgd", description="sgd has momentum 0.9; see cross_architecture for other networks"
+        "sgd", description="sgd has momentum 0.9; see protocols.SETTINGS for other networks"
     )
     eval_lr: float = Field(0.01, gt=0, description="learning rate at the start")
-    eval_schedule: Literal["step", "cosine"] = Field(
-        "step", description="of the learning rate: a tenth after half the epochs, or to 0 by cosine"
+    eval_schedule: Literal["step", "cosine", "published"] = Field(
+        "step",
+        description="of the learning rate: a tenth after half the epochs; to 0 by cosine; or as "
+        "the published codes: one epoch more, and a new optimizer where the rate falls",
+    )
+    eval_ema: float = Field(
+        0.0, ge=0, lt=1, description="decay per step of the moving average tested; 0: none"
     )
     eval_weight_decay: float = Field(5e-4, ge=0, description="weight decay")
     eval_batch: int = Field(256, ge=1, description="distilled images per step")

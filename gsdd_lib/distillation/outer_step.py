@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.config import DistillConfig
+from gsdd_lib.core.schedule import cosine
 from gsdd_lib.data import ImageData
 from gsdd_lib.distillation.carried import Carried
 from gsdd_lib.distillation.losses import STEP_LOSSES
@@ -39,7 +40,7 @@ def outer_rate(config: DistillConfig, step: int) -> float:
     """
     if config.lr_schedule == "constant":
         return config.lr
-    return config.lr * (1 + math.cos(math.pi * step / config.steps)) / 2
+    return config.lr * cosine(step, config.steps)
 
 
 def take_step(state: Distillation, data: ImageData, config: DistillConfig, *, seed: int) -> Tensor:
@@ -58,7 +59,7 @@ def take_step(state: Distillation, data: ImageData, config: DistillConfig, *, se
         return torch.full_like(total, math.nan)
     if carried.log_syn_lr.grad is not None:  # one student gone astray must not end the run
         carried.log_syn_lr.grad.clamp_(-SYN_LR_CLIP, SYN_LR_CLIP)
-    before = gaussians.packed.detach().clone()
+    before = {name: p.detach().clone() for name, p in gaussians.named_parameters()}
     for optimizer in state.optimizers:
         optimizer.step()
     gaussians.scale_step_(before, config.cholesky_lr_ratio)

@@ -98,11 +98,9 @@ def compare_protocols(
         history: the rows that ``distill`` yielded, each with step and mean (validation, percent).
             A row with a learned learning rate (syn_lr) is evaluated with it.
         snapshots: what ``distill(..., snapshots=[...])`` filled: a distilled set per row.
-        render: a snapshot to normalized images [N, C, H, W], e.g. ``gaussians.render_packed``.
+        render: a snapshot to normalized images [N, C, H, W].
         labels: int64 [N], or probabilities [N, num_classes]; or, where a run learned labels, a
-            function of a snapshot that gives them. Such a snapshot is a pair: ``render=lambda pair:
-            gaussians.render_packed(pair[0])``, ``labels=lambda pair:
-            SoftLabels(pair[1]).probabilities()``.
+            function of a snapshot that gives them.
         config: how networks are trained, and which protocol is reported.
         known: by row, what was read on the test split with this config and seed already.
 

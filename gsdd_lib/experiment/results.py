@@ -20,24 +20,11 @@ from typing import Any, Self
 import pandas as pd
 
 from gsdd_lib.core.device import cpu_name
-from gsdd_lib.core.files import write_atomically
+from gsdd_lib.core.files import project_root, write_atomically
 from gsdd_lib.experiment.tables import to_latex, to_markdown
 
 RECORD = "run.json"
 COMMITS = "commits.json"  # in a run's folder: whose code worked there, the oldest first
-
-
-def project_root() -> Path:
-    """The folder with ``pyproject.toml``, upwards from the working directory.
-
-    A notebook runs in ``notebooks/`` and ``make`` beside it; both mean the same ``figures/``.
-    Outside any project it is the working directory itself.
-    """
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "pyproject.toml").is_file():
-            return folder
-    return here
 
 
 def open_folder(folder: str | Path) -> Path:

@@ -25,10 +25,10 @@ from papermill.exceptions import PapermillExecutionError
 
 from gsdd_lib.config import nearest
 from gsdd_lib.core.errors import GsddError
-from gsdd_lib.core.files import lock_folder, write_atomically
+from gsdd_lib.core.files import lock_folder, project_root, write_atomically
 from gsdd_lib.experiment.parameter_files import check, load_parameters, place
 from gsdd_lib.experiment.parameters import ParameterError
-from gsdd_lib.experiment.results import RECORD, project_root
+from gsdd_lib.experiment.results import RECORD
 
 ENGINE = "gsdd"
 SOURCES = ("gsdd_lib/**/*.py", "cuda_ext/*.py", "cuda_ext/*.h", "cuda_ext/*.c*")

@@ -108,7 +108,9 @@ def test_unit_undoes_normalize_and_gradients_flow():
 
 
 def test_normalize_images_of_other_channels():
-    with pytest.raises(DataError, match=r"do not fit 'shapes'; pass \[\.\.\., 3, height, width\]"):
+    with pytest.raises(
+        DataError, match=r"do not fit the normalization; pass \[\.\.\., 3, height, width\]"
+    ):
         load("shapes").normalize(torch.rand(2, 1, 32, 32))
 
 

@@ -24,7 +24,6 @@ def project(tmp_path, monkeypatch):
 
 
 def test_folders_count_from_the_project_root_wherever_one_stands(project):
-    assert results.project_root() == project
     assert results.open_folder("figures/demo/x/y") == project / "figures/demo/x/y"
     assert (project / "figures/demo/x/y").is_dir()
     assert results.open_folder(project / "elsewhere") == project / "elsewhere"
