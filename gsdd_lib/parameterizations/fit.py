@@ -84,10 +84,15 @@ def _representatives(data: ImageData, members: Tensor, count: int, seed: int) ->
     if len(members) <= count:
         return _random_images(data, members, count, seed)
     images = data.train.images[members]
+    return data.normalize(images[representatives(images, count, seed=seed)])
+
+
+def representatives(images: Tensor, count: int, *, seed: int) -> Tensor:
+    """Indices [count] of the images [N, C, H, W] nearest to as many k-means centers."""
     flat = images.flatten(1).float().cpu()
     kmeans = MiniBatchKMeans(count, n_init=1, batch_size=1024, random_state=seed % 2**32)
     centers = torch.from_numpy(kmeans.fit(flat.numpy()).cluster_centers_).float()
-    return data.normalize(images[torch.cdist(centers, flat).argmin(1)])
+    return torch.cdist(centers, flat).argmin(1)
 
 
 def fit_images(
