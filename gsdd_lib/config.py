@@ -142,8 +142,16 @@ class DataConfig(Config):
     """Which images."""
 
     dataset: DatasetName = Field("digits", description="name in the table of data sets")
-    folder: str = Field("", description="where its files are; empty: the usual places")
+    folder: str = Field(
+        "",
+        description="where its files are, from the project's root; empty: the usual places",
+    )
     resolution: int = Field(0, ge=0, le=4096, description="pixels per side; 0: native")
+    resize: Literal["crop", "squash"] = Field(
+        "crop",
+        description="of images in files: shorter side, then center crop; or both sides, as the "
+        "published codes do",
+    )
     max_per_class: int = Field(0, ge=0, description="training images kept per class; 0: all")
     holdout: float = Field(0.1, gt=0, lt=1, description="fraction held out for validation")
     zca: bool = Field(False, description="ZCA whitening in the place of mean and deviation")

@@ -42,7 +42,7 @@ def choose_images(data: ImageData, count: int, init: Init, *, seed: int) -> Tens
 def _choose(data: ImageData, members: Tensor, count: int, init: Init, seed: int) -> Tensor:
     """``count`` of the indices ``members`` of one class."""
     if init == "kmeans" and len(members) > count:
-        return members[_representatives(data.train.images[members], count, seed)]
+        return members[representatives(data.train.images[members], count, seed=seed)]
     order = torch.arange(len(members))
     if init != "first":
         draw = generator(seed, "fit", "real", int(data.train.labels[members[0]]))
@@ -51,8 +51,8 @@ def _choose(data: ImageData, members: Tensor, count: int, init: Init, seed: int)
     return members[order.repeat(repeats)[:count]]
 
 
-def _representatives(images: Tensor, count: int, seed: int) -> Tensor:
-    """Indices of the images nearest to each of ``count`` k-means centers."""
+def representatives(images: Tensor, count: int, *, seed: int) -> Tensor:
+    """Indices [count] of the images [N, C, H, W] nearest to as many k-means centers."""
     from sklearn.cluster import MiniBatchKMeans  # takes a second to import
 
     flat = images.flatten(1).float().cpu()
