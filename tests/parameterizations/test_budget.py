@@ -94,7 +94,7 @@ sizes = {
 }
 
 
-@given(**sizes, opacity=st.booleans(), classes=st.integers(0, 100))
+@given(**sizes, opacity=st.booleans(), classes=st.integers(2, 100))
 def test_spends_all_it_can_and_never_more(ipc, gpc, height, width, channels, opacity, classes):
     numbers = 5 + channels + opacity
     assume(gpc * (numbers + classes) * 16 <= ipc * channels * height * width * 32)
