@@ -196,3 +196,10 @@ def _bytes(tensor: Any) -> memoryview:
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())
+
+
+def cache_folder() -> Path:
+    """$GSDD_CACHE, else gsdd in the user's cache folder. Nothing in it is needed: all is remade."""
+    if own := os.environ.get("GSDD_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gsdd"

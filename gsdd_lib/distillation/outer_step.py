@@ -59,7 +59,7 @@ def take_step(state: Distillation, data: ImageData, config: DistillConfig, *, se
         return torch.full_like(total, math.nan)
     if carried.log_syn_lr.grad is not None:  # one student gone astray must not end the run
         carried.log_syn_lr.grad.clamp_(-SYN_LR_CLIP, SYN_LR_CLIP)
-    before = gaussians.packed.detach().clone()
+    before = {name: p.detach().clone() for name, p in gaussians.named_parameters()}
     for optimizer in state.optimizers:
         optimizer.step()
     gaussians.scale_step_(before, config.cholesky_lr_ratio)

@@ -21,6 +21,7 @@ from gsdd_lib.core.files import checksum
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
+from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.networks import flatten, network_for
 from gsdd_lib.training.expert_files import (
     ExpertError,
@@ -251,12 +252,13 @@ def _about_data(data: ImageData) -> dict[str, Any]:
     """What of its data an expert must share with a matching; see :meth:`Experts.check`."""
     held = {"validation": data.validation.images, "validation labels": data.validation.labels}
     held |= {"test": data.test.images, "test labels": data.test.labels}
+    channels = data.normalization if isinstance(data.normalization, ChannelNormalization) else None
     return {
         "dataset": data.name,
         "images": [data.channels, *data.resolution],
         "classes": data.num_classes,
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "whitening": data.whitening.source if data.whitening else None,
+        "mean": list(channels.mean) if channels else [0.0] * data.channels,
+        "std": list(channels.std) if channels else [1.0] * data.channels,
+        "whitening": None if channels else data.normalization.fingerprint,
         "held_out": checksum(held, {"classes": data.class_names}),
     }

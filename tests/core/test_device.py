@@ -55,7 +55,7 @@ def plain(tensor):
 
 def run(data, objective, experts):
     """Packed Gaussians, history rows and a test accuracy of a tiny run on ``data.device``."""
-    budget = plan_budget(BudgetConfig(gpc=2), channels=3, height=16, width=16)
+    budget = plan_budget(BudgetConfig(gpc=2), data)
     gaussians = initial_gaussians(data, budget, FitConfig(fit_steps=2), seed=0).gaussians
     config = DistillConfig(objective=objective, **NETWORK, **DISTILL, **OBJECTIVES[objective])
     rows = list(distill(gaussians, data, config, EVAL, seed=0, experts=experts))
@@ -83,9 +83,10 @@ def test_experts_trained_on_another_device_have_the_same_bits(experts, tmp_path)
 
 @pytest.mark.parametrize("init", ["kmeans", "warmup", "random"])
 def test_every_start_is_made_on_the_images_device(init):
-    budget = plan_budget(BudgetConfig(gpc=2), channels=3, height=16, width=16)
+    data = load(zca=True)
+    budget = plan_budget(BudgetConfig(gpc=2), data)
     config = FitConfig(init=init, fit_steps=1)
-    here = initial_gaussians(load(zca=True), budget, config, seed=0).gaussians
+    here = initial_gaussians(data, budget, config, seed=0).gaussians
     with pretended_gpu() as device:
         there = initial_gaussians(load(zca=True).to(device), budget, config, seed=0).gaussians
         assert isinstance(there.labels, Pretended)

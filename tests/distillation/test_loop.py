@@ -63,7 +63,7 @@ def experts(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Expert
 
 
 def make(data: ImageData) -> GaussianImages:
-    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), channels=1, height=8, width=8)
+    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), data)
     return initial_gaussians(data, budget, FitConfig(fit_steps=30), seed=0).gaussians
 
 

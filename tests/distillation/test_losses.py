@@ -44,7 +44,7 @@ def experts(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Expert
 
 @pytest.fixture
 def gaussians(data: ImageData) -> GaussianImages:
-    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), channels=1, height=8, width=8)
+    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), data)
     return initial_gaussians(data, budget, FitConfig(fit_steps=10), seed=0).gaussians
 
 

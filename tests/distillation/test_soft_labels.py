@@ -42,8 +42,8 @@ def test_probabilities_are_those_of_the_stored_logits():
 
 
 def test_bits_are_those_of_the_budget():
-    config = BudgetConfig(ipc=1, gpc=10, soft_labels=True)
-    budget = plan_budget(config, channels=1, height=28, width=28, num_classes=10)
+    config = BudgetConfig(ipc=4, gpc=2, soft_labels=True)
+    budget = plan_budget(config, load_data(DataConfig(dataset="digits")))
     assert labels_of_classes(torch.arange(10), 10).bits == 10 * budget.label_bits
 
 

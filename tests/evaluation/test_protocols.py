@@ -5,6 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from torch.func import functional_call
 
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig, FitConfig
 from gsdd_lib.data import load_data
@@ -34,13 +35,18 @@ class Untouched:
         raise AssertionError(f"the validation split was read: {name}")
 
 
+def rendered_by(gaussians):
+    """A function of packed numbers that gives the images of ``gaussians`` with these."""
+    return lambda packed: functional_call(gaussians, {"packed": packed}, ())
+
+
 @pytest.fixture(scope="module")
 def data():
     return load_data(DataConfig(dataset="digits"))
 
 
 def start(data):
-    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), channels=1, height=8, width=8)
+    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), data)
     return initial_gaussians(data, budget, FitConfig(fit_steps=20), seed=0).gaussians
 
 
@@ -104,7 +110,7 @@ def test_a_real_run_keeps_a_snapshot_per_row(data):
     assert not torch.equal(snapshots[1], snapshots[2])
     blind = replace(data, validation=Untouched())
     result = compare_protocols(
-        rows, snapshots, gaussians.render_packed, gaussians.labels, blind, JUDGES, seed=5
+        rows, snapshots, rendered_by(gaussians), gaussians.labels, blind, JUDGES, seed=5
     )
     best = max(rows, key=lambda row: row["mean"])
     assert result.clean["step"] == best["step"] and result.gap >= 0
@@ -139,7 +145,7 @@ def test_learned_labels_are_those_of_the_row(data):
     result = compare_protocols(
         rows,
         snapshots,
-        lambda pair: gaussians.render_packed(pair[0]),
+        lambda pair: rendered_by(gaussians)(pair[0]),
         lambda pair: SoftLabels(pair[1]).probabilities(),
         data,
         JUDGES,

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import gsdd_lib.training.experts as module
 from gsdd_lib.config import DataConfig, ExpertConfig
 from gsdd_lib.data import ImageData, load_data
+from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.networks import network_for, unflatten
 from gsdd_lib.training.expert_files import ExpertError, expert_path, read_about
 from gsdd_lib.training.experts import (
@@ -191,7 +192,7 @@ def test_other_data_are_refused(data: ImageData, trained, change, message):
 
     names = ("train", "validation", "test")
     other = {
-        "mean": lambda: replace(data, mean=(0.5,)),
+        "mean": lambda: replace(data, normalization=ChannelNormalization((0.5,), data.std)),
         "zca": lambda: load_data(DataConfig(dataset="digits", max_per_class=40, zca=True)),
         "inverted": lambda: replace(
             data, **{name: inverted(getattr(data, name)) for name in names}
@@ -266,7 +267,9 @@ def test_files_of_version_1_are_read_and_found(data: ImageData, trained, tmp_pat
     assert torch.equal(*[each.snapshots(0, 3)[0] for each in (experts, Experts(trained[0]))])
     experts.check(data, "ConvNetD2", 8, 3)
     with pytest.raises(ExpertError, match=r"mean \[.*\], wanted \[0.5\]"):
-        experts.check(replace(data, mean=(0.5,)), "ConvNetD2", 8, 3)
+        experts.check(
+            replace(data, normalization=ChannelNormalization((0.5,), data.std)), "ConvNetD2", 8, 3
+        )
     one = CONFIG.model_copy(update={"num_experts": 1})
     assert list(train_experts(data, one, tmp_path, seed=0)) == trained[1][:4]
     assert sorted(tmp_path.iterdir()) == [path]
