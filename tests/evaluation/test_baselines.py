@@ -20,8 +20,8 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def budget():
-    return plan_budget(BudgetConfig(ipc=1, gpc=2), channels=1, height=8, width=8)
+def budget(data):
+    return plan_budget(BudgetConfig(ipc=1, gpc=2), data)
 
 
 def test_rows_are_those_of_evaluate_with_the_name_of_their_set(data, capsys):
@@ -104,13 +104,13 @@ def test_a_class_of_few_images_gives_all(data, coreset):
     assert len(images) == 30 and labels.bincount().tolist() == [3] * 10
 
 
-def test_costs_never_exceed_the_budget():
-    budget = plan_budget(BudgetConfig(ipc=1, gpc=10), channels=1, height=28, width=28)
+def test_costs_never_exceed_the_budget(data):
+    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), data)
     costs = baselines.cost_table({"dm": 31_000}, budget, real=["random real", "k-means coreset"])
     assert costs.method.tolist() == ["dm", "initial", "random real", "k-means coreset"]
     assert (costs.bits_per_class <= budget.budget_bits_per_class).all()
-    assert costs.bits_per_class.tolist() == [24_640, 24_640, 25_088, 25_088]
-    assert costs.images_per_class.tolist() == [10, 10, 4, 4]
+    assert costs.bits_per_class.tolist() == [8_064, 8_064, 8_192, 8_192]
+    assert costs.images_per_class.tolist() == [2, 2, 16, 16]
 
 
 # ------------------------------------------------------------------------------------- whole data
