@@ -91,10 +91,8 @@ def test_micro_batches_give_the_plain_gradient_in_double(gaussians, data, change
     """Two images per class, so that micro-batches of 1 cut a class; and the same draws for all."""
     fresh = matching.fresh_network
     monkeypatch.setattr(matching, "fresh_network", lambda *given: fresh(*given).double())
-    data, gaussians = (
-        DoubleData(**{field.name: vars(data)[field.name] for field in fields(data)}),
-        gaussians.double(),
-    )
+    data = DoubleData(**{field.name: getattr(data, field.name) for field in fields(data)})
+    gaussians = gaussians.double()
     config = CONFIG.model_copy(update={"batch_real": 3, **changes})
     found = {}
     for micro_batch in (10**6, 1, 7):
