@@ -10,18 +10,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gsdd_lib.config import DistillConfig, EvalConfig
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.data import ImageData
-from gsdd_lib.distillation.carried import Carried, begin
-from gsdd_lib.distillation.outer_step import advice, optimizers_of, take_step
+from gsdd_lib.distillation.losses import STEP_LOSSES
 from gsdd_lib.distillation.soft_labels import SoftLabels
-from gsdd_lib.distillation.state import Checkpoint, Distillation, DistillError, Snapshot
+from gsdd_lib.distillation.state import (
+    Carried,
+    Checkpoint,
+    Distillation,
+    DistillError,
+    Snapshot,
+    begin,
+)
 from gsdd_lib.evaluation.evaluate import EvaluationError, evaluate
 from gsdd_lib.evaluation.summary import SUMMARY, summarize
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.training.expert_files import Experts
+
+SYN_LR_MOMENTUM = 0.5  # of the SGD that learns the students' learning rate, as published
+# Largest gradient of its logarithm that counts; the published code has no limit and goes NaN.
+SYN_LR_CLIP = 1.0
 
 
 def distill(
@@ -155,3 +166,59 @@ def _evaluate(
         state.best_accuracy = summary["mean"]
         state.best = state.snapshot()
     return row
+
+
+def optimizers_of(
+    gaussians: Parameterization, carried: Carried, config: DistillConfig
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Of the Gaussians, of the students' learning rate, and of labels that are learned."""
+    adam = torch.optim.Adam(gaussians.parameters(), lr=config.lr)
+    sgd = torch.optim.SGD([carried.log_syn_lr], lr=config.lr_lr, momentum=SYN_LR_MOMENTUM)
+    if carried.soft is None:
+        return adam, sgd
+    carried.soft.requires_grad_(config.label_lr > 0)
+    if not config.label_lr:
+        return adam, sgd
+    return adam, sgd, torch.optim.Adam(carried.soft.parameters(), lr=config.label_lr)
+
+
+def outer_rate(config: DistillConfig, step: int) -> float:
+    """Adam's learning rate at one of ``config.steps``, counted from 0.
+
+    >>> [outer_rate(DistillConfig(lr=1.0, steps=2, lr_schedule="cosine"), t) for t in (0, 1)]
+    [1.0, 0.5]
+    """
+    if config.lr_schedule == "constant":
+        return config.lr
+    return config.lr * (1 + math.cos(math.pi * step / config.steps)) / 2
+
+
+def take_step(state: Distillation, data: ImageData, config: DistillConfig, *, seed: int) -> Tensor:
+    """One step; the loss, or NaN where it, its gradient or the new learning rate is no number."""
+    gaussians, carried = state.gaussians, state.carried
+    for optimizer in state.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    step_loss = STEP_LOSSES[config.objective]
+    loss = step_loss(gaussians, data, config, carried, seed=seed, step=state.step)
+    total = loss + config.boundary * gaussians.penalty()
+    total.backward()
+    state.optimizers[0].param_groups[0]["lr"] = outer_rate(config, state.step)
+    state.step += 1
+    moved = [p for optimizer in state.optimizers for p in optimizer.param_groups[0]["params"]]
+    if not all(p.grad.isfinite().all() for p in moved if p.grad is not None):
+        return torch.full_like(total, math.nan)
+    if carried.log_syn_lr.grad is not None:  # one student gone astray must not end the run
+        carried.log_syn_lr.grad.clamp_(-SYN_LR_CLIP, SYN_LR_CLIP)
+    before = gaussians.packed.detach().clone()
+    for optimizer in state.optimizers:
+        optimizer.step()
+    gaussians.scale_step_(before, config.cholesky_lr_ratio)
+    gaussians.constrain_()
+    return total.detach() if math.isfinite(carried.syn_lr) else torch.full_like(total, math.nan)
+
+
+def advice(config: DistillConfig) -> str:
+    """What to change where a loss is not a number."""
+    if config.objective == "tm":
+        return f"lower lr={config.lr}, lr_lr={config.lr_lr} or syn_lr_init={config.syn_lr_init}"
+    return f"lower the learning rate (lr={config.lr})"

@@ -2,7 +2,7 @@
 
 ``STEP_LOSSES[name](gaussians, data, config, carried, seed=, step=)`` gives a scalar, differentiable
 in the Gaussians. Every random number comes from generators made for ``(seed, step)``; what a step
-needs of the ones before it is in :class:`gsdd_lib.distillation.carried.Carried`.
+needs of the ones before it is in :class:`gsdd_lib.distillation.state.Carried`.
 
 Memory is bounded and the gradient exact: the synthetic images are rendered once, and the loss is
 differentiated in them class by class (:func:`sum_over_parts`). No more than ``micro_batch`` images
@@ -18,16 +18,46 @@ from torch import Tensor, nn
 from gsdd_lib.config import DistillConfig
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData, ImageSet
-from gsdd_lib.data.sampling import class_members
-from gsdd_lib.distillation.carried import Carried
+from gsdd_lib.data.sampling import class_members, draw_per_class
 from gsdd_lib.distillation.dc import gradient_distance, gradients_in_parts, network_gradients
 from gsdd_lib.distillation.dm import class_means, dm_loss, embed_in_parts
-from gsdd_lib.distillation.draws import class_augmentation, fresh_network, real_batch
 from gsdd_lib.distillation.microbatch import class_groups, sum_over_parts
+from gsdd_lib.distillation.state import Carried
 from gsdd_lib.distillation.tm import student_path, synthetic_batches, tm_loss
-from gsdd_lib.networks import flatten, unflatten
+from gsdd_lib.networks import flatten, make_network, unflatten
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.training.augment import DsaParams, apply_dsa, sample_dsa
+
+
+def fresh_network(data: ImageData, config: DistillConfig, seed: int, step: int) -> nn.Module:
+    """An untrained network; evaluation mode, as dropout would differ when a part is run again."""
+    network = make_network(
+        config.network,
+        channels=data.channels,
+        num_classes=data.num_classes,
+        resolution=data.resolution,
+        width=config.width,
+        generator=generator(seed, "distill", step, "network"),
+    )
+    return network.eval().to(data.device)
+
+
+def class_augmentation(data: ImageData, config: DistillConfig, seed: int, step: int) -> DsaParams:
+    """A draw per class, which its real and synthetic images share."""
+    draw = generator(seed, "distill", step, "dsa")
+    count = data.num_classes
+    draws = sample_dsa(
+        config.dsa, count, data.resolution, generator=draw, siamese=False, mixed=True
+    )
+    return draws.to(data.device)
+
+
+def real_batch(
+    data: ImageData, config: DistillConfig, members: list[Tensor], seed: int, step: int
+) -> ImageSet:
+    """``batch_real`` training images of every class; ``members``: the indices of each class's."""
+    draw = generator(seed, "distill", step, "real")
+    return data.train.select(draw_per_class(members, config.batch_real, generator=draw))
 
 
 def dm_step_loss(

@@ -7,19 +7,22 @@ to the same bits (:mod:`gsdd_lib.distillation.loop`).
 import hashlib
 import io
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gsdd_lib.config import DistillConfig, EvalConfig
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import write_atomically
-from gsdd_lib.distillation.carried import Carried
+from gsdd_lib.data import ImageData
+from gsdd_lib.data.sampling import class_members
+from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.parameterizations.base import Parameterization
-from gsdd_lib.training.expert_files import Experts
+from gsdd_lib.training.expert_files import ExpertError, Experts
 
 # How much is in memory at once changes rounding alone: a run may go on where there is less of it.
 MEMORY_SETTINGS = {"micro_batch", "keep_steps"}
@@ -27,6 +30,66 @@ MEMORY_SETTINGS = {"micro_batch", "keep_steps"}
 
 class DistillError(GsddError, RuntimeError):
     """A distillation cannot go on; the message says why and names the last good checkpoint."""
+
+
+@dataclass
+class Carried:
+    """What a step finds beside the Gaussians; the tensors of it belong to a checkpoint.
+
+    members: of each class, the indices of its training images
+    log_syn_lr: logarithm of the students' learning rate, learned (tm)
+    experts: whose paths are followed (tm)
+    network: parameters [P] of the network that the next step goes on with (dc); None: a fresh one
+    soft: learned labels, one per image; None: the labels are the classes' numbers
+    """
+
+    members: list[Tensor]
+    log_syn_lr: nn.Parameter
+    experts: Experts | None = None
+    network: Tensor | None = None
+    soft: SoftLabels | None = None
+
+    @property
+    def syn_lr(self) -> float:
+        """The students' learning rate."""
+        return self.log_syn_lr.detach().exp().item()
+
+    def targets(self, labels: Tensor, index: Tensor | None = None) -> Tensor:
+        """What networks learn to say of the images at ``index`` (all of them without one).
+
+        Probabilities [n, num_classes], differentiable, where labels are learned, else ``labels``
+        themselves: int64 [n] of [N].
+        """
+        if self.soft is not None:
+            return self.soft.probabilities(index)
+        return labels if index is None else labels[index]
+
+    def state(self) -> dict[str, Tensor | None]:
+        """What a checkpoint keeps."""
+        state = {"log_syn_lr": self.log_syn_lr.detach().clone(), "network": self.network}
+        return state if self.soft is None else state | {"soft": self.soft.logits.detach().clone()}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor | None]) -> None:
+        """Take over what :meth:`state` gave."""
+        self.log_syn_lr.copy_(state["log_syn_lr"])
+        self.network = state["network"]
+        if self.soft is not None:
+            self.soft.logits.copy_(state["soft"])
+
+
+def begin(data: ImageData, config: DistillConfig, experts: Experts | None = None) -> Carried:
+    """What the first step finds. Raises :class:`ExpertError` where the experts do not fit."""
+    if config.objective == "tm":
+        if experts is None:
+            raise ExpertError(
+                "Trajectory matching follows experts; train some by train_experts (notebook 03) "
+                "and pass experts=Experts(folder)."
+            )
+        last = config.max_start_epoch - 1 + config.expert_epochs
+        experts.check(data, config.network, config.width, last)
+    log_syn_lr = nn.Parameter(torch.tensor(math.log(config.syn_lr_init)))
+    return Carried(class_members(data.train.labels), log_syn_lr, experts)
 
 
 # Packed Gaussians; with learned labels, a pair of these and the labels' logits.

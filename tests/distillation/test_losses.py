@@ -10,12 +10,12 @@ from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, ExpertConfi
 from gsdd_lib.data import ImageData, ImageSet, load_data
 from gsdd_lib.distillation import losses as matching
 from gsdd_lib.distillation import soft_labels
-from gsdd_lib.distillation.carried import begin
 from gsdd_lib.distillation.dc import gradient_distance, network_gradients
 from gsdd_lib.distillation.dm import class_means, dm_loss, embed_in_parts
 from gsdd_lib.distillation.losses import STEP_LOSSES, real_gradients
 from gsdd_lib.distillation.microbatch import class_groups, sum_over_parts
 from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_classes
+from gsdd_lib.distillation.state import begin
 from gsdd_lib.networks import make_network
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
