@@ -1,7 +1,7 @@
-"""What a distillation is made of at one moment, and the file that keeps it.
+"""Where a distillation stands, all that a step leaves to the next, and the checkpoint of it.
 
-Written atomically, so that a run killed at any moment finds the last whole one, and goes on from it
-to the same bits (:mod:`gsdd_lib.distillation.loop`).
+A checkpoint is written atomically, with a checksum over every bit, so that a run killed at any
+moment goes on from the last one and ends bit for bit as it would have (on the CPU).
 """
 
 import hashlib
@@ -11,21 +11,31 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gsdd_lib.config import DistillConfig, EvalConfig
+from gsdd_lib.config import Config, DistillConfig, EvalConfig
 from gsdd_lib.core.errors import GsddError
-from gsdd_lib.core.files import write_atomically
+from gsdd_lib.core.files import checksum, seal, unseal, write_atomically
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.sampling import class_members
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.training.expert_files import ExpertError, Experts
 
+VERSION = 2  # of the checkpoint's format
+LABEL_LOGITS = "label_logits"  # in a snapshot, where labels are learned
+SYN_LR_MOMENTUM = 0.5  # of the SGD that learns the students' learning rate, as published
 # How much is in memory at once changes rounding alone: a run may go on where there is less of it.
 MEMORY_SETTINGS = {"micro_batch", "keep_steps"}
+REPORT_SETTINGS = {"protocol", "networks"}  # what is done with a run when it is over
+HASHES = ("data", "experts", "start")  # settings that are told apart, but not shown
+
+# Parameters by name, as ``named_parameters`` has them; with learned labels also their logits.
+# ``torch.func.functional_call(parameterization, snapshot, ())`` renders it.
+Snapshot = dict[str, Tensor]
 
 
 class DistillError(GsddError, RuntimeError):
@@ -33,53 +43,111 @@ class DistillError(GsddError, RuntimeError):
 
 
 @dataclass
-class Carried:
-    """What a step finds beside the Gaussians; the tensors of it belong to a checkpoint.
+class State:
+    """What a step finds and what it leaves to the next.
 
+    parameterization: what is distilled into
+    config: of the run; ``micro_batch`` and ``keep_steps`` are lowered where memory runs out
     members: of each class, the indices of its training images
     log_syn_lr: logarithm of the students' learning rate, learned (tm)
+    optimizers: of the parameterization, of ``log_syn_lr``, and of labels that are learned
     experts: whose paths are followed (tm)
+    soft_labels: learned labels, one per image; None: the labels are the classes' numbers
     network: parameters [P] of the network that the next step goes on with (dc); None: a fresh one
-    soft: learned labels, one per image; None: the labels are the classes' numbers
+    step: how many have been taken
+    best: of the best validation accuracy so far
+    snapshots: of every row of the history, where they are asked for
     """
 
+    parameterization: Parameterization
+    config: DistillConfig
     members: list[Tensor]
     log_syn_lr: nn.Parameter
+    optimizers: tuple[torch.optim.Optimizer, ...]
     experts: Experts | None = None
+    soft_labels: SoftLabels | None = None
     network: Tensor | None = None
-    soft: SoftLabels | None = None
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: Snapshot | None = None
+    best_accuracy: float = float("-inf")
+    snapshots: list[Snapshot] | None = None
 
     @property
     def syn_lr(self) -> float:
         """The students' learning rate."""
         return self.log_syn_lr.detach().exp().item()
 
-    def targets(self, labels: Tensor, index: Tensor | None = None) -> Tensor:
+    def targets(self, index: Tensor | None = None) -> Tensor:
         """What networks learn to say of the images at ``index`` (all of them without one).
 
-        Probabilities [n, num_classes], differentiable, where labels are learned, else ``labels``
-        themselves: int64 [n] of [N].
+        Probabilities [n, num_classes], differentiable, where labels are learned, else int64 [n].
         """
-        if self.soft is not None:
-            return self.soft.probabilities(index)
+        if self.soft_labels is not None:
+            return self.soft_labels.probabilities(index)
+        labels = self.parameterization.labels
         return labels if index is None else labels[index]
 
-    def state(self) -> dict[str, Tensor | None]:
-        """What a checkpoint keeps."""
-        state = {"log_syn_lr": self.log_syn_lr.detach().clone(), "network": self.network}
-        return state if self.soft is None else state | {"soft": self.soft.logits.detach().clone()}
+    def moved(self) -> dict[str, nn.Parameter]:
+        """The parameters that are distilled, by name."""
+        named = dict(self.parameterization.named_parameters())
+        return named if self.soft_labels is None else named | {LABEL_LOGITS: self.soft_labels.logits}
+
+    def snapshot(self) -> Snapshot:
+        """A copy of what is distilled, as it is now."""
+        return {name: value.detach().clone() for name, value in self.moved().items()}
 
     @torch.no_grad()
-    def load(self, state: dict[str, Tensor | None]) -> None:
-        """Take over what :meth:`state` gave."""
-        self.log_syn_lr.copy_(state["log_syn_lr"])
-        self.network = state["network"]
-        if self.soft is not None:
-            self.soft.logits.copy_(state["soft"])
+    def restore(self, snapshot: Snapshot) -> None:
+        """Bring back what :meth:`snapshot` gave."""
+        for name, value in self.moved().items():
+            value.copy_(snapshot[name])
+
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "parameters": self.snapshot(),
+            "log_syn_lr": self.log_syn_lr.detach(),
+            "network": self.network,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "history": self.history,
+            "best": self.best,
+            "best_accuracy": self.best_accuracy,
+            "snapshots": self.snapshots,
+        }
+
+    def load(self, content: dict[str, Any]) -> None:
+        """Take over what :meth:`content` gave, from whatever device it came."""
+        device = self.parameterization.labels.device
+        self.restore(content["parameters"])
+        self.log_syn_lr.data.copy_(content["log_syn_lr"])
+        network, best = content["network"], content["best"]
+        self.network = None if network is None else network.to(device)
+        self.best = None if best is None else _to(best, device)
+        for optimizer, numbers in zip(self.optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(numbers)
+        self.step, self.history = content["step"], content["history"]
+        self.best_accuracy = content["best_accuracy"]
+        if self.snapshots is not None:
+            self.snapshots[:] = [_to(each, device) for each in content["snapshots"]]
 
 
-def begin(data: ImageData, config: DistillConfig, experts: Experts | None = None) -> Carried:
-    """What the first step finds. Raises :class:`ExpertError` where the experts do not fit."""
+def begin(
+    parameterization: Parameterization,
+    data: ImageData,
+    config: DistillConfig,
+    *,
+    experts: Experts | None = None,
+    soft_labels: SoftLabels | None = None,
+    snapshots: list[Snapshot] | None = None,
+) -> State:
+    """What the first step finds.
+
+    Raises:
+        ExpertError: the experts do not fit, or trajectory matching has none.
+        ValueError: the learned labels are not one per image and class.
+    """
     if config.objective == "tm":
         if experts is None:
             raise ExpertError(
@@ -88,130 +156,163 @@ def begin(data: ImageData, config: DistillConfig, experts: Experts | None = None
             )
         last = config.max_start_epoch - 1 + config.expert_epochs
         experts.check(data, config.network, config.width, last)
+    expected = [len(parameterization.labels), data.num_classes]
+    if soft_labels is not None and list(soft_labels.logits.shape) != expected:
+        raise ValueError(
+            f"learned labels must be {expected}, a number per image and class, got "
+            f"{list(soft_labels.logits.shape)}; make them of these images"
+        )
     log_syn_lr = nn.Parameter(torch.tensor(math.log(config.syn_lr_init)))
-    return Carried(class_members(data.train.labels), log_syn_lr, experts)
-
-
-# Packed Gaussians; with learned labels, a pair of these and the labels' logits.
-Snapshot = Tensor | tuple[Tensor, Tensor]
-
-
-@dataclass
-class Distillation:
-    """Where a run stands: everything that a checkpoint holds."""
-
-    gaussians: Parameterization
-    carried: Carried
-    optimizers: tuple[torch.optim.Optimizer, ...]
-    step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    best: Snapshot | None = None  # of the best validation accuracy so far
-    best_accuracy: float = float("-inf")
-    snapshots: list[Snapshot] | None = None  # of every row, if they are asked for
-
-    def snapshot(self) -> Snapshot:
-        """A copy of what is distilled, as it is now."""
-        packed, soft = self.gaussians.packed.detach().clone(), self.carried.soft
-        return packed if soft is None else (packed, soft.logits.detach().clone())
-
-    @torch.no_grad()
-    def restore(self, snapshot: Snapshot) -> None:
-        """Bring back what :meth:`snapshot` gave."""
-        if self.carried.soft is None:
-            self.gaussians.packed.copy_(snapshot)
-            return
-        packed, logits = snapshot
-        self.gaussians.packed.copy_(packed)
-        self.carried.soft.logits.copy_(logits)
+    optimizers = [
+        torch.optim.Adam(parameterization.parameters(), lr=config.lr),
+        torch.optim.SGD([log_syn_lr], lr=config.lr_lr, momentum=SYN_LR_MOMENTUM),
+    ]
+    if soft_labels is not None:
+        soft_labels.requires_grad_(config.label_lr > 0)
+        if config.label_lr:
+            optimizers.append(torch.optim.Adam(soft_labels.parameters(), lr=config.label_lr))
+    return State(
+        parameterization,
+        config,
+        class_members(data.train.labels),
+        log_syn_lr,
+        tuple(optimizers),
+        experts=experts if config.objective == "tm" else None,
+        soft_labels=soft_labels,
+        snapshots=snapshots,
+    )
 
 
 class Checkpoint:
-    """``checkpoint.pt``: tensors and plain numbers, written atomically, read with weights_only."""
+    """``checkpoint.<hash>.pt`` in the folder of a run, named by all that the run depends on.
+
+    So a run finds its own file again, whatever else was run in the folder meanwhile, and a run of
+    other settings, data or start begins anew beside it; no file is ever removed.
+    """
 
     def __init__(
         self,
         folder: Path | None,
-        start: Distillation,
-        config: DistillConfig,
+        state: State,
+        data: ImageData,
         eval_config: EvalConfig,
         seed: int,
-        experts: Experts | None,
     ) -> None:
-        self.path = Path(folder) / "checkpoint.pt" if folder else None
-        settings = [
-            config.model_dump(exclude=MEMORY_SETTINGS),
-            eval_config.model_dump(),
-            seed,
-            list(start.gaussians.packed.shape),
-            experts.fingerprint if experts else "",
-        ]
-        numbers = start.snapshot()
-        parts = [numbers] if isinstance(numbers, Tensor) else numbers
-        content = b"".join(part.cpu().numpy().tobytes() for part in parts)
-        self.settings = json.dumps(settings) + hashlib.sha256(content).hexdigest()
-        self.written = False
-
-    @property
-    def name(self) -> str:
-        """Of the file, as messages say it."""
-        return os.path.relpath(self.path)
+        self.step: int | None = None  # of what is in the file
+        self.path: Path | None = None
+        if folder is None:
+            return
+        self.settings = {
+            **state.config.model_dump(exclude=MEMORY_SETTINGS),
+            **eval_config.model_dump(exclude=REPORT_SETTINGS),
+            "seed": seed,
+            "data": data.fingerprint,
+            "experts": state.experts.fingerprint if state.experts else "",
+            "start": _fingerprint(state),
+            "snapshots": state.snapshots is not None,
+            "version": VERSION,
+        }
+        text = json.dumps(self.settings, sort_keys=True)
+        name = hashlib.sha256(text.encode()).hexdigest()[:8]
+        self.path = Path(folder) / f"checkpoint.{name}.pt"
 
     def sentence(self) -> str:
         """What a message says of the work done so far."""
-        if not self.written:
+        if self.step is None:
             return "No checkpoint was written."
-        return f"The last checkpoint is {self.name}; the same call goes on from there."
+        return f"The checkpoint of step {self.step} is kept: {_shown(self.path)}."
 
-    def load(self, state: Distillation) -> None:
-        """Bring ``state`` to where the file is; nothing where there is none.
+    def load(self, state: State) -> str:
+        """Bring ``state`` to where the file is, if there is one.
 
-        Raises :class:`DistillError` for a damaged file and for one of other settings.
+        Returns:
+            A line that says where the run goes on, or why it begins anew; may be empty.
+
+        Raises:
+            DistillError: the file is damaged, cannot be read, or is not a checkpoint.
         """
         if self.path is None or not self.path.exists():
-            return
+            return self._why_anew()
+        content = read_checkpoint(self.path)
         try:
-            saved = torch.load(self.path, weights_only=True)
-        except Exception as error:  # any damage: unpickling raises whatever it meets
-            raise DistillError(
-                f"The checkpoint {self.name} is damaged ({error}); delete it to start over."
-            ) from error
-        if saved["settings"] != self.settings:
-            raise DistillError(
-                f"The checkpoint {self.name} belongs to a run with other settings; delete it to "
-                "start over, or choose another folder."
-            )
-        if state.snapshots is not None:
-            if saved.get("snapshots") is None:
-                raise DistillError(
-                    f"The checkpoint {self.name} was written without snapshots; delete it to "
-                    "start over, or go on without them."
-                )
-            state.snapshots[:] = saved["snapshots"]
-        with torch.no_grad():
-            state.gaussians.packed.copy_(saved["packed"])
-        state.carried.load(saved["carried"])
-        for optimizer, numbers in zip(state.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(numbers)
-        state.step, state.history = saved["step"], saved["history"]
-        state.best, state.best_accuracy = saved["best"], saved["best_accuracy"]
-        self.written = True
+            if content["settings"] != self.settings:
+                raise KeyError
+            state.load(content)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+            raise _damaged(self.path) from None
+        self.step = state.step
+        if state.step == state.config.steps:
+            return f"the run is finished; read from {_shown(self.path)}"
+        return f"resuming at step {state.step} of {state.config.steps}"
 
-    def save(self, state: Distillation) -> None:
+    def save(self, state: State) -> None:
         """Write ``state`` in the place of what was there."""
         if self.path is None:
             return
         buffer = io.BytesIO()
-        saved = {
-            "settings": self.settings,
-            "packed": state.gaussians.packed.detach(),
-            "carried": state.carried.state(),
-            "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
-            "step": state.step,
-            "history": state.history,
-            "best": state.best,
-            "best_accuracy": state.best_accuracy,
-            "snapshots": state.snapshots,
-        }
-        torch.save(saved, buffer)
-        write_atomically(self.path, buffer.getvalue())
-        self.written = True
+        torch.save({"settings": self.settings, **state.content()}, buffer)
+        write_atomically(self.path, seal(buffer.getvalue()))
+        self.step = state.step
+
+    def _why_anew(self) -> str:
+        """What differs from the newest other checkpoint in the folder."""
+        others = self.path.parent.glob("checkpoint.*.pt") if self.path else []
+        for path in sorted(others, key=os.path.getmtime, reverse=True):
+            try:
+                old = read_checkpoint(path)["settings"]
+                changes = [
+                    name if name in HASHES else f"{name} {old.get(name)} -> {value}"
+                    for name, value in self.settings.items()
+                    if old.get(name) != value
+                ]
+            except (DistillError, KeyError, TypeError, AttributeError):
+                continue
+            more = [f"{len(changes) - 4} more"] if len(changes) > 4 else []
+            return (
+                f"settings changed ({', '.join(changes[:4] + more)}): starting anew; the old "
+                f"checkpoint is kept as {path.name}"
+            )
+        return ""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU, every bit of it checked; nothing in it is executed.
+
+    Raises:
+        DistillError: the file is damaged, cannot be read, or is not a checkpoint.
+    """
+    try:
+        sealed = Path(path).read_bytes()
+    except OSError as error:
+        raise DistillError(
+            f"The checkpoint {_shown(path)} cannot be read ({error.strerror}); change the "
+            "permissions of the file or choose another folder."
+        ) from None
+    try:
+        return torch.load(io.BytesIO(unseal(sealed)), map_location="cpu", weights_only=True)
+    except Exception:  # whatever unpickling meets; torch's own text advises to unpickle anything
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> DistillError:
+    return DistillError(
+        f"The checkpoint {_shown(path)} is damaged or was not written by a distillation; put back "
+        "a copy, or move it away to start anew."
+    )
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path)
+
+
+def _to(snapshot: Snapshot, device: torch.device) -> Snapshot:
+    return {name: value.to(device) for name, value in snapshot.items()}
+
+
+def _fingerprint(state: State) -> str:
+    """SHA-256 of the parameterization as it is: its numbers, labels and own settings."""
+    plain = (bool, int, float, str, tuple, Config)
+    own = vars(state.parameterization).items()
+    about = {k: repr(v) for k, v in own if isinstance(v, plain) and not k.startswith("_")}
+    about["kind"] = type(state.parameterization).__name__
+    return checksum({**state.parameterization.state_dict(), **state.snapshot()}, about)
