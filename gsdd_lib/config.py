@@ -5,6 +5,7 @@ nearest known one, so that a typing mistake in a parameter file stops before any
 """
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,8 +25,27 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @classmethod
+    def pick(cls, parameters: Mapping[str, Any], **others: Any) -> Self:
+        """Build from a flat mapping that may hold more than this model's fields.
+
+        Args:
+            parameters: names and values, such as a parameter file's; names that are no field of
+                this model are left alone, fields that are missing keep their defaults.
+            others: fields set here, in place of what ``parameters`` says.
+
+        Raises:
+            ConfigError: a wrong type or value, or a name in ``others`` that is no field; one
+                sentence per fault.
+
+        >>> BudgetConfig.pick({"ipc": 10, "seed": 3}, gpc=80)
+        BudgetConfig(ipc=10, gpc=80, opacity=True, soft_labels=False)
+        """
+        own = {name: parameters[name] for name in cls.model_fields if name in parameters}
+        return cls.from_params(**(own | others))
+
+    @classmethod
     def from_params(cls, **params: Any) -> Self:
-        """Build from flat parameters. Raises :class:`ConfigError` with one sentence per fault."""
+        """Build from keywords. Raises :class:`ConfigError` with one sentence per fault."""
         try:
             return cls(**params)
         except ValidationError as error:
@@ -132,7 +152,7 @@ class DistillConfig(Config):
     inner_batch: int = Field(256, ge=1, description="distilled images per step of them (dc)")
     syn_steps: int = Field(20, ge=1, description="SGD steps of a student (tm)")
     batch_syn: int = Field(0, ge=0, description="distilled images per such step; 0: all (tm)")
-    expert_epochs: int = Field(2, ge=1, description="expert's epochs that a student is to equal (tm)")
+    expert_epochs: int = Field(2, ge=1, description="expert's epochs that a student matches (tm)")
     max_start_epoch: int = Field(5, ge=1, description="students start at an epoch below (tm)")
     syn_lr_init: float = Field(0.01, gt=0, description="student's learning rate at first (tm)")
     lr_lr: float = Field(

@@ -9,7 +9,7 @@ import gsdd_lib
 from gsdd_lib.api import as_image_data, distill_images, suggested_gpc, suggested_network
 from gsdd_lib.config import DataConfig
 from gsdd_lib.data import DataError, load_data
-from gsdd_lib.data.shapes import make_shapes
+from gsdd_lib.data.synthetic import make_shapes
 from gsdd_lib.storage import load
 
 QUICK = {"steps": 2, "width": 4, "epochs": 3}

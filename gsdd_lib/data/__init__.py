@@ -10,12 +10,11 @@ from functools import partial
 from gsdd_lib.config import DataConfig, nearest
 from gsdd_lib.data.cifar import read_cifar10, read_cifar100
 from gsdd_lib.data.dataset import DataError, ImageData, ImageSet, RawData, prepare, resize
-from gsdd_lib.data.digits import read_digits
 from gsdd_lib.data.fashion_mnist import read_fashion_mnist
-from gsdd_lib.data.imagefolder import read_imagefolder
+from gsdd_lib.data.folder import read_imagefolder
 from gsdd_lib.data.imagenet import SUBSETS, read_imagenet_subset
 from gsdd_lib.data.normalization import cached_whitening
-from gsdd_lib.data.shapes import read_shapes
+from gsdd_lib.data.synthetic import read_digits, read_shapes
 from gsdd_lib.data.tensors import from_tensors
 
 __all__ = ["READERS", "DataError", "ImageData", "ImageSet", "RawData", "from_tensors", "load_data"]

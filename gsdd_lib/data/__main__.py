@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gsdd_lib.config import DataConfig
 from gsdd_lib.data import DataError, reader
-from gsdd_lib.data.obtain import obtain_fashion_mnist
+from gsdd_lib.data.fashion_mnist import obtain_fashion_mnist
 
 OBTAIN = {"fashion_mnist": obtain_fashion_mnist}
 EMBEDDED = ("digits", "shapes")

@@ -2,7 +2,7 @@
 
 Classes are chosen by WordNet id and labeled in the order of ``imagenet_subsets.yaml``, whatever
 else a folder holds. Images are resized on the shorter side, cropped at the center, and decoded
-once (:mod:`gsdd_lib.data.decoded`). Nothing here touches the network.
+once (:mod:`gsdd_lib.data.cache`). Nothing here touches the network.
 """
 
 import contextlib
@@ -16,10 +16,9 @@ import yaml
 
 from gsdd_lib.config import DataConfig
 from gsdd_lib.core.files import write_atomically
-from gsdd_lib.data.cache import cache_folder
+from gsdd_lib.data.cache import cache_folder, decoded, split_decoded
 from gsdd_lib.data.dataset import DataError, RawData
-from gsdd_lib.data.decoded import decoded, split_decoded
-from gsdd_lib.data.listing import Tree, archive_tree, folder_tree, list_archive, list_folder
+from gsdd_lib.data.sources import Tree, archive_tree, folder_tree, list_archive, list_folder
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESOLUTION = 128

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.core.rng import generator
-from gsdd_lib.data.dataset import DataError, ImageData, ImageSet, RawData, prepare
-from gsdd_lib.data.sampling import stratified_split
+from gsdd_lib.data.dataset import DataError, ImageData, ImageSet, RawData, prepare, stratified_split
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

@@ -22,10 +22,10 @@ from gsdd_lib.data import ImageData
 from gsdd_lib.distillation.losses import STEP_LOSSES
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.distillation.state import Checkpoint, DistillError, Snapshot, State, begin
-from gsdd_lib.evaluation.evaluate import EvaluationError, evaluate
-from gsdd_lib.evaluation.summary import SUMMARY, summarize
+from gsdd_lib.evaluation.evaluate import SUMMARY, evaluate, summarize
 from gsdd_lib.parameterizations.base import Parameterization
-from gsdd_lib.training.expert_files import Experts
+from gsdd_lib.training.experts import Experts
+from gsdd_lib.training.train import EvaluationError
 
 # Largest gradient of the learned rate's logarithm that counts; the published code has no limit and
 # becomes non-finite.

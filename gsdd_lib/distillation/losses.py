@@ -17,27 +17,20 @@ from torch import Tensor, nn
 from gsdd_lib.config import DistillConfig
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData, ImageSet
-from gsdd_lib.data.sampling import class_members, draw_per_class
+from gsdd_lib.data.dataset import class_members, draw_per_class
 from gsdd_lib.distillation.dc import batch_gradients, gradient_distance
 from gsdd_lib.distillation.dm import class_means, dm_loss
 from gsdd_lib.distillation.microbatch import class_groups, map_micro_batches, sum_over_groups
 from gsdd_lib.distillation.state import State
 from gsdd_lib.distillation.tm import student_path, synthetic_batches, tm_loss
-from gsdd_lib.networks import flatten, make_network, unflatten
+from gsdd_lib.networks import flatten, network_for, unflatten
 from gsdd_lib.training.augment import DsaParams, apply_dsa, sample_dsa
 
 
 def sample_network(data: ImageData, config: DistillConfig, seed: int, step: int) -> nn.Module:
     """An untrained network, in evaluation mode: dropout would differ when a batch is run again."""
-    network = make_network(
-        config.network,
-        channels=data.channels,
-        num_classes=data.num_classes,
-        resolution=data.resolution,
-        width=config.width,
-        generator=generator(seed, "distill", step, "network"),
-    )
-    return network.eval().to(data.device)
+    rng = generator(seed, "distill", step, "network")
+    return network_for(data, config.network, config.width, generator=rng).eval()
 
 
 def sample_augmentation(data: ImageData, config: DistillConfig, seed: int, step: int) -> DsaParams:
@@ -140,7 +133,9 @@ def tm_step_loss(state: State, data: ImageData, *, seed: int) -> Tensor:
     """
     config, images = state.config, state.parameterization
     device = images.labels.device
-    rng = {name: generator(seed, "distill", state.step, name) for name in ("expert", "order", "dsa")}
+    rng = {
+        name: generator(seed, "distill", state.step, name) for name in ("expert", "order", "dsa")
+    }
     which = int(torch.randint(len(state.experts), (), generator=rng["expert"]))
     epoch = int(torch.randint(config.max_start_epoch, (), generator=rng["expert"]))
     pair = state.experts.snapshots(which, epoch, epoch + config.expert_epochs)

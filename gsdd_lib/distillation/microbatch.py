@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gsdd_lib.data.sampling import class_members
+from gsdd_lib.data.dataset import class_members
 
 
 def class_groups(labels: Tensor, limit: int) -> list[Tensor]:
@@ -60,9 +60,7 @@ def sum_over_groups(
     return total
 
 
-def map_micro_batches(
-    function: Callable[..., Tensor], size: int, *tensors: Tensor
-) -> Tensor:
+def map_micro_batches(function: Callable[..., Tensor], size: int, *tensors: Tensor) -> Tensor:
     """``function(*tensors)``, [N, ...], with ``size`` rows of the tensors in it at a time.
 
     Differentiable, exactly: more rows than ``size`` are computed without a graph first, and again
@@ -85,8 +83,8 @@ def sum_micro_batches(function: BatchFunction, size: int, *tensors: Tensor) -> l
     """``sum over micro-batches of function(*batch)``, computed twice instead of kept.
 
     Args:
-        function: called with ``create_graph=False`` for the values, and again with True, micro-batch
-            by micro-batch, when they are differentiated; it may differentiate inside itself.
+        function: called with ``create_graph=False`` for the values, and again with True when they
+            are differentiated; it may differentiate inside itself.
         size: of a micro-batch, in rows.
         tensors: [N, ...] each; floating-point ones may need a gradient.
 

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
-from gsdd_lib.data.sampling import keep_per_class
-from gsdd_lib.networks import make_network, unflatten
+from gsdd_lib.data.dataset import keep_per_class
+from gsdd_lib.networks import network_for, unflatten
 from gsdd_lib.parameterizations.budget import LABEL_BITS
 from gsdd_lib.parameterizations.gaussian import RoundToBf16
-from gsdd_lib.training.expert_files import Experts
+from gsdd_lib.training.experts import Experts
 from gsdd_lib.training.train import train_network
 
 BATCH = 256  # images shown to the teacher at once
@@ -87,10 +87,10 @@ def labels_of_expert(
     settings = experts.about[index]["settings"]
     name, width = settings["expert_network"], settings["expert_width"]
     experts.check(data, name, width, experts.epochs)
-    network = _network(data, name, width, generator(0, "soft labels"))  # its weights are replaced
+    network = network_for(data, name, width, generator=generator(0, "soft labels"))
     (params,) = experts.snapshots(index, experts.epochs)
-    network.load_state_dict(unflatten(params, network))
-    return labels_of_teacher(network.to(images.device), images, labels)
+    network.load_state_dict(unflatten(params, network))  # the fresh weights are replaced
+    return labels_of_teacher(network, images, labels)
 
 
 def train_teacher(data: ImageData, config: EvalConfig, *, seed: int, epochs: int = 20) -> nn.Module:
@@ -102,9 +102,8 @@ def train_teacher(data: ImageData, config: EvalConfig, *, seed: int, epochs: int
     draw = generator(seed, "soft labels", "images")
     per_class = max(1, TEACHER_IMAGES // data.num_classes)
     real = data.train.select(keep_per_class(data.train.labels, per_class, generator=draw))
-    network = _network(
-        data, config.eval_network, config.eval_width, generator(seed, "soft labels", "weights")
-    )
+    weights = generator(seed, "soft labels", "weights")
+    network = network_for(data, config.eval_network, config.eval_width, generator=weights)
     short = config.model_copy(update={"epochs": epochs, "eval_batch": TEACHER_BATCH})
     draw = generator(seed, "soft labels", "training")
     return train_network(data.normalize(real.images), real.labels, network, short, generator=draw)
@@ -122,14 +121,3 @@ def labels_of_classes(labels: Tensor, num_classes: int, *, confidence: float = 0
         raise ValueError(f"confidence must lie between 1/{num_classes} and 1, got {confidence}")
     rest = torch.full((len(labels), num_classes), (1 - confidence) / (num_classes - 1))
     return SoftLabels(rest.scatter(1, labels[:, None].cpu(), confidence).log())
-
-
-def _network(data: ImageData, name: str, width: int, draw: torch.Generator) -> nn.Module:
-    return make_network(
-        name,
-        channels=data.channels,
-        num_classes=data.num_classes,
-        resolution=data.resolution,
-        width=width,
-        generator=draw,
-    )

@@ -20,10 +20,10 @@ from gsdd_lib.config import Config, DistillConfig, EvalConfig
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import checksum, seal, unseal, write_atomically
 from gsdd_lib.data import ImageData
-from gsdd_lib.data.sampling import class_members
+from gsdd_lib.data.dataset import class_members
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.parameterizations.base import Parameterization
-from gsdd_lib.training.expert_files import ExpertError, Experts
+from gsdd_lib.training.experts import ExpertError, Experts
 
 VERSION = 2  # of the checkpoint's format
 LABEL_LOGITS = "label_logits"  # in a snapshot, where labels are learned
@@ -91,7 +91,9 @@ class State:
     def moved(self) -> dict[str, nn.Parameter]:
         """The parameters that are distilled, by name."""
         named = dict(self.parameterization.named_parameters())
-        return named if self.soft_labels is None else named | {LABEL_LOGITS: self.soft_labels.logits}
+        return (
+            named if self.soft_labels is None else named | {LABEL_LOGITS: self.soft_labels.logits}
+        )
 
     def snapshot(self) -> Snapshot:
         """A copy of what is distilled, as it is now."""

@@ -13,8 +13,10 @@ import pandas as pd
 from torch import Tensor
 
 from gsdd_lib.config import EvalConfig
+from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
-from gsdd_lib.evaluation.evaluate import evaluate, format_accuracy, random_real_images, summarize
+from gsdd_lib.data.dataset import keep_per_class
+from gsdd_lib.evaluation.evaluate import evaluate, format_accuracy, summarize
 from gsdd_lib.parameterizations.budget import Budget
 
 INITIAL = "initial"  # the parameters before distillation
@@ -46,6 +48,16 @@ def judge(
         print(f"{name}: {format_accuracy(summarize(own_rows))}", flush=True)
         rows += [{"method": name, **row} for row in own_rows]
     return rows
+
+
+def random_real_images(data: ImageData, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """The honest rival: ``count`` random training images per class, normalized, and their labels.
+
+    What ``count`` the same bits buy as uint8 pixels says ``Budget.uint8_images_per_class``.
+    """
+    draw = generator(seed, "evaluate", "random real")
+    chosen = data.train.select(keep_per_class(data.train.labels, count, generator=draw))
+    return data.normalize(chosen.images), chosen.labels
 
 
 def random_real_rows(data: ImageData, count: int, config: EvalConfig, *, seed: int) -> list[Row]:

@@ -1,8 +1,7 @@
 """How good is a distilled set? Train fresh networks on it alone and test them on real images.
 
 The ``validation`` split serves every choice; ``test`` is read only when it is asked for by name.
-How a network is trained is in :mod:`gsdd_lib.training.train`, how rows are summed up in
-:mod:`gsdd_lib.evaluation.summary`; their public names can be had from here too.
+How a network is trained is in :mod:`gsdd_lib.training.train`.
 
 The networks are trained one after another: all five in one ``torch.func.vmap`` pass, whose
 convolutions become grouped ones, are slower on a CPU. ConvNetD3 at width 64 on 28x28, two shared
@@ -10,31 +9,22 @@ cores, forward, backward and step of five: loop 0.07 s, vmap 0.19 s for 10 image
 for 100.
 """
 
+import math
 import time
 from collections.abc import Sequence
 
+import torch
+from scipy import stats
 from torch import Tensor
 
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.core.progress import Progress
-from gsdd_lib.core.rng import generator as make_generator
+from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
-from gsdd_lib.data.sampling import keep_per_class
-from gsdd_lib.evaluation.summary import format_accuracy, summarize
-from gsdd_lib.networks import make_network
-from gsdd_lib.training.train import EvaluationError, accuracy, learning_rate, train_network
+from gsdd_lib.networks import network_for
+from gsdd_lib.training.train import accuracy, train_network
 
-__all__ = [
-    "EvaluationError",
-    "accuracy",
-    "evaluate",
-    "format_accuracy",
-    "learned_eval_config",
-    "learning_rate",
-    "random_real_images",
-    "summarize",
-    "train_network",
-]
+SUMMARY = ("mean", "std", "n", "ci95")  # what :func:`summarize` gives
 
 
 def evaluate(
@@ -59,7 +49,7 @@ def evaluate(
     evaluated before, and the first rows are the same for any number of networks.
     """
     _check(images, labels, data, split)
-    images, labels = images.detach(), labels.detach()
+    images, labels = images.detach().to(data.device), labels.detach().to(data.device)
     with Progress(config.networks * config.epochs, f"evaluate on {split}") as progress:
         return [
             _train_and_test(
@@ -76,23 +66,33 @@ def evaluate(
         ]
 
 
-def learned_eval_config(eval_config: EvalConfig, rows: Sequence[dict[str, float]]) -> EvalConfig:
-    """``eval_config`` with the learned learning rate of the row whose Gaussians were kept.
+def summarize(rows: Sequence[dict[str, float | int | str]]) -> dict[str, float]:
+    """Mean accuracy in percent, standard deviation, number, and half-width of the 95 % interval.
 
-    Unchanged where ``rows`` hold none, which is so for every objective but trajectory matching.
+    ``std`` is that of a sample (n - 1); ``ci95`` is Student's t times std / sqrt(n), an interval
+    for the mean over networks. Both are NaN for one network.
+
+    >>> summarize([{"accuracy": 70.0}, {"accuracy": 72.0}])["mean"]
+    71.0
     """
-    best = max(rows, key=lambda row: row["mean"])
-    return eval_config.model_copy(update={"eval_lr": best.get("syn_lr", eval_config.eval_lr)})
+    if not rows:
+        raise ValueError("no rows to summarize; evaluate at least one network")
+    values = torch.tensor([float(row["accuracy"]) for row in rows], dtype=torch.float64)
+    n = len(values)
+    std = values.std(correction=1).item() if n > 1 else math.nan
+    ci95 = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n) if n > 1 else math.nan
+    return dict(zip(SUMMARY, (values.mean().item(), std, n, ci95), strict=True))
 
 
-def random_real_images(data: ImageData, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """The honest rival: ``count`` random training images per class, normalized, and their labels.
+def format_accuracy(summary: dict[str, float]) -> str:
+    """Mean ± standard deviation over networks, in percent, as the field prints it.
 
-    What ``count`` the same bits buy as uint8 pixels says ``Budget.uint8_images_per_class``.
+    >>> format_accuracy({"mean": 78.81, "std": 0.43, "n": 5, "ci95": 0.53})
+    '78.8 ± 0.4 (n=5)'
     """
-    draw = make_generator(seed, "evaluate", "random real")
-    chosen = data.train.select(keep_per_class(data.train.labels, count, generator=draw))
-    return data.normalize(chosen.images), chosen.labels
+    mean, std, n = summary["mean"], summary["std"], summary["n"]
+    spread = "" if math.isnan(std) else f" ± {std:.1f}"
+    return f"{mean:.1f}{spread} (n={n:.0f})"
 
 
 def _train_and_test(
@@ -112,18 +112,14 @@ def _train_and_test(
         losses.append(loss)
         progress.update(network=index + 1, loss=loss)
 
-    network = make_network(
-        config.eval_network,
-        channels=images.shape[1],
-        num_classes=data.num_classes,
-        resolution=tuple(images.shape[2:]),
-        width=config.eval_width,
-        generator=make_generator(seed, "evaluate", index, "weights"),
-        **_choices(config),
-    ).to(images.device)
-    draws = make_generator(seed, "evaluate", index, "training")
+    weights = generator(seed, "evaluate", index, "weights")
+    choices = _choices(config)
+    network = network_for(
+        data, config.eval_network, config.eval_width, generator=weights, **choices
+    )
+    draws = generator(seed, "evaluate", index, "training")
     train_network(images, labels, network, config, generator=draws, progress=after_epoch)
-    real = getattr(data, split).to(images.device)
+    real = getattr(data, split)
     percent = accuracy(network, real.images, real.labels, normalize=data.normalize)
     return {
         "network_index": index,

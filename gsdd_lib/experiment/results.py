@@ -18,8 +18,8 @@ from typing import Any, Self
 
 import pandas as pd
 
+from gsdd_lib.core.device import cpu_name
 from gsdd_lib.core.files import write_atomically
-from gsdd_lib.core.processor import cpu_name
 from gsdd_lib.experiment.tables import to_markdown
 
 RECORD = "run.json"

@@ -7,14 +7,16 @@ subclass of :class:`~gsdd_lib.networks.layers.Network` and a line in :data:`NETW
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from gsdd_lib.core.errors import ConfigError
+from gsdd_lib.networks import layers
 from gsdd_lib.networks.alexnet_vgg import VGG11, AlexNet
 from gsdd_lib.networks.convnet import ConvNet
-from gsdd_lib.networks.layers import Network, check_choice, initialize_
+from gsdd_lib.networks.layers import Network
 from gsdd_lib.networks.resnet import ResNet18
 from gsdd_lib.networks.vit import ViT
 
@@ -29,16 +31,30 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "ViT": ViT,
 }
 
-__all__ = [
-    "CONVNETS",
-    "NETWORKS",
-    "Network",
-    "empty_network",
-    "flatten",
-    "initialize_",
-    "make_network",
-    "unflatten",
-]
+
+class Described(Protocol):
+    """What a network must know of a data set; ``ImageData`` has it."""
+
+    channels: int
+    num_classes: int
+    resolution: tuple[int, int]
+    device: torch.device
+
+
+def network_for(
+    data: Described, name: str, width: int = 128, *, generator: torch.Generator, **choices: str
+) -> Network:
+    """:func:`make_network` for the images and classes of ``data``, moved to its device."""
+    network = make_network(
+        name,
+        channels=data.channels,
+        num_classes=data.num_classes,
+        resolution=data.resolution,
+        width=width,
+        generator=generator,
+        **choices,
+    )
+    return network.to(data.device)
 
 
 def make_network(
@@ -69,31 +85,18 @@ def make_network(
     >>> sum(parameter.numel() for parameter in net.parameters())
     320010
     """
-    size = (channels, *resolution)
-    network = empty_network(name, size, num_classes=num_classes, width=width, **choices)
-    network.to_empty(device=generator.device)
-    initialize_(network, generator)
-    return network
-
-
-def empty_network(
-    name: str, size: tuple[int, int, int], *, num_classes: int, width: int = 128, **choices: str
-) -> Network:
-    """The network of :func:`make_network` without its weights, on the meta device.
-
-    size: (channels, height, width) of the images
-
-    It takes no memory and computes shapes alone, and no random number is drawn for it.
-    """
-    check_choice("network", name, tuple(NETWORKS))
+    layers.check_choice("network", name, tuple(NETWORKS))
     if name in CONVNETS:
         choices = {"width": width, **choices}
     elif choices:
         raise ConfigError(
             f"{', '.join(choices)} can be chosen for a ConvNet alone; {name} is as published"
         )
-    with torch.device("meta"):
-        return NETWORKS[name](size, num_classes, **choices)
+    with torch.device("meta"):  # no memory is taken and no random number drawn yet
+        network = NETWORKS[name]((channels, *resolution), num_classes, **choices)
+    network.to_empty(device=generator.device)
+    layers.initialize_(network, generator)
+    return network
 
 
 def flatten(params: Mapping[str, Tensor]) -> Tensor:

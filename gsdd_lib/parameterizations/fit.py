@@ -16,7 +16,7 @@ from gsdd_lib.config import FitConfig, RenderConfig
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
-from gsdd_lib.data.sampling import class_members
+from gsdd_lib.data.dataset import class_members
 from gsdd_lib.parameterizations.budget import Budget
 from gsdd_lib.parameterizations.fit_loop import Plan, fit_packed
 from gsdd_lib.parameterizations.gaussian import GaussianImages, Space

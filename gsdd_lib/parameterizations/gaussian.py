@@ -1,5 +1,6 @@
 """Images as sums of 2D Gaussians (paper, section 3.1): the parameterization of this project."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -102,6 +103,12 @@ class GaussianImages(nn.Module):
         """Opacities [N, M], any number, a view; None where rows have none."""
         return self.packed[..., -1] if self.opacity else None
 
+    def forward(
+        self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
+    ) -> Tensor:
+        """:meth:`render`."""
+        return self.render(index, resolution)
+
     def render(
         self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
     ) -> Tensor:
@@ -123,10 +130,6 @@ class GaussianImages(nn.Module):
     ) -> Tensor:
         """The bare sum of Gaussians, in this parameterization's own space."""
         return self._splat(self.packed, resolution or self.resolution, index)
-
-    def render_packed(self, packed: Tensor) -> Tensor:
-        """Normalized images of other numbers than this object's own, in its place: [n, C, H, W]."""
-        return self._normalized(self._splat(packed, self.resolution))
 
     def splat_packed(self, packed: Tensor) -> Tensor:
         """The bare sum of other numbers than this object's own, in its place: [n, C, H, W]."""
@@ -167,12 +170,12 @@ class GaussianImages(nn.Module):
         return -torch.log1p(-inside.square()).sum(-1).mean()
 
     @torch.no_grad()
-    def scale_step_(self, before: Tensor, ratio: float) -> None:
-        """Make a step from ``before`` [N, M, ...] ``ratio`` times as long in the Cholesky factors.
+    def scale_step_(self, before: Mapping[str, Tensor], ratio: float) -> None:
+        """Make the last step ``ratio`` times as long in the Cholesky factors.
 
         Adam moves every number alike, and these are the ones measured in pixels.
         """
-        start = before[..., 2:GEOMETRY]
+        start = before["packed"][..., 2:GEOMETRY]
         self.cholesky.copy_(start + ratio * (self.cholesky - start))
 
     @torch.no_grad()

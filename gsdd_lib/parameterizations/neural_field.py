@@ -10,6 +10,7 @@ one network after the other; here all images go through each layer at once, so t
 measures the method and not the loop around it.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -63,6 +64,12 @@ class NeuralFields(nn.Module):
         """Weights and biases of one field; stored as fp32, four bytes each."""
         return sum(part[0].numel() for part in self.parameters())
 
+    def forward(
+        self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
+    ) -> Tensor:
+        """:meth:`render`."""
+        return self.render(index, resolution)
+
     def render(
         self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
     ) -> Tensor:
@@ -81,6 +88,9 @@ class NeuralFields(nn.Module):
     def penalty(self) -> Tensor:
         """A field has no place to escape to: 0."""
         return self.weights[0].new_zeros(())
+
+    def scale_step_(self, before: Mapping[str, Tensor], ratio: float) -> None:
+        """Nothing: no weight is measured in pixels."""
 
     def constrain_(self) -> None:
         """Weights may be any number: nothing to do."""

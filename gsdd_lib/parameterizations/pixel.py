@@ -4,6 +4,7 @@ Stored as bytes, 4 images take the bits of one image of the field's fp32 pixels;
 this rival has more images than the field gives it, at a precision that costs it nothing visible.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
-from gsdd_lib.data.sampling import keep_per_class
+from gsdd_lib.data.dataset import keep_per_class
 from gsdd_lib.parameterizations.budget import Budget, pixel_bits_per_class
 from gsdd_lib.parameterizations.gaussian import RoundToBf16
 
@@ -75,6 +76,12 @@ class PixelImages(nn.Module):
         """Bits of all pixels; labels and a file's description come on top."""
         return self.packed.numel() * BITS[self.storage]
 
+    def forward(
+        self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
+    ) -> Tensor:
+        """:meth:`render`."""
+        return self.render(index, resolution)
+
     def render(
         self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
     ) -> Tensor:
@@ -90,15 +97,11 @@ class PixelImages(nn.Module):
             return stored
         return F.interpolate(stored, tuple(resolution), mode="bilinear", antialias=True)
 
-    def render_packed(self, packed: Tensor) -> Tensor:
-        """Normalized images of other numbers than this object's own, in its place: [n, C, H, W]."""
-        return (self._stored(packed) - self.mean) / self.std
-
     def penalty(self) -> Tensor:
         """0: a pixel cannot leave its image."""
         return self.packed.new_zeros(())
 
-    def scale_step_(self, before: Tensor, ratio: float) -> None:
+    def scale_step_(self, before: Mapping[str, Tensor], ratio: float) -> None:
         """Nothing: all numbers of an image are of one kind."""
 
     @torch.no_grad()
@@ -124,7 +127,7 @@ def random_real_pixels(
 ) -> PixelImages:
     """``per_class`` random training images of each class.
 
-    A rival as it is, the very images of ``evaluate.random_real_images`` with the same seed, and
+    A rival as it is, the very images of ``baselines.random_real_images`` with the same seed, and
     what the distillation of pixels starts from.
     """
     draw = generator(seed, "evaluate", "random real")

@@ -1,48 +1,158 @@
 """Expert trajectories: networks trained on the real data, their parameters after every epoch.
 
-A file is written when its expert is done, in one move, so a killed run goes on with the first
-expert that has none. What a file holds and how it is read is in ``expert_files``, whose
-public names can be had from here too.
+One safetensors file per expert: ``epoch_000`` (before training), ``epoch_001``, ... each float32
+[P] in the order of ``network.named_parameters()``, and in the metadata one JSON text that says how
+it was trained and how well it does. A file is written when its expert is done, in one move, so a
+killed run goes on with the first expert that has none. Matching reads the two snapshots it needs
+and nothing else.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
 
 from gsdd_lib.config import ExpertConfig
+from gsdd_lib.core.errors import GsddError
+from gsdd_lib.core.files import write_atomically
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
-from gsdd_lib.networks import flatten, make_network
-from gsdd_lib.training.augment import apply_dsa, sample_dsa
-from gsdd_lib.training.expert_files import (
-    ExpertError,
-    Experts,
-    check_settings,
-    distances,
-    expert_path,
-    read_about,
-    write_expert,
-)
-from gsdd_lib.training.train import accuracy
+from gsdd_lib.networks import flatten, network_for
+from gsdd_lib.training.train import accuracy, train_epoch
 
-__all__ = [
-    "ExpertError",
-    "ExpertPlan",
-    "Experts",
-    "distances",
-    "expert_path",
-    "plan_experts",
-    "read_about",
-    "train_experts",
-]
-
+FORMAT = "gsdd-expert"
+VERSION = 1
 HEADER_BYTES = 4096  # about what names and metadata take in a file
+
+
+class ExpertError(GsddError, RuntimeError):
+    """Experts are missing, damaged, or of other settings; the message says what to do."""
+
+
+def expert_path(folder: Path | str, index: int) -> Path:
+    """The file of one expert."""
+    return Path(folder) / f"expert_{index:03d}.safetensors"
+
+
+class Experts:
+    """The experts of a folder, for matching: what they are, and snapshots read when asked for."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.paths = sorted(Path(folder).glob("expert_*.safetensors"))
+        if not self.paths:
+            raise ExpertError(
+                f"There are no experts in '{Path(folder)}'; train them by train_experts (notebook "
+                "03) or name another folder."
+            )
+        self.about = [read_about(path) for path in self.paths]
+        for path, about in zip(self.paths, self.about, strict=True):
+            common = {**about["settings"], "index": 0}
+            check_settings(path, common, {**self.about[0]["settings"], "index": 0})
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of training; there is one snapshot more."""
+        return self.about[0]["settings"]["train_epochs"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Says whether two folders hold the same experts: a hash of all they say of themselves."""
+        return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()
+
+    def snapshots(self, index: int, *epochs: int) -> list[Tensor]:
+        """Parameters [P] of expert ``index`` after each of ``epochs``; 0 is before training."""
+        path = self.paths[index]
+        try:
+            with safe_open(path, "pt") as file:
+                return [file.get_tensor(_key(epoch)) for epoch in epochs]
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, error) from error
+
+    def check(self, data: ImageData, network: str, width: int, epochs: int) -> None:
+        """Raise :class:`ExpertError` unless these experts fit the matching that is to be done."""
+        settings = self.about[0]["settings"]
+        wanted = {
+            "dataset": data.name,
+            "expert_network": network,
+            "expert_width": width,
+            "images": [data.channels, *data.resolution],
+            "classes": data.num_classes,
+        }
+        check_settings(self.paths[0], {key: settings[key] for key in wanted}, wanted)
+        if self.epochs < epochs:
+            raise ExpertError(
+                f"The experts trained for {self.epochs} epochs, the matching needs {epochs} "
+                "(max_start_epoch - 1 + expert_epochs); lower these or train longer."
+            )
+
+
+def distances(experts: Experts, expert_epochs: int) -> list[dict[str, float | int]]:
+    """How far each expert gets in ``expert_epochs`` epochs: the root of what divides the TM loss.
+
+    Rows of expert, epoch (where the matched epochs start) and distance ``||start - target||``.
+    """
+    rows = []
+    for index in range(len(experts)):
+        for epoch in range(experts.epochs - expert_epochs + 1):
+            start, target = experts.snapshots(index, epoch, epoch + expert_epochs)
+            distance = (start - target).norm().item()
+            rows.append({"expert": index, "epoch": epoch, "distance": distance})
+    return rows
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What a file says of its expert; raises :class:`ExpertError` where it is no whole file."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
+                raise ExpertError(f"{path.name} is no expert file of version {VERSION}; remove it.")
+            expected = {_key(epoch) for epoch in range(about["settings"]["train_epochs"] + 1)}
+            if set(file.keys()) != expected:
+                raise _damaged(path, "snapshots are missing")
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise _damaged(path, error) from error
+    return about
+
+
+def _damaged(path: Path, reason: object) -> ExpertError:
+    return ExpertError(
+        f"The expert file {path.name} is damaged or cut off ({reason}); delete it and train again, "
+        "the other experts are kept."
+    )
+
+
+def _key(epoch: int) -> str:
+    return f"epoch_{epoch:03d}"
+
+
+def write_expert(path: Path, snapshots: list[Tensor], about: dict[str, Any]) -> None:
+    """One expert: parameters [P] after every epoch, and what is said of them."""
+    tensors = {_key(epoch): params for epoch, params in enumerate(snapshots)}
+    text = json.dumps({"format": FORMAT, "version": VERSION, **about})
+    write_atomically(path, serialize(tensors, {"about": text}))  # one text: equal bytes
+
+
+def check_settings(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise :class:`ExpertError`, naming what differs, unless ``found`` has all of ``wanted``."""
+    other = [key for key in wanted if found.get(key) != wanted[key]]
+    if other:
+        listed = "; ".join(f"{key} {found.get(key)}, wanted {wanted[key]}" for key in other)
+        raise ExpertError(
+            f"The expert file {path.name} has other settings ({listed}); choose another folder, or "
+            "delete it and train again."
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +178,8 @@ class ExpertPlan:
 
 def plan_experts(data: ImageData, config: ExpertConfig) -> ExpertPlan:
     """Size and work of :func:`train_experts`, within a few kilobytes per file."""
-    network = _network(data, config, generator(0, "expert", "plan"))
+    weights = generator(0, "expert", "plan")
+    network = network_for(data, config.expert_network, config.expert_width, generator=weights)
     steps = -(-len(data.train) // config.expert_batch) * config.train_epochs * config.num_experts
     parameters = sum(value.numel() for value in network.parameters())
     return ExpertPlan(config.num_experts, config.train_epochs + 1, parameters, steps)
@@ -117,28 +228,27 @@ def _settings(data: ImageData, config: ExpertConfig, seed: int, index: int) -> d
     }
 
 
-def _network(data: ImageData, config: ExpertConfig, draw: torch.Generator) -> nn.Module:
-    return make_network(
-        config.expert_network,
-        channels=data.channels,
-        num_classes=data.num_classes,
-        resolution=data.resolution,
-        width=config.expert_width,
-        generator=draw,
-    ).to(data.device)
-
-
 def _train_expert(
     data: ImageData, config: ExpertConfig, seed: int, index: int, progress: Progress
 ) -> tuple[list[Tensor], list[dict[str, float | int]]]:
     """Parameters after every epoch, the untrained ones first, and a row for each."""
-    network = _network(data, config, generator(seed, "expert", index, "weights"))
+    weights = generator(seed, "expert", index, "weights")
+    network = network_for(data, config.expert_network, config.expert_width, generator=weights)
     optimizer = torch.optim.SGD(network.parameters(), lr=config.expert_lr)
     draw = generator(seed, "expert", index, "training")
     snapshots, rows, loss = [], [], 0.0
     for epoch in range(config.train_epochs + 1):
         if epoch:
-            loss = _train_epoch(data, config, network, optimizer, draw)
+            loss = train_epoch(
+                network,
+                optimizer,
+                data.train.images,
+                data.train.labels,
+                batch=config.expert_batch,
+                dsa=config.expert_dsa,
+                generator=draw,
+                normalize=data.normalize,
+            )
         held = data.validation
         percent = accuracy(network, held.images, held.labels, normalize=data.normalize)
         snapshots.append(flatten(dict(network.named_parameters())).cpu())
@@ -151,26 +261,3 @@ def _train_expert(
         if epoch:
             progress.update(expert=index, accuracy=percent)
     return snapshots, rows
-
-
-def _train_epoch(
-    data: ImageData,
-    config: ExpertConfig,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    draw: torch.Generator,
-) -> float:
-    """One pass over the training split in a new order; the mean loss over images."""
-    total = 0.0
-    for index in torch.randperm(len(data.train), generator=draw).split(config.expert_batch):
-        batch = data.train.select(index)
-        augmentation = sample_dsa(
-            config.expert_dsa, len(index), data.resolution, generator=draw, siamese=False
-        )
-        images = apply_dsa(data.normalize(batch.images), augmentation)
-        loss = F.cross_entropy(network(images), batch.labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.item() * len(index)
-    return total / len(data.train)

@@ -47,7 +47,15 @@ def train_network(
     optimizer = _optimizer(network, config)
     for epoch in range(config.epochs):
         optimizer.param_groups[0]["lr"] = learning_rate(config, epoch)
-        loss = _train_epoch(images, labels, network, optimizer, config=config, generator=generator)
+        loss = train_epoch(
+            network,
+            optimizer,
+            images,
+            labels,
+            batch=config.eval_batch,
+            dsa=config.eval_dsa,
+            generator=generator,
+        )
         if not math.isfinite(loss):
             raise EvaluationError(
                 f"the training loss is {loss} in epoch {epoch + 1} of {config.epochs}; "
@@ -57,6 +65,42 @@ def train_network(
         if progress:
             progress(epoch, loss)
     return network.eval()
+
+
+def train_epoch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    batch: int,
+    dsa: str,
+    generator: torch.Generator,
+    normalize: Callable[[Tensor], Tensor] | None = None,
+) -> float:
+    """One pass over the images in a new order, each batch augmented; the mean loss over images.
+
+    Args:
+        images: [N, C, H, W], on the network's device.
+        labels: int64 [N], or probabilities [N, num_classes].
+        batch: images per step of the optimizer.
+        dsa: augmentations (:func:`~gsdd_lib.training.augment.sample_dsa`), parameters per image.
+        generator: the source of the order and of the augmentation.
+        normalize: applied to a batch before its augmentation, e.g. ``data.normalize`` for uint8
+            images; left out, the images are normalized already.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=images.device)
+    order = torch.randperm(len(images), generator=generator, device=generator.device)
+    size = tuple(images.shape[2:])
+    for index in order.to(images.device).split(batch):
+        params = sample_dsa(dsa, len(index), size, generator=generator, siamese=False)
+        chosen = normalize(images[index]) if normalize else images[index]
+        loss = F.cross_entropy(network(apply_dsa(chosen, params)), labels[index])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.detach().double() * len(index)
+    return total.item() / len(images)
 
 
 def learning_rate(config: EvalConfig, epoch: int) -> float:
@@ -97,31 +141,3 @@ def _optimizer(network: nn.Module, config: EvalConfig) -> torch.optim.Optimizer:
         return torch.optim.SGD(network.parameters(), momentum=MOMENTUM, **settings)
     kind = torch.optim.AdamW if config.eval_optimizer == "adamw" else torch.optim.Adam
     return kind(network.parameters(), **settings)
-
-
-def _train_epoch(
-    images: Tensor,
-    labels: Tensor,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    config: EvalConfig,
-    generator: torch.Generator,
-) -> float:
-    """One pass in a new order; the mean loss over images."""
-    total = torch.zeros((), device=images.device)
-    order = torch.randperm(len(images), generator=generator, device=generator.device)
-    for index in order.to(images.device).split(config.eval_batch):
-        params = sample_dsa(
-            config.eval_dsa,
-            len(index),
-            tuple(images.shape[2:]),
-            generator=generator,
-            siamese=False,
-        )
-        loss = F.cross_entropy(network(apply_dsa(images[index], params)), labels[index])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach() * len(index)
-    return total.item() / len(images)

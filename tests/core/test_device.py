@@ -1,5 +1,7 @@
 """Everything of a step is on the images' device, and there gives what it gives on the CPU."""
 
+import platform
+
 import pytest
 import torch
 from pretend_device import Pretended, pretended_gpu
@@ -12,11 +14,13 @@ from gsdd_lib.config import (
     ExpertConfig,
     FitConfig,
 )
-from gsdd_lib.core.device import choose_device
+from gsdd_lib.core import device as core_device
+from gsdd_lib.core.device import choose_device, cpu_name
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.data import load_data
 from gsdd_lib.distillation.loop import distill
-from gsdd_lib.evaluation.evaluate import evaluate, random_real_images
+from gsdd_lib.evaluation.baselines import random_real_images
+from gsdd_lib.evaluation.evaluate import evaluate
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
 from gsdd_lib.training.experts import Experts, train_experts
@@ -115,3 +119,16 @@ def test_auto_is_the_gpu_where_there_is_one(monkeypatch):
     assert choose_device("cuda:0").index == 0
     with pytest.raises(ConfigError, match="has 1 CUDA"):
         choose_device("cuda:1")
+
+
+def test_the_processors_name_is_the_systems(tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor : 0\nmodel name\nmodel name\t: A Fine CPU: 2\nmodel name\t: x\n")
+    monkeypatch.setattr(core_device, "CPU_INFO", info)
+    assert cpu_name() == "A Fine CPU: 2"
+
+
+def test_a_processor_without_a_name_is_called_by_its_architecture(tmp_path, monkeypatch):
+    monkeypatch.setattr(core_device, "CPU_INFO", tmp_path / "missing")
+    assert cpu_name() in (platform.processor(), platform.machine())
+    assert cpu_name()

@@ -7,10 +7,8 @@ from hypothesis import strategies as st
 
 from gsdd_lib.config import DataConfig
 from gsdd_lib.data import DataError, ImageSet, from_tensors, load_data
-from gsdd_lib.data.dataset import resize
-from gsdd_lib.data.digits import read_digits
-from gsdd_lib.data.sampling import keep_per_class, stratified_split
-from gsdd_lib.data.shapes import FIGURES, make_shapes, read_shapes
+from gsdd_lib.data.dataset import keep_per_class, resize, stratified_split
+from gsdd_lib.data.synthetic import FIGURES, make_shapes, read_digits, read_shapes
 from gsdd_lib.data.tensors import channel_statistics
 
 
@@ -194,7 +192,7 @@ def test_shapes_show_the_same_scenes_at_every_resolution():
 
 def test_shapes_do_not_depend_on_the_chunks(monkeypatch):
     whole = make_shapes(5, 16, seed=0).images
-    monkeypatch.setattr("gsdd_lib.data.shapes.CHUNK_PIXELS", 2 * 16**2)
+    monkeypatch.setattr("gsdd_lib.data.synthetic.CHUNK_PIXELS", 2 * 16**2)
     assert torch.equal(whole, make_shapes(5, 16, seed=0).images)
 
 

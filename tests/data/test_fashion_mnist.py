@@ -16,10 +16,9 @@ import pytest
 import torch
 
 from gsdd_lib.config import DataConfig
-from gsdd_lib.data import DataError, fashion_mnist, load_data, obtain
+from gsdd_lib.data import DataError, fashion_mnist, load_data
 from gsdd_lib.data.__main__ import main
-from gsdd_lib.data.fetch import download, fetch
-from gsdd_lib.data.idx import inflate, parse_idx, read_content
+from gsdd_lib.data.fashion_mnist import download, fetch, inflate, parse_idx, read_content
 from gsdd_lib.data.tensors import channel_statistics
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -50,11 +49,13 @@ def mini(tmp_path, monkeypatch):
         )
         for stem, data in content.items()
     }
-    for module in (fashion_mnist, obtain):
+    for module in (fashion_mnist,):
         monkeypatch.setattr(module, "FILES", files)
         monkeypatch.setattr(module, "DEBIAN_FOLDER", tmp_path / "debian")
-    monkeypatch.setattr(obtain, "ADDRESSES", ("http://127.0.0.1:9/",))  # nothing listens there
-    monkeypatch.setattr(obtain, "apt_get_command", list)
+    monkeypatch.setattr(
+        fashion_mnist, "ADDRESSES", ("http://127.0.0.1:9/",)
+    )  # nothing listens there
+    monkeypatch.setattr(fashion_mnist, "apt_get_command", list)
     monkeypatch.delenv("GSDD_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     return content
@@ -305,7 +306,7 @@ def test_download_notices_a_broken_connection(server):
 
 def serve(server, monkeypatch, content):
     server.content = {f"/{stem}.gz": gzip.compress(data) for stem, data in content.items()}
-    monkeypatch.setattr(obtain, "ADDRESSES", (f"{server.address}/",))
+    monkeypatch.setattr(fashion_mnist, "ADDRESSES", (f"{server.address}/",))
 
 
 def test_make_data_finds_what_is_there(mini, tmp_path, capsys):
@@ -337,7 +338,7 @@ def test_make_data_names_a_plain_file_that_is_in_the_way(mini, server, tmp_path,
     (folder / TRAIN_IMAGES).write_bytes(b"something else")
     serve(server, monkeypatch, mini)
     with pytest.raises(DataError, match=f"{TRAIN_IMAGES} is not an IDX file.*; remove it"):
-        obtain.obtain_fashion_mnist(str(folder), say=lambda _: None)
+        fashion_mnist.obtain_fashion_mnist(str(folder), say=lambda _: None)
 
 
 def test_make_data_never_keeps_altered_files(mini, server, tmp_path, monkeypatch, capsys):
@@ -361,7 +362,7 @@ def apt_get(mini, tmp_path, monkeypatch):
         f"cp -r {tmp_path}/mirror {tmp_path}/debian\n"
     )
     tool.chmod(0o755)
-    monkeypatch.setattr(obtain, "apt_get_command", lambda: [str(tool)])
+    monkeypatch.setattr(fashion_mnist, "apt_get_command", lambda: [str(tool)])
     return log
 
 
@@ -377,7 +378,7 @@ def test_make_data_fetches_where_installing_fails(apt_get, mini, server, monkeyp
     shutil.rmtree(tmp_path / "mirror")
     serve(server, monkeypatch, mini)
     said = []
-    assert obtain.obtain_fashion_mnist(say=said.append).startswith("fetched from")
+    assert fashion_mnist.obtain_fashion_mnist(say=said.append).startswith("fetched from")
     assert any("apt-get could not install dataset-fashion-mnist" in line for line in said)
 
 
@@ -390,16 +391,16 @@ def test_make_data_installs_nothing_when_told_where(arguments, apt_get, mini, se
 
 def test_apt_get_needs_rights(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert obtain.apt_get_command() == []
+    assert fashion_mnist.apt_get_command() == []
     for tool, status in (("apt-get", 0), ("sudo", 1)):
         (tmp_path / tool).write_text(f"#!/bin/sh\nexit {status}\n")
         (tmp_path / tool).chmod(0o755)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert obtain.apt_get_command() == []  # sudo asks for a password
+    assert fashion_mnist.apt_get_command() == []  # sudo asks for a password
     (tmp_path / "sudo").write_text("#!/bin/sh\nexit 0\n")
-    assert obtain.apt_get_command() == ["sudo", "-n", "apt-get"]
+    assert fashion_mnist.apt_get_command() == ["sudo", "-n", "apt-get"]
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert obtain.apt_get_command() == ["apt-get"]
+    assert fashion_mnist.apt_get_command() == ["apt-get"]
 
 
 def test_make_data_of_an_unknown_or_embedded_set(capsys):

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from gsdd_lib.config import DataConfig
-from gsdd_lib.data import DataError, decoded, imagenet, load_data
+from gsdd_lib.data import DataError, imagenet, load_data
+from gsdd_lib.data import cache as decoded
 from gsdd_lib.data.imagenet import SUBSETS
 
 NETTE = [one.wnid for one in SUBSETS["imagenette"]]
@@ -136,7 +137,7 @@ def test_an_archive_in_another_order_gives_the_same_images(tmp_path):
 def test_an_archive_is_read_once(tmp_path, monkeypatch):
     path = pack(tmp_path / "imagenet.tgz", tree(NETTE), "imagenet")
     first = load("imagenette", path)
-    monkeypatch.setattr("gsdd_lib.data.listing.tarfile", None)
+    monkeypatch.setattr("gsdd_lib.data.sources.tarfile", None)
     assert torch.equal(load("imagenette", path).train.images, first.train.images)
 
 

@@ -20,7 +20,7 @@ from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.distillation.loop import DistillError, distill
 from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_classes
 from gsdd_lib.distillation.state import begin
-from gsdd_lib.evaluation.evaluate import learned_eval_config
+from gsdd_lib.evaluation.protocols import learned_eval_config
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
 from gsdd_lib.parameterizations.gaussian import MAX_POSITION, GaussianImages

@@ -12,9 +12,11 @@ from gsdd_lib.distillation.soft_labels import (
     labels_of_teacher,
     train_teacher,
 )
-from gsdd_lib.evaluation.evaluate import accuracy, evaluate, random_real_images
+from gsdd_lib.evaluation.baselines import random_real_images
+from gsdd_lib.evaluation.evaluate import evaluate
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.training.experts import ExpertError, Experts, train_experts
+from gsdd_lib.training.train import accuracy
 
 
 class Teacher(torch.nn.Module):

@@ -6,7 +6,8 @@ import torch
 from gsdd_lib.config import BudgetConfig, DataConfig, EvalConfig
 from gsdd_lib.data import load_data
 from gsdd_lib.evaluation import baselines as rivals
-from gsdd_lib.evaluation.evaluate import evaluate, random_real_images
+from gsdd_lib.evaluation.baselines import random_real_images
+from gsdd_lib.evaluation.evaluate import evaluate
 from gsdd_lib.parameterizations.budget import plan_budget
 
 CONFIG = EvalConfig(networks=2, eval_network="ConvNetD1", eval_width=4, epochs=2)

@@ -10,9 +10,9 @@ from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import load_data
 from gsdd_lib.evaluation import evaluate as module
-from gsdd_lib.evaluation.cross_architecture import SETTINGS, evaluate_architectures, settings_for
-from gsdd_lib.evaluation.evaluate import learning_rate, train_network
+from gsdd_lib.evaluation.protocols import SETTINGS, evaluate_architectures, settings_for
 from gsdd_lib.networks import make_network
+from gsdd_lib.training.train import learning_rate, train_network
 
 BASE = EvalConfig(networks=1, eval_network="ConvNetD2", eval_width=4, epochs=2, eval_dsa="")
 

@@ -12,16 +12,10 @@ from scipy import stats
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData, ImageSet
-from gsdd_lib.evaluation.evaluate import (
-    EvaluationError,
-    accuracy,
-    evaluate,
-    format_accuracy,
-    summarize,
-    train_network,
-)
+from gsdd_lib.evaluation.evaluate import evaluate, format_accuracy, summarize
 from gsdd_lib.networks import make_network
 from gsdd_lib.training import train as module
+from gsdd_lib.training.train import EvaluationError, accuracy, train_network
 
 QUICK = EvalConfig(networks=2, eval_network="ConvNetD2", eval_width=4, epochs=3, eval_batch=4)
 THOROUGH = EvalConfig(

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.core.rng import generator
-from gsdd_lib.networks import NETWORKS, initialize_, make_network
-from gsdd_lib.networks.layers import Dropout
+from gsdd_lib.networks import NETWORKS, make_network
+from gsdd_lib.networks.layers import Dropout, initialize_
 
 OTHERS = ("AlexNet", "VGG11", "ResNet18", "ViT")
 

@@ -9,7 +9,7 @@ from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig
 from gsdd_lib.data import load_data
 from gsdd_lib.distillation.losses import dm_step_loss
 from gsdd_lib.distillation.state import begin
-from gsdd_lib.evaluation.evaluate import random_real_images
+from gsdd_lib.evaluation.baselines import random_real_images
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.pixel import (
     BITS,

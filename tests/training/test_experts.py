@@ -9,8 +9,7 @@ from safetensors.torch import load_file, save_file
 import gsdd_lib.training.experts as module
 from gsdd_lib.config import DataConfig, ExpertConfig
 from gsdd_lib.data import ImageData, load_data
-from gsdd_lib.evaluation.evaluate import accuracy
-from gsdd_lib.networks import unflatten
+from gsdd_lib.networks import network_for, unflatten
 from gsdd_lib.training.experts import (
     ExpertError,
     Experts,
@@ -19,6 +18,7 @@ from gsdd_lib.training.experts import (
     plan_experts,
     train_experts,
 )
+from gsdd_lib.training.train import accuracy
 
 CONFIG = ExpertConfig(
     num_experts=2,
@@ -67,8 +67,7 @@ def test_snapshots_are_the_networks_that_were_measured(data: ImageData, trained)
     folder, rows = trained
     experts = Experts(folder)
     assert len(experts) == 2 and experts.epochs == 3
-    draw = torch.Generator().manual_seed(5)
-    network = module._network(data, CONFIG, draw)
+    network = network_for(data, "ConvNetD2", 8, generator=torch.Generator())
     for epoch, params in enumerate(experts.snapshots(1, 0, 1, 2, 3)):
         network.load_state_dict(unflatten(params, network))
         held = data.validation
@@ -113,16 +112,16 @@ def test_finished_experts_are_skipped(data: ImageData, trained, tmp_path: Path, 
 
 
 def test_an_expert_cut_off_leaves_no_file(data: ImageData, tmp_path: Path, monkeypatch):
-    calls, original = 0, module._train_epoch
+    calls, original = 0, module.train_epoch
 
-    def cut(*arguments):
+    def cut(*arguments, **named):
         nonlocal calls
         calls += 1
         if calls == 5:
             raise OSError("power cut")
-        return original(*arguments)
+        return original(*arguments, **named)
 
-    monkeypatch.setattr(module, "_train_epoch", cut)
+    monkeypatch.setattr(module, "train_epoch", cut)
     with pytest.raises(OSError, match="power cut"):
         list(train_experts(data, CONFIG, tmp_path, seed=0))
     assert [path.name for path in tmp_path.iterdir()] == ["expert_000.safetensors"]

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from gsdd_lib.config import DataConfig
 from gsdd_lib.core.rng import generator
-from gsdd_lib.data.dataset import DataError, ImageSet, RawData
-from gsdd_lib.data.decoded import decoded, headers, split_decoded
-from gsdd_lib.data.listing import Listing, Tree, folder_tree, list_folder
-from gsdd_lib.data.sampling import stratified_split
+from gsdd_lib.data.cache import decoded, headers, split_decoded
+from gsdd_lib.data.dataset import DataError, ImageSet, RawData, stratified_split
+from gsdd_lib.data.sources import Listing, Tree, folder_tree, list_folder
 from gsdd_lib.data.tensors import channel_statistics
 
 TRAIN, TEST = "train", "test"

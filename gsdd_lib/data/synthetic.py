@@ -1,9 +1,15 @@
-"""``shapes``: generated RGB images of eight figures, at any resolution, always the same ones.
+"""The two data sets that need no files of their own: generated shapes, and scikit-learn's digits.
 
-Each image is one figure of random place, size, angle and color on a shaded background. A scene is
-drawn before it is rasterized, so image ``i`` shows the same scene at every resolution.
+``shapes`` are RGB images of eight figures, at any resolution, always the same ones. Each shows one
+figure of random place, size, angle and color on a shaded background. A scene is drawn before it is
+rasterized, so image ``i`` shows the same scene at every resolution.
+
+``digits`` are 1,797 handwritten digits of 8x8 pixels that travel inside scikit-learn's wheel.
 """
 
+import gzip
+import importlib.metadata
+import io
 import math
 from collections.abc import Callable
 
@@ -13,7 +19,7 @@ from torch import Tensor
 
 from gsdd_lib.config import DataConfig
 from gsdd_lib.core.rng import generator
-from gsdd_lib.data.dataset import ImageSet, RawData, check_size
+from gsdd_lib.data.dataset import DataError, ImageSet, RawData, check_size, stratified_split
 
 NATIVE = 32
 TRAIN_PER_CLASS, TEST_PER_CLASS = 200, 100
@@ -149,3 +155,49 @@ def _rasterize(figure: Figure, scenes: Array, resolution: int) -> Array:
     ground = np.clip(colors[:, 7:10] + shade[:, None], 0, 1)
     image = ground + coverage * (colors[:, 4:7] - ground)
     return np.rint(image * 255).astype(np.uint8)
+
+
+TEST_FRACTION = 0.2
+DIGITS_MEAN, DIGITS_STD = (0.3059,), (0.3762,)  # of the training split below; a test computes them
+
+
+def read_digits(config: DataConfig) -> RawData:
+    """The digits, gray levels 0 to 16 stretched to 0 to 255, with a test split of our own.
+
+    The publisher has no split, so a stratified fifth is drawn once and for all: it depends on no
+    seed. ``config.folder`` has no meaning here.
+    """
+    images, labels = _read_table()
+    whole = ImageSet(images, labels)
+    draw = generator(0, "data", "digits", "test")
+    train, test = stratified_split(labels, TEST_FRACTION, generator=draw)
+    return RawData(
+        class_names=tuple("0123456789"),
+        mean=DIGITS_MEAN,
+        std=DIGITS_STD,
+        train=whole.select(train),
+        test=whole.select(test),
+        provenance="digits (UCI, handwritten, 8x8), embedded in scikit-learn",
+    )
+
+
+def _read_table() -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 [1797, 1, 8, 8] and int64 [1797].
+
+    Read from the wheel's file, not by importing scikit-learn, which takes two seconds.
+    """
+    try:
+        wheel = importlib.metadata.distribution("scikit-learn")
+        path = wheel.locate_file("sklearn/datasets/data/digits.csv.gz")
+        content = gzip.decompress(path.read_bytes())
+    except (importlib.metadata.PackageNotFoundError, OSError) as error:
+        raise DataError(
+            f"the digits inside scikit-learn cannot be read ({error});"
+            " install scikit-learn 1.3 or newer"
+        ) from None
+    table = np.loadtxt(io.BytesIO(content), delimiter=",", dtype=np.int64)  # [1797, 64 + 1]
+    if table.shape != (1797, 65) or table.min() < 0 or table[:, :64].max() != 16:
+        raise DataError("the digits inside scikit-learn are not the known ones; install it anew")
+    levels = (table[:, :64] * 255 + 8) // 16
+    images = torch.from_numpy(levels.astype(np.uint8)).reshape(-1, 1, 8, 8)
+    return images, torch.from_numpy(table[:, 64].copy())
