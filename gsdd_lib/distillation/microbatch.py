@@ -73,52 +73,62 @@ def map_micro_batches(function: Callable[..., Tensor], size: int, *tensors: Tens
     return torch.cat([checkpoint(function, *batch, **once) for batch in batches])
 
 
-class BatchFunction(Protocol):
-    """Tensors of a micro-batch to a list of tensors; the same whenever it is called."""
+def sum_micro_batches(function: "Recomputable", size: int, *tensors: Tensor) -> list[Tensor]:
+    """``sum over micro-batches of function(*batch)``, with one graph in memory at a time.
 
-    def __call__(self, *tensors: Tensor, create_graph: bool) -> Sequence[Tensor]: ...
+    Args:
+        function: see :func:`recomputed`.
+        size: of a micro-batch, in rows.
+        tensors: [N, ...] each; floating-point ones may need a gradient.
+    """
+    total: list[Tensor] = []
+    for batch in zip(*[tensor.split(size) for tensor in tensors], strict=True):
+        values = recomputed(function, *batch)
+        total = [a + b for a, b in zip(total, values, strict=True)] if total else values
+    return total
 
 
-def sum_micro_batches(function: BatchFunction, size: int, *tensors: Tensor) -> list[Tensor]:
-    """``sum over micro-batches of function(*batch)``, computed twice instead of kept.
+class Recomputable(Protocol):
+    """Tensors to a list of tensors; the same whenever it is called."""
+
+    def __call__(self, *inputs: Tensor, create_graph: bool) -> Sequence[Tensor]: ...
+
+
+def recomputed(function: Recomputable, *inputs: Tensor) -> list[Tensor]:
+    """``function(*inputs)`` that keeps its inputs alone and is computed again for its gradient.
+
+    What ``torch.utils.checkpoint`` does, which runs a function that differentiates inside itself
+    three times and builds the graph of the second derivative each time; here it runs twice, the
+    first time without that graph. Differentiable once in ``inputs``, exactly.
 
     Args:
         function: called with ``create_graph=False`` for the values, and again with True when they
             are differentiated; it may differentiate inside itself.
-        size: of a micro-batch, in rows.
-        tensors: [N, ...] each; floating-point ones may need a gradient.
-
-    Differentiable once in ``tensors``, exactly; what is kept for it are the tensors themselves.
     """
-    return list(_SumMicroBatches.apply(function, size, *tensors))
+    return list(_Recomputed.apply(function, *inputs))
 
 
-class _SumMicroBatches(torch.autograd.Function):
+class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, function: BatchFunction, size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.function, ctx.size = function, size
-        ctx.save_for_backward(*tensors)
-        total: list[Tensor] = []
-        for batch in zip(*[tensor.detach().split(size) for tensor in tensors], strict=True):
-            with torch.enable_grad():  # for a function that differentiates inside itself
-                values = [value.detach() for value in function(*batch, create_graph=False)]
-            total = [a + b for a, b in zip(total, values, strict=True)] if total else values
-        return tuple(total)
+    def forward(ctx, function: Recomputable, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.function = function
+        ctx.save_for_backward(*inputs)
+        with torch.enable_grad():  # for a function that differentiates inside itself
+            values = function(*[value.detach() for value in inputs], create_graph=False)
+        return tuple(value.detach() for value in values)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *v_total: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[2:]
-        gradients: list[list[Tensor]] = [[] for _ in needed]
-        for batch in zip(*[tensor.split(ctx.size) for tensor in ctx.saved_tensors], strict=True):
-            leaves = [b.detach().requires_grad_(n) for b, n in zip(batch, needed, strict=True)]
-            with torch.enable_grad():
-                values = ctx.function(*leaves, create_graph=True)
-            pairs = [(x, v) for x, v in zip(values, v_total, strict=True) if x.requires_grad]
-            wanted = [leaf for leaf in leaves if leaf.requires_grad]
-            outputs, v_outputs = zip(*pairs, strict=True)
-            found = iter(torch.autograd.grad(outputs, wanted, v_outputs, materialize_grads=True))
-            for kept, leaf in zip(gradients, leaves, strict=True):
-                if leaf.requires_grad:
-                    kept.append(next(found))
-        return None, None, *[torch.cat(kept) if kept else None for kept in gradients]
+    def backward(ctx, *v_values: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        leaves = [
+            value.detach().requires_grad_(need)
+            for value, need in zip(ctx.saved_tensors, needed, strict=True)
+        ]
+        with torch.enable_grad():
+            values = ctx.function(*leaves, create_graph=True)
+        pairs = [(x, v) for x, v in zip(values, v_values, strict=True) if x.requires_grad]
+        outputs, v_outputs = zip(*pairs, strict=True)
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        found = iter(torch.autograd.grad(outputs, wanted, v_outputs, materialize_grads=True))
+        return None, *[next(found) if need else None for need in needed]

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from gsdd_lib.distillation.dm import class_means, dm_loss, embed_in_parts
+from gsdd_lib.distillation.dm import class_means, dm_loss
+from gsdd_lib.distillation.microbatch import map_micro_batches
 
 EMBEDDINGS = torch.tensor([[1.0, 2.0], [0.0, 10.0], [3.0, 6.0], [2.0, 20.0]])
 LABELS = torch.tensor([0, 1, 0, 1])
@@ -50,13 +51,13 @@ def test_gradcheck():
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4, 6])
-def test_embeddings_in_parts_are_those_of_the_batch_in_double(micro_batch):
+def test_embeddings_in_micro_batches_are_those_of_the_batch_in_double(micro_batch):
     layers = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 4)).double()
     images = torch.randn(7, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     real, labels = torch.randn(3, 4, dtype=torch.float64), torch.arange(7) % 3
     found = []
     for size in (7, micro_batch):
-        loss = dm_loss(real, embed_in_parts(layers, images, size), labels)
+        loss = dm_loss(real, map_micro_batches(layers, size, images), labels)
         found.append((loss, *torch.autograd.grad(loss, images)))
     for one, other in zip(*found, strict=True):
         assert (one - other).norm() < 1e-12 * one.norm()

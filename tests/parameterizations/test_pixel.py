@@ -79,7 +79,9 @@ def test_index_and_other_resolutions():
     images = make()
     assert torch.equal(images.render(torch.tensor([2, 0])), images.render()[[2, 0]])
     assert images.render(resolution=(12, 16)).shape == (4, 3, 12, 16)
-    assert torch.equal(images.render_packed(images.packed), images.render())
+    other = {"packed": torch.zeros_like(images.packed)}
+    black = torch.func.functional_call(images, other, ())
+    assert torch.equal(black, make(pixels=other["packed"]).render())
 
 
 def test_constraint_and_penalty():
@@ -95,10 +97,11 @@ def test_constraint_and_penalty():
 def test_pixels_are_distilled_by_the_same_objective(data):
     images = random_real_pixels(data, 2, seed=0)
     config = DistillConfig(network="ConvNetD2", width=8, batch_real=16)
-    carried = begin(data, config)
+    state = begin(images, data, config)
 
     def objective(step):
-        return dm_step_loss(images, data, config, carried, seed=0, step=step)
+        state.step = step
+        return dm_step_loss(state, data, seed=0)
 
     def mean_objective():
         return sum(objective(step).item() for step in range(100, 108)) / 8
