@@ -1,10 +1,13 @@
 """The outer loop: it lowers its loss, resumes bit for bit, and is not disturbed by evaluating."""
 
 import math
+import re
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from torch.func import functional_call
 
 import gsdd_lib.distillation.loop as module
 from gsdd_lib.config import (
@@ -15,15 +18,18 @@ from gsdd_lib.config import (
     ExpertConfig,
     FitConfig,
 )
+from gsdd_lib.core import progress
 from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.distillation.loop import distill
 from gsdd_lib.distillation.losses import STEP_LOSSES
 from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_classes
 from gsdd_lib.distillation.state import DistillError, begin, read_checkpoint
 from gsdd_lib.evaluation.protocols import learned_eval_config
+from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
 from gsdd_lib.parameterizations.gaussian import MAX_POSITION, GaussianImages
+from gsdd_lib.parameterizations.neural_field import NeuralFields
 from gsdd_lib.parameterizations.pixel import random_real_pixels
 from gsdd_lib.training.experts import Experts, train_experts
 
@@ -340,6 +346,192 @@ def test_pixels_are_distilled_by_the_same_loop(data: ImageData, tmp_path: Path) 
     saved = only_checkpoint(tmp_path)["parameters"]["packed"]
     assert not torch.equal(saved, start)
     assert 0 <= saved.min() and saved.max() <= 1
+
+
+def make_fields(data: ImageData) -> NeuralFields:
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(10).repeat_interleave(2)
+    return NeuralFields(labels, 1, (8, 8), layers=1, width=4, generator=draw)
+
+
+@pytest.mark.parametrize("stop_after", [1, 4])
+@pytest.mark.parametrize("objective", CONFIGS)
+@pytest.mark.parametrize("kind", ["pixels", "fields"])
+def test_any_parameterization_resumes_to_the_same_bits(
+    data: ImageData,
+    experts: Experts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    objective: str,
+    stop_after: int,
+) -> None:
+    config = CONFIGS[objective].model_copy(update={"steps": 5, "select_networks": 1})
+
+    def whole(folder: Path | None) -> tuple[Parameterization, list[dict], list[dict]]:
+        made = make_fields(data) if kind == "fields" else random_real_pixels(data, 2, seed=0)
+        named = {"experts": experts, "folder": folder, "snapshots": []}
+        rows = list(distill(made, data, config, JUDGES, seed=0, **named))
+        return made, rows, named["snapshots"]
+
+    def cut(state, *arguments, **named):
+        if state.step >= stop_after:
+            raise OSError("power cut")
+        return original(state, *arguments, **named)
+
+    expected, rows, snapshots = whole(None)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
+        original = module.take_step
+        patch.setattr(module, "take_step", cut)
+        whole(tmp_path)
+    resumed, resumed_rows, resumed_snapshots = whole(tmp_path)
+    assert same(rows, resumed_rows)
+    names = [name for name, _ in expected.named_parameters()]
+    for one, other in zip(snapshots, resumed_snapshots, strict=True):
+        assert list(one) == list(other) == names
+        assert all(torch.equal(one[name], other[name]) for name in names)
+    assert any(not torch.equal(snapshots[0][name], snapshots[2][name]) for name in names)
+    best = max(range(3), key=lambda row: rows[row]["mean"])
+    shown = functional_call(resumed, snapshots[best], ())
+    assert torch.equal(shown, expected.render()) and torch.equal(shown, resumed.render())
+
+
+# Memory that runs out
+
+
+MEMORY_ERRORS = {
+    "dm": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "dc": lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: 12 bytes"),
+    "tm": MemoryError,
+}
+
+
+@pytest.mark.parametrize("objective", CONFIGS)
+def test_a_step_is_repeated_with_less_memory(
+    data: ImageData,
+    experts: Experts,
+    whole_runs: dict[str, tuple],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    objective: str,
+) -> None:
+    original, failed = STEP_LOSSES[objective], []
+
+    def short(state, *arguments, **named):
+        loss = original(state, *arguments, **named)
+        if state.step == 4 and not failed:
+            failed.append(weakref.ref(loss))
+            loss.register_hook(fail)  # in the backward pass, when all else is done
+        elif state.step == 4:
+            assert failed[0]() is None  # with its graph
+        return loss
+
+    def fail(_):
+        raise MEMORY_ERRORS[objective]()
+
+    monkeypatch.setitem(STEP_LOSSES, objective, short)
+    config = CONFIGS[objective].model_copy(update={"keep_steps": 3})
+    gaussians, rows = run(data, config=config, experts=experts)
+    less = "keep_steps=1" if objective == "tm" else "micro_batch=80"
+    said = f"out of memory at step 5: going on with {less}"
+    assert said in capsys.readouterr().out.splitlines()
+    whole, whole_rows = whole_runs[objective]  # the same random numbers, the same gradient
+    torch.testing.assert_close(gaussians.packed, whole.packed, rtol=1e-3, atol=2e-4)
+    for one, other in zip(rows[1:], whole_rows[1:], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", CONFIGS)
+def test_where_memory_never_suffices(
+    data: ImageData, experts: Experts, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    tried, few = [], {"micro_batch": 4, "keep_steps": 3}
+
+    def short(state, *arguments, **named):
+        tried.append((state.config.micro_batch, state.config.keep_steps))
+        raise MEMORY_ERRORS[objective]()
+
+    monkeypatch.setitem(STEP_LOSSES, objective, short)
+    least = "keep_steps=0" if objective == "tm" else "micro_batch=1"
+    sentence = f"Memory does not suffice for step 1 even with {least}: run again with a smaller .*"
+    with pytest.raises(DistillError, match=sentence + "No checkpoint was written"):
+        run(data, config=CONFIGS[objective].model_copy(update=few), experts=experts)
+    assert tried == ([(4, 3), (4, 1), (4, 0)] if objective == "tm" else [(4, 3), (2, 3), (1, 3)])
+
+
+def test_other_errors_are_not_taken_for_memory(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*arguments, **named):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setitem(STEP_LOSSES, "dm", wrong)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        run(data)
+
+
+# Updates after each class
+
+
+def test_the_terms_of_the_classes_are_those_of_the_sum(data: ImageData) -> None:
+    state = begin(make(data), data, CONFIG)
+    parameter = state.parameterization.packed
+    losses = [STEP_LOSSES["dm"](state, data, seed=0, only=own) for own in range(10)]
+    whole = STEP_LOSSES["dm"](state, data, seed=0)
+    torch.testing.assert_close(torch.stack(losses).sum(), whole, rtol=1e-5, atol=0)
+    one, other = (torch.autograd.grad(loss, parameter)[0] for loss in (sum(losses), whole))
+    assert (one - other).norm() < 1e-4 * other.norm()
+    (gradient,) = torch.autograd.grad(STEP_LOSSES["dm"](state, data, seed=0, only=3), parameter)
+    moved = gradient.flatten(1).abs().sum(1) > 0
+    assert torch.equal(moved, state.parameterization.labels == 3)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_adam_steps_after_each_class(data: ImageData, soft: bool) -> None:
+    config = CONFIG.model_copy(update={"update_per_class": True, "boundary": 0.2})
+    made = [make(data), make(data)]
+    labels = [labels_of_classes(made[0].labels, 10) if soft else None for _ in made]
+    pairs = zip(made, labels, strict=True)
+    states = [begin(each, data, config, soft_labels=own) for each, own in pairs]
+    optimizers, total = states[1].optimizers, 0.0
+    for own in range(10):  # by hand
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss = STEP_LOSSES["dm"](states[1], data, seed=0, only=own)
+        loss = loss + 0.1 * 0.2 * made[1].penalty()  # a tenth of the boundary loss for each class
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        made[1].constrain_()
+        total += loss.item()
+    loss = module.take_step(states[0], data, seed=0)
+    assert loss.item() == pytest.approx(total, rel=1e-5) and states[0].step == 1
+    torch.testing.assert_close(made[0].packed, made[1].packed, rtol=1e-5, atol=1e-6)
+    assert (made[0].packed - make(data).packed).abs().max() > 2 * config.lr  # more than one step
+    if soft:
+        torch.testing.assert_close(labels[0].logits, labels[1].logits)
+
+
+def test_updates_after_each_class_survive_a_cut(data: ImageData, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"update_per_class": True, "steps": 4, "eval_every": 2})
+    whole, rows = run(data, config=config)
+    cut = distill(make(data), data, config, JUDGES, seed=0, folder=tmp_path)
+    assert next(cut)["step"] == 0 and next(cut)["step"] == 2
+    cut.close()
+    resumed, resumed_rows = run(data, tmp_path, config)
+    assert torch.equal(whole.packed, resumed.packed) and same(rows, resumed_rows)
+
+
+def test_the_rest_is_announced(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run(data)
+    assert "about" not in capsys.readouterr().out  # not worth saying
+    monkeypatch.setattr(progress, "WORTH_SAYING", 0.0)
+    run(data)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "about" in line]
+    pattern = r"about \d+ s for 4 steps \(\S+ s a step\) and 1 evaluations \(\S+ s each\), until "
+    assert re.fullmatch(pattern + r"\d\d:\d\d", line)
 
 
 # Learned labels
