@@ -45,9 +45,9 @@ def batch_gradients(
     params: Mapping[str, Tensor],
     images: Tensor,
     labels: Tensor,
+    prepare: Callable[[Tensor], Tensor] | None = None,
     *,
     micro_batch: int,
-    prepare: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     """:func:`network_gradients`, with ``micro_batch`` images in the network at a time.
 

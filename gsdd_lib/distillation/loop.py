@@ -73,11 +73,11 @@ def distill(
             evaluated otherwise.
 
     Raises:
-        DistillError: the loss or its gradient is non-finite, memory does not suffice, or the
-            checkpoint is damaged. Ctrl-C stops with a KeyboardInterrupt that names the checkpoint.
-        FolderInUseError: another process is at work in ``folder``.
+        DistillError: the loss or its gradient is non-finite, memory does not suffice, the
+            checkpoint is damaged, or labels do not fit the data.
         ExpertError: there are no experts, or not those that the settings ask for.
-        ValueError: the learned labels are not one per image and class.
+        FolderInUseError: another process is at work in ``folder``.
+        KeyboardInterrupt: at Ctrl-C; it names the checkpoint.
     """
     more = {"experts": experts, "soft_labels": soft_labels, "snapshots": snapshots}
     state = begin(parameterization, data, config, **more)

@@ -115,11 +115,15 @@ def dc_step_loss(state: State, data: ImageData, *, seed: int) -> Tensor:
     def class_loss(group: Tensor, *soft_and_index: Tensor) -> Tensor:
         own = labels[soft_and_index[-1]]
         targets = own if soft is None else soft_and_index[0]
-        one, few = augmentation.select(own[:1]), config.micro_batch
-        members = batch.select(real_members[int(own[0])])
-        real = real_gradients(network, params, members, data, one, few)
-        syn = batch_gradients(network, params, apply_dsa(group, one), targets, micro_batch=few)
-        return gradient_distance(real, syn)
+        one, real = augmentation.select(own[:1]), batch.select(real_members[int(own[0])])
+
+        def prepare(images: Tensor) -> Tensor:
+            return apply_dsa(data.normalize(images), one)
+
+        both = [(real.images, real.labels, prepare), (apply_dsa(group, one), targets, None)]
+        few = config.micro_batch
+        gradients = [batch_gradients(network, params, *each, micro_batch=few) for each in both]
+        return gradient_distance(*gradients)
 
     return sum_over_groups(images, class_groups(labels, 1), class_loss, soft)
 
@@ -165,25 +169,6 @@ STEP_LOSSES: dict[str, Callable[..., Tensor]] = {
     "dc": dc_step_loss,
     "tm": tm_step_loss,
 }
-
-
-def real_gradients(
-    network: nn.Module,
-    params: dict[str, Tensor],
-    batch: ImageSet,
-    data: ImageData,
-    augmentation: DsaParams,
-    micro_batch: int,
-) -> list[Tensor]:
-    """Gradients of the mean cross-entropy of real images, one augmentation for all of them."""
-    return batch_gradients(
-        network,
-        params,
-        batch.images,
-        batch.labels,
-        micro_batch=micro_batch,
-        prepare=lambda images: apply_dsa(data.normalize(images), augmentation),
-    )
 
 
 def _train_inner(

@@ -1,13 +1,14 @@
 """Sums over micro-batches: exact values and gradients, with the graph of a few images at a time."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gsdd_lib.data.dataset import class_members
+
+Recomputable = Callable[..., Sequence[Tensor]]  # see :func:`recomputed`
 
 
 def class_groups(labels: Tensor, limit: int) -> list[Tensor]:
@@ -73,7 +74,7 @@ def map_micro_batches(function: Callable[..., Tensor], size: int, *tensors: Tens
     return torch.cat([checkpoint(function, *batch, **once) for batch in batches])
 
 
-def sum_micro_batches(function: "Recomputable", size: int, *tensors: Tensor) -> list[Tensor]:
+def sum_micro_batches(function: Recomputable, size: int, *tensors: Tensor) -> list[Tensor]:
     """``sum over micro-batches of function(*batch)``, with one graph in memory at a time.
 
     Args:
@@ -88,12 +89,6 @@ def sum_micro_batches(function: "Recomputable", size: int, *tensors: Tensor) -> 
     return total
 
 
-class Recomputable(Protocol):
-    """Tensors to a list of tensors; the same whenever it is called."""
-
-    def __call__(self, *inputs: Tensor, create_graph: bool) -> Sequence[Tensor]: ...
-
-
 def recomputed(function: Recomputable, *inputs: Tensor) -> list[Tensor]:
     """``function(*inputs)`` that keeps its inputs alone and is computed again for its gradient.
 
@@ -102,8 +97,9 @@ def recomputed(function: Recomputable, *inputs: Tensor) -> list[Tensor]:
     first time without that graph. Differentiable once in ``inputs``, exactly.
 
     Args:
-        function: called with ``create_graph=False`` for the values, and again with True when they
-            are differentiated; it may differentiate inside itself.
+        function: tensors to a sequence of tensors, the same whenever it is called: with
+            ``create_graph=False`` for the values, and again with True when they are
+            differentiated; it may differentiate inside itself.
     """
     return list(_Recomputed.apply(function, *inputs))
 

@@ -26,14 +26,14 @@ from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.training.experts import ExpertError, Experts
 
 VERSION = 2  # of the checkpoint's format
-LABEL_LOGITS = "label_logits"  # in a snapshot, where labels are learned
 SYN_LR_MOMENTUM = 0.5  # of the SGD that learns the students' learning rate, as published
 # How much is in memory at once changes rounding alone: a run may go on where there is less of it.
 MEMORY_SETTINGS = {"micro_batch", "keep_steps"}
 REPORT_SETTINGS = {"protocol", "networks"}  # what is done with a run when it is over
 HASHES = ("data", "experts", "start")  # settings that are told apart, but not shown
+KEPT = ("network", "step", "history", "best", "best_accuracy", "snapshots")  # of a state, as it is
 
-# Parameters by name, as ``named_parameters`` has them; with learned labels also their logits.
+# Parameters by name, as ``named_parameters`` has them, and "label_logits" where labels are learned.
 # ``torch.func.functional_call(parameterization, snapshot, ())`` renders it.
 Snapshot = dict[str, Tensor]
 
@@ -63,7 +63,7 @@ class State:
     config: DistillConfig
     members: list[Tensor]
     log_syn_lr: nn.Parameter
-    optimizers: tuple[torch.optim.Optimizer, ...]
+    optimizers: list[torch.optim.Optimizer]
     experts: Experts | None = None
     soft_labels: SoftLabels | None = None
     network: Tensor | None = None
@@ -88,21 +88,21 @@ class State:
         labels = self.parameterization.labels
         return labels if index is None else labels[index]
 
-    def moved(self) -> dict[str, nn.Parameter]:
+    def distilled(self) -> dict[str, nn.Parameter]:
         """The parameters that are distilled, by name."""
         named = dict(self.parameterization.named_parameters())
-        return (
-            named if self.soft_labels is None else named | {LABEL_LOGITS: self.soft_labels.logits}
-        )
+        if self.soft_labels is not None:
+            named["label_logits"] = self.soft_labels.logits
+        return named
 
     def snapshot(self) -> Snapshot:
         """A copy of what is distilled, as it is now."""
-        return {name: value.detach().clone() for name, value in self.moved().items()}
+        return {name: value.detach().clone() for name, value in self.distilled().items()}
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
         """Bring back what :meth:`snapshot` gave."""
-        for name, value in self.moved().items():
+        for name, value in self.distilled().items():
             value.copy_(snapshot[name])
 
     def content(self) -> dict[str, Any]:
@@ -110,29 +110,22 @@ class State:
         return {
             "parameters": self.snapshot(),
             "log_syn_lr": self.log_syn_lr.detach(),
-            "network": self.network,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "step": self.step,
-            "history": self.history,
-            "best": self.best,
-            "best_accuracy": self.best_accuracy,
-            "snapshots": self.snapshots,
+            **{name: getattr(self, name) for name in KEPT},
         }
 
     def load(self, content: dict[str, Any]) -> None:
         """Take over what :meth:`content` gave, from whatever device it came."""
-        device = self.parameterization.labels.device
         self.restore(content["parameters"])
         self.log_syn_lr.data.copy_(content["log_syn_lr"])
-        network, best = content["network"], content["best"]
-        self.network = None if network is None else network.to(device)
-        self.best = None if best is None else _to(best, device)
         for optimizer, numbers in zip(self.optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(numbers)
-        self.step, self.history = content["step"], content["history"]
-        self.best_accuracy = content["best_accuracy"]
-        if self.snapshots is not None:
-            self.snapshots[:] = [_to(each, device) for each in content["snapshots"]]
+        given, device = self.snapshots, self.parameterization.labels.device
+        for name in KEPT:
+            setattr(self, name, _moved(content[name], device))
+        if given is not None:  # the caller's own list
+            given[:] = self.snapshots
+            self.snapshots = given
 
 
 def begin(
@@ -147,25 +140,33 @@ def begin(
     """What the first step finds.
 
     Raises:
+        DistillError: a label is not one of the data's classes, or the learned labels are not one
+            per image and class.
         ExpertError: the experts do not fit, or trajectory matching has none.
-        ValueError: the learned labels are not one per image and class.
     """
-    if config.objective == "tm":
-        if experts is None:
-            raise ExpertError(
-                "Trajectory matching follows experts; train some by train_experts (notebook 03) "
-                "and pass experts=Experts(folder)."
-            )
-        last = config.max_start_epoch - 1 + config.expert_epochs
-        experts.check(data, config.network, config.width, last)
-    expected = [len(parameterization.labels), data.num_classes]
-    if soft_labels is not None and list(soft_labels.logits.shape) != expected:
-        raise ValueError(
-            f"learned labels must be {expected}, a number per image and class, got "
+    labels, classes = parameterization.labels, data.num_classes
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise DistillError(
+            f"labels must lie in 0 to {classes - 1}, got {int(labels.min())} to "
+            f"{int(labels.max())}; number the classes as '{data.name}' does"
+        )
+    if soft_labels is not None and soft_labels.logits.shape != (len(labels), classes):
+        raise DistillError(
+            f"learned labels must be {[len(labels), classes]}, a number per image and class, got "
             f"{list(soft_labels.logits.shape)}; make them of these images"
         )
+    if config.objective != "tm":
+        experts = None
+    elif experts is None:
+        raise ExpertError(
+            "Trajectory matching follows experts; train some by train_experts (notebook 03) "
+            "and pass experts=Experts(folder)."
+        )
+    else:
+        last = config.max_start_epoch - 1 + config.expert_epochs
+        experts.check(data, config.network, config.width, last)
     log_syn_lr = nn.Parameter(torch.tensor(math.log(config.syn_lr_init)))
-    optimizers = [
+    optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Adam(parameterization.parameters(), lr=config.lr),
         torch.optim.SGD([log_syn_lr], lr=config.lr_lr, momentum=SYN_LR_MOMENTUM),
     ]
@@ -173,16 +174,9 @@ def begin(
         soft_labels.requires_grad_(config.label_lr > 0)
         if config.label_lr:
             optimizers.append(torch.optim.Adam(soft_labels.parameters(), lr=config.label_lr))
-    return State(
-        parameterization,
-        config,
-        class_members(data.train.labels),
-        log_syn_lr,
-        tuple(optimizers),
-        experts=experts if config.objective == "tm" else None,
-        soft_labels=soft_labels,
-        snapshots=snapshots,
-    )
+    members, more = class_members(data.train.labels), {"snapshots": snapshots}
+    more |= {"experts": experts, "soft_labels": soft_labels}
+    return State(parameterization, config, members, log_syn_lr, optimizers, **more)
 
 
 class Checkpoint:
@@ -193,15 +187,9 @@ class Checkpoint:
     """
 
     def __init__(
-        self,
-        folder: Path | None,
-        state: State,
-        data: ImageData,
-        eval_config: EvalConfig,
-        seed: int,
+        self, folder: Path | None, state: State, data: ImageData, eval_config: EvalConfig, seed: int
     ) -> None:
-        self.step: int | None = None  # of what is in the file
-        self.path: Path | None = None
+        self.path, self.step = None, None  # step: of what is in the file
         if folder is None:
             return
         self.settings = {
@@ -218,12 +206,6 @@ class Checkpoint:
         name = hashlib.sha256(text.encode()).hexdigest()[:8]
         self.path = Path(folder) / f"checkpoint.{name}.pt"
 
-    def sentence(self) -> str:
-        """What a message says of the work done so far."""
-        if self.step is None:
-            return "No checkpoint was written."
-        return f"The checkpoint of step {self.step} is kept: {_shown(self.path)}."
-
     def load(self, state: State) -> str:
         """Bring ``state`` to where the file is, if there is one.
 
@@ -233,7 +215,9 @@ class Checkpoint:
         Raises:
             DistillError: the file is damaged, cannot be read, or is not a checkpoint.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return ""
+        if not self.path.exists():
             return self._why_anew()
         content = read_checkpoint(self.path)
         try:
@@ -244,7 +228,7 @@ class Checkpoint:
             raise _damaged(self.path) from None
         self.step = state.step
         if state.step == state.config.steps:
-            return f"the run is finished; read from {_shown(self.path)}"
+            return f"the run is finished; read from {os.path.relpath(self.path)}"
         return f"resuming at step {state.step} of {state.config.steps}"
 
     def save(self, state: State) -> None:
@@ -256,9 +240,15 @@ class Checkpoint:
         write_atomically(self.path, seal(buffer.getvalue()))
         self.step = state.step
 
+    def sentence(self) -> str:
+        """What a message says of the work done so far."""
+        if self.step is None:
+            return "No checkpoint was written."
+        return f"The checkpoint of step {self.step} is kept: {os.path.relpath(self.path)}."
+
     def _why_anew(self) -> str:
-        """What differs from the newest other checkpoint in the folder."""
-        others = self.path.parent.glob("checkpoint.*.pt") if self.path else []
+        """What differs from the newest other checkpoint in the folder that can be read."""
+        others = self.path.parent.glob("checkpoint.*.pt")
         for path in sorted(others, key=os.path.getmtime, reverse=True):
             try:
                 old = read_checkpoint(path)["settings"]
@@ -287,7 +277,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         sealed = Path(path).read_bytes()
     except OSError as error:
         raise DistillError(
-            f"The checkpoint {_shown(path)} cannot be read ({error.strerror}); change the "
+            f"The checkpoint {os.path.relpath(path)} cannot be read ({error.strerror}); change the "
             "permissions of the file or choose another folder."
         ) from None
     try:
@@ -298,17 +288,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path) -> DistillError:
     return DistillError(
-        f"The checkpoint {_shown(path)} is damaged or was not written by a distillation; put back "
-        "a copy, or move it away to start anew."
+        f"The checkpoint {os.path.relpath(path)} is damaged or was not written by a distillation; "
+        "put back a copy, or move it away to start anew."
     )
 
 
-def _shown(path: Path) -> str:
-    return os.path.relpath(path)
-
-
-def _to(snapshot: Snapshot, device: torch.device) -> Snapshot:
-    return {name: value.to(device) for name, value in snapshot.items()}
+def _moved(tree: Any, device: torch.device) -> Any:
+    """The same with every tensor in it on ``device``."""
+    if isinstance(tree, dict):
+        return {name: _moved(value, device) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [_moved(value, device) for value in tree]
+    return tree.to(device) if isinstance(tree, Tensor) else tree
 
 
 def _fingerprint(state: State) -> str:

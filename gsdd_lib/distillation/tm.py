@@ -7,7 +7,6 @@ later. Parameters are one flat vector [P], in the order of ``network.named_param
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +16,6 @@ from torch.nn import functional as F
 from gsdd_lib.distillation.microbatch import recomputed
 from gsdd_lib.networks import unflatten
 from gsdd_lib.training.experts import ExpertError
-
-
-class Augment(Protocol):
-    """Changes the images of an inner step, in the same way whenever it is called for that step."""
-
-    def __call__(self, images: Tensor, *, step: int) -> Tensor: ...
 
 
 def synthetic_batches(
@@ -47,7 +40,7 @@ def student_path(
     lr: Tensor,
     *,
     batches: Sequence[Tensor],
-    augment: Augment | None = None,
+    augment: Callable[..., Tensor] | None = None,
     keep_steps: int = 0,
 ) -> Tensor:
     """Where SGD on synthetic images leads from ``start``.
@@ -59,7 +52,8 @@ def student_path(
         labels: int64 [N], or probabilities [N, K].
         lr: scalar, the learning rate of every inner step.
         batches: for each inner step the indices of its images (:func:`synthetic_batches`).
-        augment: applied to a step's images, twice where the step is computed again.
+        augment: changes the images of a step, ``augment(images, step=t)``; the same whenever it is
+            called for that step.
         keep_steps: how many of the last inner steps keep their activations for the gradient. The
             others keep the parameters they start from and are computed again, one at a time, so
             the memory is that of ``max(1, keep_steps)`` steps. The gradient is exact either way.

@@ -602,5 +602,12 @@ def test_fixed_labels_stay_as_they_began(data: ImageData) -> None:
 
 def test_labels_of_other_images_are_refused(data: ImageData) -> None:
     soft = labels_of_classes(torch.arange(10), 10)
-    with pytest.raises(ValueError, match=r"must be \[20, 10\].*got \[10, 10\]"):
+    with pytest.raises(DistillError, match=r"must be \[20, 10\].*got \[10, 10\]"):
         list(distill(make(data), data, CONFIG, JUDGES, seed=0, soft_labels=soft))
+
+
+def test_labels_of_other_classes_are_refused(data: ImageData) -> None:
+    gaussians = make(data)
+    gaussians.labels += 1
+    with pytest.raises(DistillError, match="must lie in 0 to 9, got 1 to 10; number the classes"):
+        list(distill(gaussians, data, CONFIG, JUDGES, seed=0))

@@ -1,18 +1,17 @@
 """One step of each objective: exact gradients in parts, draws by step, what a step hands on."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, ExpertConfig, FitConfig
-from gsdd_lib.data import ImageData, ImageSet, load_data
+from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.distillation import losses as matching
 from gsdd_lib.distillation import soft_labels
-from gsdd_lib.distillation.dc import gradient_distance, network_gradients
+from gsdd_lib.distillation.dc import batch_gradients, gradient_distance, network_gradients
 from gsdd_lib.distillation.dm import class_means, dm_loss
-from gsdd_lib.distillation.losses import STEP_LOSSES, real_gradients
+from gsdd_lib.distillation.losses import STEP_LOSSES
 from gsdd_lib.distillation.microbatch import class_groups, map_micro_batches, sum_over_groups
 from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_classes
 from gsdd_lib.distillation.state import begin
@@ -20,7 +19,7 @@ from gsdd_lib.networks import make_network
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
 from gsdd_lib.parameterizations.gaussian import GaussianImages
-from gsdd_lib.training.augment import sample_dsa
+from gsdd_lib.training.augment import apply_dsa, sample_dsa
 from gsdd_lib.training.experts import ExpertError, Experts, train_experts
 
 CONFIG = DistillConfig(
@@ -131,18 +130,22 @@ def double_convnet():
     return make_network("ConvNetD2", **made, generator=draw).double()
 
 
-def test_real_gradients_in_micro_batches_are_those_of_the_batch():
+def test_prepared_images_in_micro_batches_are_those_of_the_batch():
     network = double_convnet()
     params = dict(network.named_parameters())
     images = torch.randint(0, 256, (11, 1, 8, 8), dtype=torch.uint8)
-    batch = ImageSet(images, torch.ones(11, dtype=torch.int64))
-    data = SimpleNamespace(normalize=lambda images: images.double() / 255)
-    draw = torch.Generator().manual_seed(1)
-    augmentation = sample_dsa("crop_flip", 1, (8, 8), generator=draw, siamese=True)
-    whole = real_gradients(network, params, batch, data, augmentation, 11)
-    for micro_batch in (1, 4, 100):
-        parts = real_gradients(network, params, batch, data, augmentation, micro_batch)
-        for one, other in zip(whole, parts, strict=True):
+    labels, rng = torch.ones(11, dtype=torch.int64), torch.Generator().manual_seed(1)
+    augmentation = sample_dsa("crop_flip", 1, (8, 8), generator=rng, siamese=True)
+
+    def prepare(images):
+        return apply_dsa(images.double() / 255, augmentation)
+
+    ready = prepare(images)
+    whole = network_gradients(network, params, ready, labels, create_graph=False)
+    for micro_batch in (1, 4, 11):
+        named = {"prepare": prepare, "micro_batch": micro_batch}
+        found = batch_gradients(network, params, images, labels, **named)
+        for one, other in zip(whole, found, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-14)
 
 
