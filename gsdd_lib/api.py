@@ -57,14 +57,9 @@ class DistilledImages:
 
     @torch.no_grad()
     def render(self, resolution: int | None = None) -> Tensor:
-        """Pixel values [N, C, height, width] in [0, 1], at any resolution.
-
-        Of whitened data at their own, which is that of the whitening.
-        """
+        """Pixel values [N, C, height, width] in [0, 1], at any resolution."""
         size = (resolution, resolution) if resolution else None
-        if self.data.whitening is None:
-            return self.gaussians.render_unit(resolution=size).clamp(0, 1)
-        return self.data.unit(self.gaussians.render(resolution=size)).clamp(0, 1)
+        return self.gaussians.pixels(resolution=size).clamp(0, 1)
 
     @torch.no_grad()
     def dataset(self) -> TensorDataset:
@@ -118,11 +113,9 @@ def distill_images(
     Raises one of the library's errors, one sentence on what to change.
     """
     data = as_image_data(images, labels, resolution=resolution, seed=seed)
-    height, width_px = data.resolution
     gpc = gpc or suggested_gpc(data, ipc, soft_labels=soft_labels)
-    sizes = {"channels": data.channels, "height": height, "width": width_px}
     spending = BudgetConfig.from_params(ipc=ipc, gpc=gpc, soft_labels=soft_labels)
-    budget = plan_budget(spending, num_classes=data.num_classes, **sizes)
+    budget = plan_budget(spending, data)
     network = suggested_network(data.resolution)
     eval_config = EvalConfig.from_params(eval_network=network, eval_width=width, epochs=epochs)
     config = DistillConfig.from_params(

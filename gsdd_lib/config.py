@@ -5,32 +5,89 @@ nearest known one, so that a typing mistake in a parameter file stops before any
 """
 
 import difflib
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+import reprlib
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from gsdd_lib.core.errors import ConfigError
 
+IMAGENET_SUBSETS = ("nette", "woof", "fruit", "yellow", "meow", "squawk")  # as tables list them
+# Channels and native pixels per side of each data set by name; None: known once files are read.
+DATASETS: Mapping[str, tuple[int, int] | None] = {
+    "digits": (1, 8),
+    "shapes": (3, 32),
+    "fashion_mnist": (1, 28),
+    "cifar10": (3, 32),
+    "cifar100": (3, 32),
+    **{f"image{name}": (3, 128) for name in IMAGENET_SUBSETS},
+    "imagefolder": None,
+}
+NETWORKS = (*(f"ConvNetD{depth}" for depth in range(1, 7)), "AlexNet", "VGG11", "ResNet18", "ViT")
+AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
-def nearest(name: str, known: list[str]) -> str:
+
+def nearest(name: str, known: Iterable[str]) -> str:
     """``", did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.5)
     return f", did you mean '{close[0]}'?" if close else ""
 
 
-class Config(BaseModel):
-    """Base of all settings: immutable, no unknown names, no silent change of type."""
+def _known(what: str, names: tuple[str, ...], value: str) -> str:
+    if value not in names:
+        hint = nearest(value, names) or f"; known: {', '.join(names)}"
+        raise ValueError(f"unknown {what} {reprlib.repr(value)}{hint}")
+    return value
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+def _strategy(value: str) -> str:
+    for name in filter(None, value.split("_")):
+        _known("augmentation", AUGMENTATIONS, name)
+    return value
+
+
+def _inside(value: str) -> str:
+    path = PurePosixPath(value)
+    if path.is_absolute() or ".." in path.parts or value.startswith("~"):
+        shown = reprlib.repr(value)
+        raise ValueError(f"{shown} must lie in the project; link to another disk from there")
+    return value
+
+
+DatasetName = Annotated[str, AfterValidator(partial(_known, "data set", tuple(DATASETS)))]
+NetworkName = Annotated[str, AfterValidator(partial(_known, "network", NETWORKS))]
+Strategy = Annotated[str, AfterValidator(_strategy)]
+ProjectFolder = Annotated[str, AfterValidator(_inside)]
+
+
+class Config(BaseModel):
+    """Base of all settings: immutable, no unknown names, no silent change of type, all finite.
+
+    Raises:
+        ConfigError: a wrong name, type or value; one sentence per fault.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            faults = [self._sentence(fault) for fault in error.errors()]
+            raise ConfigError(f"{type(self).__name__}: " + "; ".join(faults)) from None
 
     @classmethod
-    def pick(cls, parameters: Mapping[str, Any], **others: Any) -> Self:
+    def pick(cls, parameters: Mapping[str, Any], *, prefix: str = "", **others: Any) -> Self:
         """Build from a flat mapping that may hold more than this model's fields.
 
         Args:
             parameters: names and values, such as a parameter file's; names that are no field of
                 this model are left alone, fields that are missing keep their defaults.
+            prefix: a name that begins with it goes before the plain one: with ``"dm_"``,
+                ``dm_steps`` before ``steps``.
             others: fields set here, in place of what ``parameters`` says.
 
         Raises:
@@ -40,31 +97,51 @@ class Config(BaseModel):
         >>> BudgetConfig.pick({"ipc": 10, "seed": 3}, gpc=80)
         BudgetConfig(ipc=10, gpc=80, opacity=True, soft_labels=False)
         """
-        own = {name: parameters[name] for name in cls.model_fields if name in parameters}
-        return cls.from_params(**(own | others))
+        own = {}
+        for name in cls.model_fields:
+            found = prefix + name if prefix + name in parameters else name
+            if found in parameters:
+                own[name] = parameters[found]
+        return cls(**(own | others))
 
     @classmethod
     def from_params(cls, **params: Any) -> Self:
-        """Build from keywords. Raises :class:`ConfigError` with one sentence per fault."""
-        try:
-            return cls(**params)
-        except ValidationError as error:
-            faults = [cls._sentence(fault) for fault in error.errors()]
-            raise ConfigError(f"{cls.__name__}: " + "; ".join(faults)) from None
+        """The same as calling the class; notebooks that use :meth:`pick` do without it."""
+        return cls(**params)
 
     @classmethod
     def _sentence(cls, fault: Any) -> str:
         name = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            return f"unknown parameter '{name}'{nearest(name, list(cls.model_fields))}"
+            return f"unknown parameter {reprlib.repr(name)}{nearest(name, cls.model_fields)}"
         message = fault["msg"].removeprefix("Value error, ")
-        return f"{name}: {message} (got {fault['input']!r})" if name else message
+        if message == fault["msg"]:  # pydantic's own sentences do not show the value
+            message += f" (got {reprlib.repr(fault['input'])})"
+        return f"{name}: {message}" if name else message
+
+
+class RunConfig(Config):
+    """What every run has, whatever it does."""
+
+    seed: int = Field(0, ge=0, description="of everything random in the run")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU where there is one"
+    )
+    output_folder: str = Field("", description="figures, tables and the record")
+    run_folder: str = Field("", description="checkpoints and distilled sets")
+    experts_folder: ProjectFolder = Field("", description="experts; empty: in the run's folder")
+    paper_item: str = Field("", description="table of the paper this is read beside; empty: none")
+    paper_method: str = Field("gsdd", description="its row")
+    paper_setting: str = Field("", description="its column; empty: several")
+    scaled: str = Field(
+        "", description="what is smaller than in the paper; 'nothing': the paper's settings"
+    )
 
 
 class DataConfig(Config):
     """Which images."""
 
-    dataset: str = Field("digits", description="name in the table of data sets")
+    dataset: DatasetName = Field("digits", description="name in the table of data sets")
     folder: str = Field("", description="where its files are; empty: the usual places")
     resolution: int = Field(0, ge=0, le=4096, description="pixels per side; 0: native")
     max_per_class: int = Field(0, ge=0, description="training images kept per class; 0: all")
@@ -123,7 +200,7 @@ class DistillConfig(Config):
         0.05, ge=0, description="Adam's learning rate of learned labels; 0: they stay as they began"
     )
     batch_real: int = Field(64, ge=1, description="real images per class and step")
-    network: str = Field("ConvNetD3", description="architecture of the matching networks")
+    network: NetworkName = Field("ConvNetD3", description="architecture of the matching networks")
     width: int = Field(64, ge=1, description="filters per convolution of the matching networks")
     boundary: float = Field(
         0.1,
@@ -132,7 +209,7 @@ class DistillConfig(Config):
         "loss and adds it once per class in dm and dc: its 0.1 is 0.05 times the classes there, "
         "and 0.05 in tm",
     )
-    dsa: str = Field(
+    dsa: Strategy = Field(
         "color_crop_cutout_flip_scale_rotate", description="siamese augmentations; empty: none"
     )
     eval_every: int = Field(100, ge=1, description="steps between two rows of the history")
@@ -171,17 +248,19 @@ class ExpertConfig(Config):
 
     num_experts: int = Field(5, ge=1, description="networks; the paper: 100")
     train_epochs: int = Field(10, ge=1, description="passes over the real data; the paper: 50")
-    expert_network: str = Field("ConvNetD3", description="architecture; that of the matching")
+    expert_network: NetworkName = Field(
+        "ConvNetD3", description="architecture; that of the matching"
+    )
     expert_width: int = Field(64, ge=1, description="filters per convolution")
     expert_lr: float = Field(0.01, gt=0, description="SGD learning rate, constant")
     expert_batch: int = Field(256, ge=1, description="real images per step")
-    expert_dsa: str = Field(
+    expert_dsa: Strategy = Field(
         "color_crop_cutout_flip_scale_rotate", description="augmentations; empty: none"
     )
 
 
 class EvalConfig(Config):
-    """How a distilled set is judged: fresh networks trained on it alone."""
+    """How a distilled set is evaluated: fresh networks trained on it alone."""
 
     protocol: Literal["clean", "paper"] = Field(
         "clean",
@@ -189,7 +268,7 @@ class EvalConfig(Config):
         "validation, or the best test accuracy of all rows, as the paper does",
     )
     networks: int = Field(5, ge=1, description="networks trained from scratch")
-    eval_network: str = Field("ConvNetD3", description="architecture")
+    eval_network: NetworkName = Field("ConvNetD3", description="architecture")
     eval_width: int = Field(64, ge=1, description="filters per convolution")
     epochs: int = Field(300, ge=1, description="passes over the distilled set")
     eval_norm: Literal["instance", "batch", "layer", "group", "none"] = Field(
@@ -200,14 +279,19 @@ class EvalConfig(Config):
         "relu", description="activation of a ConvNet"
     )
     eval_optimizer: Literal["sgd", "adam", "adamw"] = Field(
-        "sgd", description="sgd has momentum 0.9; see cross_architecture for other networks"
+        "sgd", description="sgd has momentum 0.9; see protocols.SETTINGS for other networks"
     )
     eval_lr: float = Field(0.01, gt=0, description="learning rate at the start")
-    eval_schedule: Literal["step", "cosine"] = Field(
-        "step", description="of the learning rate: a tenth after half the epochs, or to 0 by cosine"
+    eval_schedule: Literal["step", "cosine", "published"] = Field(
+        "step",
+        description="of the learning rate: a tenth after half the epochs; to 0 by cosine; or as "
+        "the published codes: one epoch more, and a new optimizer where the rate falls",
+    )
+    eval_ema: float = Field(
+        0.0, ge=0, lt=1, description="decay per step of the moving average tested; 0: none"
     )
     eval_weight_decay: float = Field(5e-4, ge=0, description="weight decay")
     eval_batch: int = Field(256, ge=1, description="distilled images per step")
-    eval_dsa: str = Field(
+    eval_dsa: Strategy = Field(
         "color_crop_cutout_flip_scale_rotate", description="augmentations; empty: none"
     )

@@ -10,14 +10,15 @@ Tensors: ``packed`` bf16 [N, M, 5 + C + opacity], ``labels``, and with learned l
 the file can be executed. The whitening of a set distilled with ``zca=True`` is many times its size
 and the same for all sets of a data set: it is a file of its own beside them, which they name.
 
-Version 2 added label logits, the settings to train with, and the whitening; version 1 is read too.
+Version 2 added label logits, the settings to train with, and the whitening; since version 3 the
+Gaussians of a whitened set add up to pixel values. Versions 1 and 2 are read too.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,19 +30,68 @@ from gsdd_lib.config import EvalConfig, RenderConfig
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import write_atomically
 from gsdd_lib.data import DataError, ImageData
-from gsdd_lib.data.normalization import Whitening, read_whitening, write_whitening
+from gsdd_lib.data.normalization import (
+    ChannelNormalization,
+    Whitening,
+    read_whitening,
+    write_whitening,
+)
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.parameterizations.gaussian import GaussianImages
 
 FORMAT = "gsdd-distilled-set"
-VERSION = 2
-READS = ("1", "2")
+VERSION = 3
+READS = ("1", "2", "3")
 JUDGING = {"protocol", "networks"}  # of an evaluation, not of training a network
 KEYS = ("dataset", "class_names", "resolution", "mean", "std", "render", "opacity", "space")
 
 
 class StorageError(GsddError, ValueError):
     """A file is not a distilled set that this version can read; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredWhitening:
+    """The whitening of a set, in a file beside it that is read when it is first needed.
+
+    shape: (C, H, W) of the set's images
+    dataset: the name of the data set that it can be made of again
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    dataset: str
+    device: str | torch.device = "cpu"
+
+    @cached_property
+    def whitening(self) -> Whitening:
+        """The whitening itself; raises :class:`StorageError` where the file cannot be used."""
+        try:
+            return read_whitening(self.path, self.shape).to(self.device)
+        except DataError as error:
+            raise StorageError(
+                f"This set is for whitened images: {error} to the set's folder, or make it again:"
+                " write_whitening(folder,"
+                f" load_data(DataConfig(dataset='{self.dataset}', zca=True)).normalization)"
+                f" writes '{self.path.name}' there."
+            ) from None
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Whitened images."""
+        return self.whitening.apply(images)
+
+    def invert(self, normalized: Tensor) -> Tensor:
+        """Pixel values of whitened images."""
+        return self.whitening.invert(normalized)
+
+    def to(self, device: str | torch.device) -> Self:
+        """The same whitening, to be read to another device."""
+        return replace(self, device=device)
+
+    @property
+    def fingerprint(self) -> str:
+        """The one in the file's name."""
+        return self.path.stem.removeprefix("zca-")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +102,7 @@ class DistilledSet:
     training: settings of the networks that it was judged with (fields of ``EvalConfig``: network,
         width, epochs, learning rate ...), empty where they are not known
     syn_lr: learning rate learned with the set by trajectory matching, else None
-    whitening_path, whitening_bytes: the file of the whitening and its size, which ``file_bytes``
-        does not hold; None and 0 without one
+    whitening_bytes: size of the whitening's file, which ``file_bytes`` does not hold; 0 without one
     """
 
     gaussians: GaussianImages
@@ -64,7 +113,6 @@ class DistilledSet:
     soft_labels: SoftLabels | None = None
     training: dict[str, Any] = field(default_factory=dict)
     syn_lr: float | None = None
-    whitening_path: Path | None = None
     whitening_bytes: int = 0
 
     @property
@@ -80,19 +128,16 @@ class DistilledSet:
 
     @torch.no_grad()
     def render(self, resolution: int | tuple[int, int] | None = None) -> Tensor:
-        """Pixel values [N, C, height, width], clamped to [0, 1], at any resolution.
-
-        A whitened set needs its whitening here, and has one resolution.
-        """
-        size = self._size(resolution)
-        if self.whitening_path is None:
-            return self.gaussians.render_unit(resolution=size).clamp(0, 1)
-        return self.whitening.invert(self.gaussians.render()).clamp(0, 1)
+        """Pixel values [N, C, height, width], clamped to [0, 1], at any resolution."""
+        return self.gaussians.pixels(resolution=_size(resolution)).clamp(0, 1)
 
     @torch.no_grad()
     def dataset(self, resolution: int | tuple[int, int] | None = None) -> TensorDataset:
-        """Pairs of a normalized image [C, height, width] and its label, to train on."""
-        return TensorDataset(self.gaussians.render(resolution=self._size(resolution)), self.targets)
+        """Pairs of a normalized image [C, height, width] and its label, to train on.
+
+        A whitened set has one resolution here, that of its whitening.
+        """
+        return TensorDataset(self.gaussians.render(resolution=_size(resolution)), self.targets)
 
     def normalize(self, images: Tensor) -> Tensor:
         """What a network trained on :meth:`dataset` expects of real images.
@@ -100,48 +145,11 @@ class DistilledSet:
         images: [..., C, height, width], uint8, or floating point in [0, 1]. Gives (x - mean) / std,
         or the whitening, float32. Raises :class:`StorageError` where the whitening is not there.
         """
-        images = images / 255 if images.dtype == torch.uint8 else images
-        if self.whitening_path is None:
-            return (images - self.gaussians.mean) / self.gaussians.std
-        expected = (self.gaussians.channels, *self.gaussians.resolution)
-        if tuple(images.shape[-3:]) != expected:
-            raise StorageError(
-                f"images of shape {list(images.shape)} do not fit the whitening, which is for "
-                f"[..., {', '.join(map(str, expected))}]; resize them"
-            )
-        return self.whitening.apply(images)
+        return self.gaussians.normalization.apply(images)
 
-    @cached_property
-    def whitening(self) -> Whitening:
-        """The whitening of a set distilled with ``zca=True``, read when it is first needed."""
-        try:
-            found = read_whitening(self.whitening_path)
-        except DataError as error:
-            raise StorageError(f"This set is in whitened space: {error}{self._remedy()}") from None
-        values = self.gaussians.channels * self.gaussians.resolution[0]
-        if found.mean.numel() != values * self.gaussians.resolution[1]:
-            raise StorageError(
-                f"The whitening '{self.whitening_path.name}' is for images of other sizes than "
-                "this set's; copy the right one."
-            )
-        return found
 
-    def _remedy(self) -> str:
-        config = f"DataConfig(dataset='{self.dataset_name}', zca=True)"
-        return (
-            f" to the set's folder, or make it again: write_whitening(folder, load_data({config})"
-            f".whitening) writes '{self.whitening_path.name}' there."
-        )
-
-    def _size(self, resolution: int | tuple[int, int] | None) -> tuple[int, int] | None:
-        size = (resolution, resolution) if isinstance(resolution, int) else resolution
-        if size and self.whitening_path is not None and tuple(size) != self.gaussians.resolution:
-            raise StorageError(
-                f"A whitened set has one resolution, {self.gaussians.resolution[0]}x"
-                f"{self.gaussians.resolution[1]}: its whitening is of these pixels; leave the "
-                "resolution out, and resize the pictures."
-            )
-        return size
+def _size(resolution: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    return (resolution, resolution) if isinstance(resolution, int) else resolution
 
 
 def save(
@@ -182,8 +190,8 @@ def save(
         about["training"] = eval_config.model_dump(exclude=JUDGING)
     if syn_lr is not None:
         about["syn_lr"] = syn_lr
-    if data.whitening is not None:
-        companion = write_whitening(path.parent, data.whitening)
+    if isinstance(data.normalization, Whitening):
+        companion = write_whitening(path.parent, data.normalization)
         about["whitening"] = {"file": companion.name, "bytes": companion.stat().st_size}
     content = serialize(
         _tensors(gaussians, data.num_classes, soft_labels),
@@ -226,17 +234,25 @@ def load(path: Path | str) -> DistilledSet:
         ) from None
     about = _about(path.name, metadata)
     _check_tensors(path.name, tensors, about)
+    companion = about.get("whitening")
+    if companion is None:
+        normalization = ChannelNormalization(tuple(about["mean"]), tuple(about["std"]))
+    else:
+        place = path.parent / Path(companion["file"]).name
+        shape = (len(about["mean"]), *about["resolution"])
+        normalization = StoredWhitening(place, shape, about["dataset"])
+        if metadata["version"] != "3":
+            about["space"] = "normalized"  # whitened values, whatever these versions say
     gaussians = GaussianImages(
         tensors["packed"].float(),
         tensors["labels"].long(),
         resolution=tuple(about["resolution"]),
-        mean=tuple(about["mean"]),
-        std=tuple(about["std"]),
+        normalization=normalization,
         render_config=RenderConfig(**about["render"]),
         opacity=about["opacity"],
         space=about["space"],
     )
-    logits, companion = tensors.get("label_logits"), about.get("whitening")
+    logits = tensors.get("label_logits")
     return DistilledSet(
         gaussians.requires_grad_(False),
         about["dataset"],
@@ -246,7 +262,6 @@ def load(path: Path | str) -> DistilledSet:
         soft_labels=None if logits is None else SoftLabels(logits).requires_grad_(False),
         training=about.get("training", {}),
         syn_lr=about.get("syn_lr"),
-        whitening_path=path.parent / Path(companion["file"]).name if companion else None,
         whitening_bytes=companion["bytes"] if companion else 0,
     )
 
@@ -257,7 +272,7 @@ def _about(name: str, metadata: dict[str, str]) -> dict[str, Any]:
     if metadata.get("version") not in READS:
         raise StorageError(
             f"'{name}' has format version {metadata.get('version')}, and this library reads "
-            f"versions {' and '.join(READS)}; install the release that wrote it."
+            f"versions {', '.join(READS)}; install the release that wrote it."
         )
     try:
         about = json.loads(metadata["about"])

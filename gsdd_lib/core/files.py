@@ -22,6 +22,19 @@ class DamagedFileError(GsddError, ValueError):
     """A file is missing, cut off, altered, or of another kind; the message is the bare reason."""
 
 
+def project_root() -> Path:
+    """The folder with ``pyproject.toml``, upwards from the working directory.
+
+    A notebook runs in ``notebooks/`` and ``make`` beside it; relative paths mean the same to both.
+    Outside any project it is the working directory itself.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "pyproject.toml").is_file():
+            return folder
+    return here
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``; missing folders are made, an existing file is replaced.
 
@@ -183,3 +196,10 @@ def _bytes(tensor: Any) -> memoryview:
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())
+
+
+def cache_folder() -> Path:
+    """$GSDD_CACHE, else gsdd in the user's cache folder. Nothing in it is needed: all is remade."""
+    if own := os.environ.get("GSDD_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gsdd"

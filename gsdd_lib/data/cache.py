@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gsdd_lib.core.files import write_atomically
+from gsdd_lib.core.files import cache_folder, write_atomically
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.data.dataset import DataError, ImageSet, check_size
 from gsdd_lib.data.sources import Listing
@@ -158,10 +158,3 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
     if path.stat().st_size != size:
         raise DataError(f"{path} is not whole; remove it, it will be made again")
     return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).view(shape)
-
-
-def cache_folder() -> Path:
-    """$GSDD_CACHE, else gsdd in the user's cache folder. Nothing in it is needed: all is remade."""
-    if own := os.environ.get("GSDD_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gsdd"

@@ -7,34 +7,18 @@ of it what the rest of the library works with: an :class:`ImageData` with a vali
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from gsdd_lib.core.errors import GsddError
+from gsdd_lib.core.errors import DataError
 from gsdd_lib.core.files import checksum
 from gsdd_lib.core.rng import generator
+from gsdd_lib.data.normalization import ChannelNormalization, Normalization, Whitening
 
 MAX_BYTES = 32 * 2**30  # a resolution mistyped by a digit should be an error, not a full memory
-
-
-class DataError(GsddError, ValueError):
-    """Images cannot be had or used; the message is one sentence: what is wrong, what to do."""
-
-
-class Transform(Protocol):
-    """An invertible map of whole images; :class:`gsdd_lib.data.normalization.Whitening` is one."""
-
-    def apply(self, images: Tensor) -> Tensor:
-        """Pixels [..., C, H, W] in [0, 1] to the space that networks see, float32."""
-
-    def invert(self, whitened: Tensor) -> Tensor:
-        """Undo :meth:`apply`."""
-
-    def to(self, device: str | torch.device) -> Self:
-        """The same map on another device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +58,11 @@ class RawData:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set ready for use; mean and std per channel, of training pixels in [0, 1].
+    """A data set ready for use.
 
+    mean, std: per channel, of training pixels in [0, 1]
     provenance: one line saying where the images came from, without the path of a user's folder
-    whitening: takes the place of mean and std, which are then 0 and 1: Gaussians made for this data
-        add up to whitened images, and :meth:`unit` brings them back to pixels
+    normalization: what networks see of the images; by default that of ``mean`` and ``std``
     """
 
     name: str
@@ -89,7 +73,12 @@ class ImageData:
     validation: ImageSet
     test: ImageSet
     provenance: str
-    whitening: Transform | None = None
+    normalization: Normalization | None = None
+
+    def __post_init__(self) -> None:
+        if self.normalization is None:
+            default = ChannelNormalization(tuple(self.mean), tuple(self.std))
+            object.__setattr__(self, "normalization", default.to(self.device))
 
     @property
     def num_classes(self) -> int:
@@ -110,13 +99,11 @@ class ImageData:
 
         What a checkpoint or an expert keeps to know its data again.
         """
-        about = {"mean": self.mean, "std": self.std, "classes": self.class_names}
+        about = {"normalization": self.normalization.fingerprint, "classes": self.class_names}
         tensors = {}
         for name in ("train", "validation", "test"):
             split = getattr(self, name)
             tensors |= {f"{name} images": split.images, f"{name} labels": split.labels}
-        if self.whitening is not None:
-            about["whitening"] = self.whitening.source
         return checksum(tensors, about)
 
     @property
@@ -125,49 +112,22 @@ class ImageData:
         return self.train.images.device
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(x - mean) / std per channel, or the whitening; float32, differentiable.
-
-        images: [..., C, H, W], uint8 in [0, 255] or floating point in [0, 1], on any device
-        """
-        mean, std = self._statistics(images)
-        unit = 255.0 if images.dtype == torch.uint8 else 1.0
-        if self.whitening is not None:
-            return self.whitening.apply(images.to(torch.float32) / unit)
-        return images.to(torch.float32) * (1 / (unit * std)) - mean / std
+        """What networks see of images [..., C, H, W], uint8, or floating point in [0, 1]."""
+        return self.normalization.apply(images)
 
     def unit(self, normalized: Tensor) -> Tensor:
         """Undo :meth:`normalize`: [..., C, H, W] back to [0, 1], not clamped."""
-        mean, std = self._statistics(normalized)
-        if self.whitening is not None:
-            return self.whitening.invert(normalized)
-        return normalized * std + mean
+        return self.normalization.invert(normalized)
 
     def to(self, device: str | torch.device) -> Self:
         """The same data set on another device."""
-        splits = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
-        whitening = self.whitening.to(device) if self.whitening is not None else None
-        return replace(self, **splits, whitening=whitening)
+        parts = ("train", "validation", "test", "normalization")
+        return replace(self, **{name: getattr(self, name).to(device) for name in parts})
 
-    def whitened(self, whitening: Transform) -> Self:
-        """The same images with ``whitening`` in the place of mean and std."""
-        nothing, one = (0.0,) * self.channels, (1.0,) * self.channels
+    def whitened(self, whitening: Whitening) -> Self:
+        """The same images, normalized by ``whitening``."""
         note = f"{self.provenance}, ZCA"
-        return replace(self, whitening=whitening, mean=nothing, std=one, provenance=note)
-
-    def _statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        if images.dim() < 3 or images.shape[-3] != self.channels:
-            raise DataError(
-                f"images of shape {list(images.shape)} do not fit '{self.name}';"
-                f" pass [..., {self.channels}, height, width]"
-            )
-        if self.whitening is not None and tuple(images.shape[-2:]) != self.resolution:
-            raise DataError(
-                f"images of {images.shape[-2]}x{images.shape[-1]} pixels do not fit the whitening"
-                f" of '{self.name}', made for {self.resolution[0]}x{self.resolution[1]}"
-            )
-        both = torch.tensor([self.mean, self.std], device=images.device)
-        mean, std = both.view(2, -1, 1, 1)  # [C, 1, 1] each
-        return mean, std
+        return replace(self, normalization=whitening.to(self.device), provenance=note)
 
 
 def prepare(

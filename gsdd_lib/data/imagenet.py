@@ -15,8 +15,8 @@ from pathlib import Path
 import yaml
 
 from gsdd_lib.config import DataConfig
-from gsdd_lib.core.files import write_atomically
-from gsdd_lib.data.cache import cache_folder, decoded, split_decoded
+from gsdd_lib.core.files import cache_folder, write_atomically
+from gsdd_lib.data.cache import decoded, split_decoded
 from gsdd_lib.data.dataset import DataError, RawData
 from gsdd_lib.data.sources import Tree, archive_tree, folder_tree, list_archive, list_folder
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from gsdd_lib.config import DistillConfig, EvalConfig
 from gsdd_lib.core.files import lock_folder
 from gsdd_lib.core.progress import Pace, Progress, say
+from gsdd_lib.core.schedule import cosine
 from gsdd_lib.data import ImageData
 from gsdd_lib.distillation.losses import STEP_LOSSES
 from gsdd_lib.distillation.soft_labels import SoftLabels
@@ -173,7 +174,7 @@ def outer_rate(config: DistillConfig, step: int) -> float:
     """
     if config.lr_schedule == "constant":
         return config.lr
-    return config.lr * (1 + math.cos(math.pi * step / config.steps)) / 2
+    return config.lr * cosine(step, config.steps)
 
 
 def _differentiate(

@@ -101,7 +101,8 @@ def train_teacher(data: ImageData, config: EvalConfig, *, seed: int, epochs: int
     network = network_for(data, config.eval_network, config.eval_width, generator=weights)
     short = config.model_copy(update={"epochs": epochs, "eval_batch": TEACHER_BATCH})
     rng = generator(seed, "soft labels", "training")
-    return train_network(data.normalize(real.images), real.labels, network, short, generator=rng)
+    train_network(data.normalize(real.images), real.labels, network, short, generator=rng)
+    return network
 
 
 def labels_of_classes(labels: Tensor, num_classes: int, *, confidence: float = 0.9) -> SoftLabels:

@@ -308,4 +308,5 @@ def _fingerprint(state: State) -> str:
     own = vars(state.parameterization).items()
     about = {k: repr(v) for k, v in own if isinstance(v, plain) and not k.startswith("_")}
     about["kind"] = type(state.parameterization).__name__
+    about["normalization"] = state.parameterization.normalization.fingerprint
     return checksum({**state.parameterization.state_dict(), **state.snapshot()}, about)

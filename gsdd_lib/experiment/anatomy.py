@@ -96,11 +96,6 @@ def static(
 def unpack(source: Source) -> tuple[GaussianImages, tuple[str, ...]]:
     """The Gaussians and the names of their classes, where these are known."""
     if isinstance(source, DistilledSet):
-        if source.whitening_path is not None:
-            raise ValueError(
-                "The Gaussians of a whitened set add up to whitened values, one by one no picture "
-                "of anything; look at its render() instead."
-            )
         return source.gaussians, source.class_names
     return source, ()
 
@@ -135,8 +130,7 @@ def _largest(gaussians: GaussianImages, image: int, shown: int) -> GaussianImage
         rows[order[:shown]][None].clone(),
         gaussians.labels[image : image + 1],
         resolution=gaussians.resolution,
-        mean=tuple(gaussians.mean.flatten().tolist()),
-        std=tuple(gaussians.std.flatten().tolist()),
+        normalization=gaussians.normalization,
         render_config=gaussians.render_config,
         opacity=gaussians.opacity,
         space=gaussians.space,
@@ -190,4 +184,4 @@ def _outlines(ax: Axes, part: GaussianImages, size: tuple[int, int], *, title: s
 
 @torch.no_grad()
 def _pixels(part: GaussianImages, size: tuple[int, int]) -> Tensor:
-    return part.render_unit(resolution=size)[0].clamp(0, 1)
+    return part.pixels(resolution=size)[0].clamp(0, 1)

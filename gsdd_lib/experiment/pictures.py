@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn import functional as F
 
 from gsdd_lib.experiment.plots import PAGE, gaussian_ellipses, show_image
 
@@ -73,17 +72,6 @@ def class_rows(
             name, (-0.08, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=6.5
         )
     return figure
-
-
-def colored_by(packed: Tensor, images: Tensor) -> Tensor:
-    """``packed`` [K, M, 5 + C + ...] with each color that of ``images`` [K, C, H, W] at its mean.
-
-    For drawing Gaussians that add up to whitened images, whose own colors are none to look at.
-    """
-    packed, channels = packed.detach().clone(), images.shape[1]
-    seen = F.grid_sample(images, packed[:, :, None, :2], align_corners=False)  # [K, C, M, 1]
-    packed[..., 5 : 5 + channels] = seen[..., 0].transpose(1, 2)
-    return packed
 
 
 def _draw_gaussians(ax: Axes, packed: Tensor, size: tuple[int, int], opacity: bool) -> None:

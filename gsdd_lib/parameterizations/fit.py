@@ -5,7 +5,6 @@ squared error; ``warmup`` fits all to the data set's mean color, which spreads a
 Gaussians without showing them an image; ``random`` does not fit at all (paper, table 17).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +19,6 @@ from gsdd_lib.data.dataset import class_members
 from gsdd_lib.parameterizations.budget import Budget
 from gsdd_lib.parameterizations.fit_loop import Plan, fit_packed
 from gsdd_lib.parameterizations.gaussian import GaussianImages, Space
-from gsdd_lib.parameterizations.initialization import place
 
 
 @dataclass
@@ -28,7 +26,7 @@ class Fit:
     """Fitted Gaussians, the images they were fitted to, and how it went."""
 
     gaussians: GaussianImages
-    targets: Tensor  # normalized [N, C, H, W]
+    targets: Tensor  # pixel values [N, C, H, W]
     curve: list[dict[str, float]] = field(default_factory=list)  # step, psnr_db
 
 
@@ -46,23 +44,20 @@ def initial_gaussians(
     Reads the training split only. Equal arguments give equal Gaussians, bit for bit.
     """
     labels = torch.arange(data.num_classes).repeat_interleave(budget.gpc)
-    images = _targets(data, budget.gpc, config.init, seed)
-    whitened = data.whitening is not None  # Gaussians then add up to whitened values in any space
-    canvas = images if whitened or space == "normalized" else data.unit(images)
-    gaussians = GaussianImages(
-        place_gaussians(canvas.cpu(), budget, seed=seed),
+    images = data.unit(_targets(data, budget.gpc, config.init, seed))
+    gaussians = GaussianImages.init_from(
+        images,
         labels,
-        resolution=(budget.height, budget.width),
-        mean=data.mean,
-        std=data.std,
-        render_config=render_config,
+        points=budget.points,
+        seed=seed,
         opacity=budget.opacity,
+        normalization=data.normalization,
+        render_config=render_config,
         space=space,
-    ).to(data.device)
+    )
     if config.init == "random":
         return Fit(gaussians, images)
-    unit = data.unit if whitened else None
-    return Fit(gaussians, images, fit_images(gaussians, images, config, unit=unit))
+    return Fit(gaussians, images, fit_images(gaussians, images, config))
 
 
 def _targets(data: ImageData, count: int, init: str, seed: int) -> Tensor:
@@ -89,44 +84,39 @@ def _representatives(data: ImageData, members: Tensor, count: int, seed: int) ->
     if len(members) <= count:
         return _random_images(data, members, count, seed)
     images = data.train.images[members]
+    return data.normalize(images[representatives(images, count, seed=seed)])
+
+
+def representatives(images: Tensor, count: int, *, seed: int) -> Tensor:
+    """Indices [count] of the images [N, C, H, W] nearest to as many k-means centers."""
     flat = images.flatten(1).float().cpu()
     kmeans = MiniBatchKMeans(count, n_init=1, batch_size=1024, random_state=seed % 2**32)
     centers = torch.from_numpy(kmeans.fit(flat.numpy()).cluster_centers_).float()
-    return data.normalize(images[torch.cdist(centers, flat).argmin(1)])
-
-
-def place_gaussians(images: Tensor, budget: Budget, *, seed: int) -> Tensor:
-    """Packed Gaussians [N, M, 5 + C + opacity] of a budget (:func:`place`)."""
-    return place(images, budget.points, opacity=budget.opacity, seed=seed)
+    return torch.cdist(centers, flat).argmin(1)
 
 
 def fit_images(
-    gaussians: GaussianImages,
-    targets: Tensor,
-    config: FitConfig,
-    *,
-    unit: Callable[[Tensor], Tensor] | None = None,
+    gaussians: GaussianImages, targets: Tensor, config: FitConfig
 ) -> list[dict[str, float]]:
     """Fit ``gaussians`` in place to ``targets`` (:func:`fit_packed`).
 
     Args:
-        targets: normalized [N, C, H, W], one per Gaussian image.
-        unit: brings normalized images to pixel values, ``data.unit``; needed for whitened ones,
-            whose PSNR is that of pixels too.
+        targets: pixel values [N, C, H, W] in [0, 1], one per Gaussian image.
 
     Returns:
         The curve: rows of step and PSNR in dB (:func:`psnr`), about 25 of them.
     """
     plan = Plan(config.fit_steps, config.fit_lr, config.fit_schedule, config.fit_relocate)
-    canvas, packed = gaussians.canvas(targets), gaussians.packed.detach()
-    curve = []
+    packed, curve = gaussians.packed.detach(), []
+    canvas, pixels = targets, None
+    if gaussians.space == "normalized":
+        invert = gaussians.normalization.invert
+        canvas = gaussians.normalization.apply(targets)
 
-    def pixels(error: Tensor) -> Tensor:
-        if unit is None:
-            return error * gaussians.canvas_std
-        return unit(error) - unit(torch.zeros_like(error[:1]))  # unit is linear up to a constant
+        def pixels(error: Tensor) -> Tensor:
+            return invert(error) - invert(torch.zeros_like(error))  # linear up to a constant
 
-    rows = fit_packed(packed, canvas, gaussians.splat_packed, plan, pixels=pixels)
+    rows = fit_packed(packed, canvas, gaussians._canvas, plan, pixels=pixels)
     with Progress(config.fit_steps, "fit") as progress:
         for row in rows:
             curve.append(row)
@@ -134,7 +124,7 @@ def fit_images(
     return curve
 
 
-def psnr(rendered: Tensor, targets: Tensor, std: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio [N] in dB of normalized images, for pixel values in [0, 1]."""
-    error = ((rendered - targets) * std).square().flatten(1).mean(1)
+def psnr(images: Tensor, targets: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio [N] in dB, of pixel values [N, C, H, W] in [0, 1]."""
+    error = (images - targets).square().flatten(1).mean(1)
     return -10 * torch.log10(error.clamp(min=1e-12))

@@ -7,7 +7,6 @@ steps them all. Within the loop nothing waits for the device but a row of the cu
 now and then.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.core.rng import generator
+from gsdd_lib.core.schedule import cosine
 from gsdd_lib.parameterizations.initialization import MAX_POSITION, relocate, spacing
 from gsdd_lib.splatting.splat import GEOMETRY
 
@@ -42,8 +42,7 @@ class Plan:
         if self.schedule == "constant":
             return self.lr
         fallen = max(0.0, (step / self.steps - HELD) / (1 - HELD))
-        wave = 0.5 + 0.5 * math.cos(math.pi * fallen)
-        return self.lr * (LAST_RATE + (1 - LAST_RATE) * wave)
+        return self.lr * (LAST_RATE + (1 - LAST_RATE) * cosine(fallen, 1))
 
     def moves(self) -> set[int]:
         """The steps before which Gaussians are relocated: in the first two fifths of the fit."""

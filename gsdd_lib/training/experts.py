@@ -1,12 +1,11 @@
 """Expert trajectories: networks trained on the real data, their parameters after every epoch.
 
-One safetensors file per expert: ``epoch_000`` (before training), ``epoch_001``, ... each float32
-[P] in the order of ``network.named_parameters()``, and in the metadata one JSON text that says how
-it was trained and how well it does. A file is written when its expert is done, in one move, so a
-killed run goes on with the first expert that has none. Matching reads the two snapshots it needs
-and nothing else.
+A file (``expert_files``) is written when its expert is done, so that a run that was stopped goes on
+with the first expert that is missing. Experts of other settings have folders of their own; nothing
+here removes or replaces an expert.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -15,47 +14,60 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor
 
 from gsdd_lib.config import ExpertConfig
-from gsdd_lib.core.errors import GsddError
-from gsdd_lib.core.files import write_atomically
+from gsdd_lib.core.files import checksum
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
+from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.networks import flatten, network_for
+from gsdd_lib.training.expert_files import (
+    ExpertError,
+    check_settings,
+    expert_path,
+    expert_paths,
+    read_about,
+    read_snapshots,
+    write_expert,
+)
 from gsdd_lib.training.train import accuracy, train_epoch
 
-FORMAT = "gsdd-expert"
-VERSION = 1
-HEADER_BYTES = 4096  # about what names and metadata take in a file
-
-
-class ExpertError(GsddError, RuntimeError):
-    """Experts are missing, damaged, or of other settings; the message says what to do."""
-
-
-def expert_path(folder: Path | str, index: int) -> Path:
-    """The file of one expert."""
-    return Path(folder) / f"expert_{index:03d}.safetensors"
+Row = dict[str, float | int]
 
 
 class Experts:
-    """The experts of a folder, for matching: what they are, and snapshots read when asked for."""
+    """The experts of a folder, for matching: what they are, and snapshots read when asked for.
+
+    Args:
+        folder: of :func:`train_experts`, or the folder inside it of one of several settings
+            (:func:`settings_folder`).
+
+    Raises:
+        ExpertError: there are none, or of several settings, or a file is damaged.
+    """
 
     def __init__(self, folder: Path | str) -> None:
-        self.paths = sorted(Path(folder).glob("expert_*.safetensors"))
+        folder = Path(folder)
+        found = {path.parent for path in folder.glob("*/expert_*.safetensors")}
+        if len(found) > 1 and not expert_paths(folder):
+            names = ", ".join(sorted(path.name for path in found))
+            raise ExpertError(
+                f"'{folder}' holds experts of several settings ({names}); name one of these folders"
+            )
+        self.paths = expert_paths(folder) or [
+            path for inner in found for path in expert_paths(inner)
+        ]
         if not self.paths:
             raise ExpertError(
-                f"There are no experts in '{Path(folder)}'; train them by train_experts (notebook "
-                "03) or name another folder."
+                f"There are no experts in '{folder}'; train them by train_experts (notebook 03) or "
+                "name another folder."
             )
         self.about = [read_about(path) for path in self.paths]
+        common = {k: v for k, v in self.about[0]["settings"].items() if k != "index"}  # version 1
         for path, about in zip(self.paths, self.about, strict=True):
-            common = {**about["settings"], "index": 0}
-            check_settings(path, common, {**self.about[0]["settings"], "index": 0})
+            check_settings(path, about["settings"], common)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -67,29 +79,27 @@ class Experts:
 
     @property
     def fingerprint(self) -> str:
-        """Says whether two folders hold the same experts: a hash of all they say of themselves."""
+        """SHA-256 of all descriptions: equal for equal experts, wherever they are."""
         return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()
 
     def snapshots(self, index: int, *epochs: int) -> list[Tensor]:
         """Parameters [P] of expert ``index`` after each of ``epochs``; 0 is before training."""
-        path = self.paths[index]
-        try:
-            with safe_open(path, "pt") as file:
-                return [file.get_tensor(_key(epoch)) for epoch in epochs]
-        except (SafetensorError, OSError) as error:
-            raise _damaged(path, error) from error
+        return read_snapshots(self.paths[index], epochs)
 
     def check(self, data: ImageData, network: str, width: int, epochs: int) -> None:
-        """Raise :class:`ExpertError` unless these experts fit the matching that is to be done."""
-        settings = self.about[0]["settings"]
-        wanted = {
-            "dataset": data.name,
-            "expert_network": network,
-            "expert_width": width,
-            "images": [data.channels, *data.resolution],
-            "classes": data.num_classes,
-        }
-        check_settings(self.paths[0], {key: settings[key] for key in wanted}, wanted)
+        """Refuse a matching that these experts do not fit.
+
+        They must be of the same architecture and have seen images of the same size and classes,
+        normalized in the same way, out of a data set that holds out the very same validation and
+        test images. So they cannot have seen an image that a choice or a result depends on, while
+        experts trained on fewer or more images per class of the same split
+        (``DataConfig.max_per_class``) are welcome.
+
+        Raises:
+            ExpertError: naming what differs, or that they trained for less than ``epochs``.
+        """
+        wanted = {"expert_network": network, "expert_width": width, **_about_data(data)}
+        check_settings(self.paths[0], self.about[0]["settings"], wanted)
         if self.epochs < epochs:
             raise ExpertError(
                 f"The experts trained for {self.epochs} epochs, the matching needs {epochs} "
@@ -97,67 +107,33 @@ class Experts:
             )
 
 
-def distances(experts: Experts, expert_epochs: int) -> list[dict[str, float | int]]:
+def distances(experts: Experts, expert_epochs: int) -> list[Row]:
     """How far each expert gets in ``expert_epochs`` epochs: the root of what divides the TM loss.
 
-    Rows of expert, epoch (where the matched epochs start) and distance ``||start - target||``.
+    Returns:
+        Rows of expert, epoch (where the matched epochs start) and distance ``||start - target||``.
     """
-    rows = []
-    for index in range(len(experts)):
-        for epoch in range(experts.epochs - expert_epochs + 1):
-            start, target = experts.snapshots(index, epoch, epoch + expert_epochs)
-            distance = (start - target).norm().item()
-            rows.append({"expert": index, "epoch": epoch, "distance": distance})
-    return rows
+
+    def distance(index: int, epoch: int) -> float:
+        start, target = experts.snapshots(index, epoch, epoch + expert_epochs)
+        return (start - target).norm().item()
+
+    return [
+        {"expert": index, "epoch": epoch, "distance": distance(index, epoch)}
+        for index in range(len(experts))
+        for epoch in range(experts.epochs - expert_epochs + 1)
+    ]
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """What a file says of its expert; raises :class:`ExpertError` where it is no whole file."""
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
-            if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
-                raise ExpertError(f"{path.name} is no expert file of version {VERSION}; remove it.")
-            expected = {_key(epoch) for epoch in range(about["settings"]["train_epochs"] + 1)}
-            if set(file.keys()) != expected:
-                raise _damaged(path, "snapshots are missing")
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise _damaged(path, error) from error
-    return about
-
-
-def _damaged(path: Path, reason: object) -> ExpertError:
-    return ExpertError(
-        f"The expert file {path.name} is damaged or cut off ({reason}); delete it and train again, "
-        "the other experts are kept."
-    )
-
-
-def _key(epoch: int) -> str:
-    return f"epoch_{epoch:03d}"
-
-
-def write_expert(path: Path, snapshots: list[Tensor], about: dict[str, Any]) -> None:
-    """One expert: parameters [P] after every epoch, and what is said of them."""
-    tensors = {_key(epoch): params for epoch, params in enumerate(snapshots)}
-    text = json.dumps({"format": FORMAT, "version": VERSION, **about})
-    write_atomically(path, serialize(tensors, {"about": text}))  # one text: equal bytes
-
-
-def check_settings(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise :class:`ExpertError`, naming what differs, unless ``found`` has all of ``wanted``."""
-    other = [key for key in wanted if found.get(key) != wanted[key]]
-    if other:
-        listed = "; ".join(f"{key} {found.get(key)}, wanted {wanted[key]}" for key in other)
-        raise ExpertError(
-            f"The expert file {path.name} has other settings ({listed}); choose another folder, or "
-            "delete it and train again."
-        )
+# ------------------------------------------------------------------------------------ training
 
 
 @dataclass(frozen=True)
 class ExpertPlan:
-    """What training the experts will write, known before it starts."""
+    """What training the experts will take, known before it starts.
+
+    total_bytes: of the parameters; a file's description adds a few kilobytes
+    """
 
     files: int
     snapshots: int  # per file
@@ -166,7 +142,7 @@ class ExpertPlan:
 
     @property
     def total_bytes(self) -> int:
-        return self.files * (4 * self.parameters * self.snapshots + HEADER_BYTES)
+        return 4 * self.files * self.snapshots * self.parameters
 
     def __str__(self) -> str:
         return (
@@ -177,65 +153,68 @@ class ExpertPlan:
 
 
 def plan_experts(data: ImageData, config: ExpertConfig) -> ExpertPlan:
-    """Size and work of :func:`train_experts`, within a few kilobytes per file."""
+    """Size and work of :func:`train_experts`."""
     weights = generator(0, "expert", "plan")
     network = network_for(data, config.expert_network, config.expert_width, generator=weights)
     steps = -(-len(data.train) // config.expert_batch) * config.train_epochs * config.num_experts
-    parameters = sum(value.numel() for value in network.parameters())
+    parameters = len(flatten(dict(network.named_parameters())))
     return ExpertPlan(config.num_experts, config.train_epochs + 1, parameters, steps)
+
+
+def settings_folder(
+    data: ImageData, config: ExpertConfig, folder: Path | str, *, seed: int
+) -> Path:
+    """Where in ``folder`` the experts of these settings are, or will be: for :class:`Experts`.
+
+    ``folder/<hash of the settings>``; or ``folder`` itself, if it has experts of these settings.
+    """
+    folder, settings = Path(folder), _settings(data, config, seed)
+    for path in expert_paths(folder):
+        with contextlib.suppress(ExpertError):
+            check_settings(path, read_about(path)["settings"], settings)
+            return folder
+    text = json.dumps(settings, sort_keys=True)
+    return folder / hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def train_experts(
     data: ImageData, config: ExpertConfig, folder: Path | str, *, seed: int
-) -> Iterator[dict[str, float | int]]:
-    """Train what ``folder`` does not have yet; yields a row per expert and epoch, old ones too.
+) -> Iterator[Row]:
+    """Train what ``folder`` does not have yet, in the :func:`settings_folder` of these settings.
 
-    A row holds expert, epoch, train_loss (0 before training: none) and accuracy in percent on the
-    validation split. Expert i draws from generators of its own, so the files do not depend on
-    where a run was cut or on how many experts there are.
+    Expert i has generators of its own, so the files do not depend on where a run was stopped or on
+    how many experts there are.
+
+    Yields:
+        A row per expert and epoch, also of experts that were there: expert, epoch, train_loss (0
+        before training) and accuracy in percent on the validation split.
 
     Raises:
-        ExpertError: a file in ``folder`` is damaged or was trained with other settings.
+        ExpertError: a file is damaged, or the training diverges.
     """
-    plan = plan_experts(data, config)
+    home, settings = settings_folder(data, config, folder, seed=seed), _settings(data, config, seed)
     with Progress(config.num_experts * config.train_epochs, "experts") as progress:
         for index in range(config.num_experts):
-            path = expert_path(folder, index)
-            settings = _settings(data, config, seed, index)
+            path = expert_path(home, index)
             if path.exists():
                 about = read_about(path)
                 check_settings(path, about["settings"], settings)
                 progress.update(config.train_epochs)
             else:
                 snapshots, rows = _train_expert(data, config, seed, index, progress)
-                about = {"settings": settings, "parameters": plan.parameters, "rows": rows}
+                about = {"settings": settings, "parameters": len(snapshots[0]), "rows": rows}
                 write_expert(path, snapshots, about)
             yield from about["rows"]
 
 
-def _settings(data: ImageData, config: ExpertConfig, seed: int, index: int) -> dict[str, Any]:
-    """All that the parameters depend on; the number of experts is not among it."""
-    return {
-        **config.model_dump(exclude={"num_experts"}),
-        "dataset": data.name,
-        "images": [data.channels, *data.resolution],
-        "classes": data.num_classes,
-        "train_images": len(data.train),
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "seed": seed,
-        "index": index,
-    }
-
-
 def _train_expert(
     data: ImageData, config: ExpertConfig, seed: int, index: int, progress: Progress
-) -> tuple[list[Tensor], list[dict[str, float | int]]]:
+) -> tuple[list[Tensor], list[Row]]:
     """Parameters after every epoch, the untrained ones first, and a row for each."""
     weights = generator(seed, "expert", index, "weights")
     network = network_for(data, config.expert_network, config.expert_width, generator=weights)
     optimizer = torch.optim.SGD(network.parameters(), lr=config.expert_lr)
-    draw = generator(seed, "expert", index, "training")
+    order = generator(seed, "expert", index, "training")
     snapshots, rows, loss = [], [], 0.0
     for epoch in range(config.train_epochs + 1):
         if epoch:
@@ -246,7 +225,7 @@ def _train_expert(
                 data.train.labels,
                 batch=config.expert_batch,
                 dsa=config.expert_dsa,
-                generator=draw,
+                generator=order,
                 normalize=data.normalize,
             )
         held = data.validation
@@ -254,10 +233,32 @@ def _train_expert(
         snapshots.append(flatten(dict(network.named_parameters())).cpu())
         if not torch.isfinite(snapshots[-1]).all():
             raise ExpertError(
-                f"Expert {index} is not a number after epoch {epoch}; lower its learning rate "
+                f"Expert {index} is non-finite after epoch {epoch}; lower its learning rate "
                 f"(expert_lr={config.expert_lr}). The experts before it are kept."
             )
         rows.append({"expert": index, "epoch": epoch, "train_loss": loss, "accuracy": percent})
         if epoch:
             progress.update(expert=index, accuracy=percent)
     return snapshots, rows
+
+
+def _settings(data: ImageData, config: ExpertConfig, seed: int) -> dict[str, Any]:
+    """All that experts depend on, apart from their index; their number is not among it."""
+    about = config.model_dump(exclude={"num_experts"}) | _about_data(data)
+    return about | {"data": data.fingerprint, "train_images": len(data.train), "seed": seed}
+
+
+def _about_data(data: ImageData) -> dict[str, Any]:
+    """What of its data an expert must share with a matching; see :meth:`Experts.check`."""
+    held = {f"validation {name}": value for name, value in vars(data.validation).items()}
+    held |= {f"test {name}": value for name, value in vars(data.test).items()}
+    channels = data.normalization if isinstance(data.normalization, ChannelNormalization) else None
+    return {
+        "dataset": data.name,
+        "images": [data.channels, *data.resolution],
+        "classes": data.num_classes,
+        "mean": list(channels.mean) if channels else [0.0] * data.channels,
+        "std": list(channels.std) if channels else [1.0] * data.channels,
+        "whitening": None if channels else data.normalization.fingerprint,
+        "held_out": checksum(held, {"classes": data.class_names}),
+    }

@@ -11,12 +11,21 @@ from gsdd_lib.core.files import (
     DamagedFileError,
     FolderInUseError,
     lock_folder,
+    project_root,
     read_tensors,
     seal,
     unseal,
     write_atomically,
     write_tensors,
 )
+
+
+def test_the_project_root_is_the_same_from_every_folder_of_the_project(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert project_root() == tmp_path / "notebooks"  # outside any project
+    (tmp_path / "pyproject.toml").touch()
+    assert project_root() == tmp_path
 
 
 def test_writes_a_new_file_and_its_folders(tmp_path):

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gsdd_lib.config import DataConfig
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.data import DataError, ImageSet, from_tensors, load_data
 from gsdd_lib.data.dataset import keep_per_class, resize, stratified_split
 from gsdd_lib.data.synthetic import FIGURES, make_shapes, read_digits, read_shapes
@@ -107,7 +108,9 @@ def test_unit_undoes_normalize_and_gradients_flow():
 
 
 def test_normalize_images_of_other_channels():
-    with pytest.raises(DataError, match=r"do not fit 'shapes'; pass \[\.\.\., 3, height, width\]"):
+    with pytest.raises(
+        DataError, match=r"do not fit the normalization; pass \[\.\.\., 3, height, width\]"
+    ):
         load("shapes").normalize(torch.rand(2, 1, 32, 32))
 
 
@@ -142,7 +145,7 @@ def test_a_resolution_that_fills_the_memory():
 
 
 def test_an_unknown_data_set_names_the_nearest():
-    with pytest.raises(DataError, match=r"unknown data set 'digit', did you mean 'digits'\?"):
+    with pytest.raises(ConfigError, match=r"unknown data set 'digit', did you mean 'digits'\?"):
         load("digit")
 
 

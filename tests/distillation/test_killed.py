@@ -46,7 +46,7 @@ def run(case: str, folder: Path, experts: Path) -> None:
     """A whole distillation, or the rest of one; its end goes to ``folder/end.pt``."""
     objective = case.removesuffix(LABELS)
     data = load_data(DataConfig(dataset="digits", max_per_class=20))
-    budget = plan_budget(BudgetConfig(ipc=1, gpc=1), channels=1, height=8, width=8)
+    budget = plan_budget(BudgetConfig(ipc=1, gpc=1), data)
     gaussians = initial_gaussians(data, budget, FitConfig(fit_steps=3), seed=0).gaussians
     settings = {"objective": objective, "steps": 12, "eval_every": 4, "checkpoint_every": 1}
     config = DistillConfig(**settings, **SMALL, **OBJECTIVES[objective])

@@ -69,7 +69,7 @@ def experts(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Expert
 
 
 def make(data: ImageData) -> GaussianImages:
-    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), channels=1, height=8, width=8)
+    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), data)
     return initial_gaussians(data, budget, FitConfig(fit_steps=30), seed=0).gaussians
 
 
@@ -351,7 +351,8 @@ def test_pixels_are_distilled_by_the_same_loop(data: ImageData, tmp_path: Path) 
 def make_fields(data: ImageData) -> NeuralFields:
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(10).repeat_interleave(2)
-    return NeuralFields(labels, 1, (8, 8), layers=1, width=4, generator=draw)
+    named = {"normalization": data.normalization, "layers": 1, "width": 4, "generator": draw}
+    return NeuralFields(labels, 1, (8, 8), **named)
 
 
 @pytest.mark.parametrize("stop_after", [1, 4])

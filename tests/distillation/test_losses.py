@@ -1,5 +1,6 @@
 """One step of each objective: exact gradients in parts, draws by step, what a step hands on."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def experts(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Expert
 
 @pytest.fixture
 def gaussians(data: ImageData) -> GaussianImages:
-    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), channels=1, height=8, width=8)
+    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), data)
     return initial_gaussians(data, budget, FitConfig(fit_steps=10), seed=0).gaussians
 
 
@@ -89,7 +90,8 @@ def test_micro_batches_give_the_plain_gradient_in_double(gaussians, data, change
     """Two images per class, so that micro-batches of 1 cut a class; and the same draws for all."""
     fresh = matching.sample_network
     monkeypatch.setattr(matching, "sample_network", lambda *given: fresh(*given).double())
-    data, gaussians = DoubleData(**vars(data)), gaussians.double()
+    named = {each.name: getattr(data, each.name) for each in fields(data)}
+    data, gaussians = DoubleData(**named), gaussians.double()
     config = CONFIG.model_copy(update={"batch_real": 3, **changes})
     found = {}
     for micro_batch in (10**6, 1, 7):

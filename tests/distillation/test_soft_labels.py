@@ -12,7 +12,7 @@ from gsdd_lib.distillation.soft_labels import (
     labels_of_teacher,
     train_teacher,
 )
-from gsdd_lib.evaluation.baselines import random_real_images
+from gsdd_lib.evaluation.baselines import RealImages
 from gsdd_lib.evaluation.evaluate import evaluate
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.training.experts import ExpertError, Experts, train_experts
@@ -42,8 +42,8 @@ def test_probabilities_are_those_of_the_stored_logits():
 
 
 def test_bits_are_those_of_the_budget():
-    config = BudgetConfig(ipc=1, gpc=10, soft_labels=True)
-    budget = plan_budget(config, channels=1, height=28, width=28, num_classes=10)
+    config = BudgetConfig(ipc=4, gpc=2, soft_labels=True)
+    budget = plan_budget(config, load_data(DataConfig(dataset="digits")))
     assert labels_of_classes(torch.arange(10), 10).bits == 10 * budget.label_bits
 
 
@@ -56,7 +56,7 @@ def test_the_gradient_in_the_logits_by_hand():
 
 def test_evaluate_takes_them():
     data = load_data(DataConfig(dataset="digits"))
-    images, labels = random_real_images(data, 1, seed=0)
+    images, labels = RealImages().choose(data, 1, seed=0)
     config = EvalConfig(networks=1, eval_network="ConvNetD2", eval_width=4, epochs=2)
     soft = labels_of_classes(labels, 10, confidence=0.8)
     assert len(evaluate(images, soft.probabilities(), data, config, seed=0)) == 1

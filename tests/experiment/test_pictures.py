@@ -37,16 +37,3 @@ def test_a_class_with_fewer_images_leaves_gaps():
     images, labels = torch.zeros(3, 3, 4, 4), torch.tensor([0, 0, 1])
     figure = pictures.class_rows(images, labels, NAMES, classes=2, per_class=2)
     assert [len(ax.get_images()) for ax in figure.axes] == [1, 1, 1, 0]
-
-
-def test_gaussians_take_the_color_of_the_picture_where_they_are():
-    images = torch.zeros(1, 3, 4, 4)
-    images[0, :, 1, 2] = torch.tensor([0.1, 0.2, 0.3])  # row 1, column 2
-    packed = torch.zeros(1, 2, 9)
-    packed[0, 0, :2] = torch.tensor([2.5 / 4 * 2 - 1, 1.5 / 4 * 2 - 1])  # x, y of its center
-    packed[0, 1, :2] = torch.tensor([0.5 / 4 * 2 - 1, 0.5 / 4 * 2 - 1])
-    colored = pictures.colored_by(packed, images)
-    assert torch.allclose(colored[0, 0, 5:8], torch.tensor([0.1, 0.2, 0.3]), atol=1e-6)
-    assert colored[0, 1, 5:8].abs().max() < 1e-6 and torch.equal(
-        packed[..., 5:8], torch.zeros(1, 2, 3)
-    )

@@ -1,7 +1,6 @@
 """The explorer's pictures are the Gaussians asked for, and the sliders only ask for them."""
 
 import io
-from pathlib import Path
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -11,6 +10,7 @@ import torch
 from matplotlib.collections import EllipseCollection
 from matplotlib.image import imread
 
+from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.experiment import widgets as explore
 from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.storage import DistilledSet
@@ -23,9 +23,11 @@ def make_gaussians(channels: int = 3, *, opacity: bool = True) -> GaussianImages
     packed = torch.rand(IMAGES, POINTS, 5 + channels + opacity)
     packed[..., :2] = packed[..., :2] * 1.6 - 0.8
     packed[..., 2] = packed[..., 4] = torch.tensor([2.0, 1.0, -3.0, 4.0, 2.5])
-    statistics = {"mean": (0.4,) * channels, "std": (0.3,) * channels}
+    normalization = ChannelNormalization((0.4,) * channels, (0.3,) * channels)
     labels = torch.tensor([2, 0, 1])
-    return GaussianImages(packed, labels, resolution=(HEIGHT, WIDTH), opacity=opacity, **statistics)
+    return GaussianImages(
+        packed, labels, resolution=(HEIGHT, WIDTH), opacity=opacity, normalization=normalization
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +56,7 @@ def decode(png: bytes) -> np.ndarray:
 
 def test_all_gaussians_give_the_rendering_itself(images):
     figure = explore.draw(images, 1, POINTS, (HEIGHT, WIDTH))
-    expected = images.render_unit()[1].detach().clamp(0, 1).permute(1, 2, 0).numpy()
+    expected = images.pixels()[1].detach().clamp(0, 1).permute(1, 2, 0).numpy()
     assert len(figure.axes) == 1
     np.testing.assert_allclose(picture_of(figure.axes[0]), expected, atol=1e-5)
 
@@ -62,8 +64,8 @@ def test_all_gaussians_give_the_rendering_itself(images):
 def test_the_largest_come_first(images):
     """The three largest areas are those of the Gaussians 3, 2 and 4."""
     few = images.packed[:1, [3, 2, 4]].detach()
-    facts = {"resolution": (HEIGHT, WIDTH), "mean": (0.4,) * 3, "std": (0.3,) * 3}
-    expected = GaussianImages(few, torch.zeros(1), **facts).render_unit()[0].detach().clamp(0, 1)
+    facts = {"resolution": (HEIGHT, WIDTH), "normalization": images.normalization}
+    expected = GaussianImages(few, torch.zeros(1), **facts).pixels()[0].detach().clamp(0, 1)
     figure = explore.draw(images, 0, 3, (HEIGHT, WIDTH))
     shown = picture_of(figure.axes[0])
     np.testing.assert_allclose(shown, expected.permute(1, 2, 0).numpy(), atol=1e-5)
@@ -172,14 +174,7 @@ def test_a_slider_draws_when_it_is_let_go(images):
 
 def test_one_image_of_one_gaussian_can_be_looked_at():
     packed = torch.tensor([[[0.0, 0.0, 2.0, 0.0, 2.0, 1.0, 1.0]]])
-    images = GaussianImages(packed, torch.zeros(1), resolution=(8, 8), mean=(0.0,), std=(1.0,))
+    identity = ChannelNormalization((0.0,), (1.0,))
+    images = GaussianImages(packed, torch.zeros(1), resolution=(8, 8), normalization=identity)
     assert decode(explore.gaussians(images).picture.value).any()
     assert len(explore.static(images, images=[0]).axes) == 5
-
-
-def test_a_whitened_set_is_not_taken_apart(images):
-    path = Path("zca-0.safetensors")
-    whitened = DistilledSet(images, "digits", ("a",) * 10, {}, 0, whitening_path=path)
-    for make in (explore.gaussians, explore.static):
-        with pytest.raises(ValueError, match=r"whitened values.*look at its render\(\)"):
-            make(whitened)
