@@ -29,7 +29,7 @@ help: ## List the targets
 reproduce: $(ENVIRONMENT) compiler ## Every figure and table of PROFILE=demo (ONLY=04 or table_15 or ipc1); goes on where it was stopped
 	@$(RUNNER) --check-all params/$(PROFILE) --only '$(ONLY)'
 	@names=$$($(RUNNER) --data-sets params/$(PROFILE) --only '$(ONLY)'); \
-	  for name in $$names; do $(PYTHON) -m gsdd_lib.data "$$name" || exit 1; done
+	  for name in $$names; do $(PYTHON) -m gsdd_lib.data "$$name" --fetch || exit 1; done
 	@ONLY='$(ONLY)' $(PYTHON) -m snakemake --cores $(CORES) --nolock --rerun-incomplete \
 	  --quiet all --config profile=$(PROFILE)
 	@printf '\nFigures and tables: figures/%s/\n' $(PROFILE)
@@ -55,8 +55,8 @@ lab: $(ENVIRONMENT) compiler ## Open the notebooks in JupyterLab (over SSH: ARGS
 	  --LabApp.default_url=/lab/tree/notebooks$(INDEX:notebooks%=%) \
 	  $$(test "$$(id -u)" != 0 || echo --allow-root) $(ARGS)
 
-data: $(ENVIRONMENT) ## Find Fashion-MNIST on this machine, or fetch and verify it
-	@$(PYTHON) -m gsdd_lib.data fashion_mnist
+data: $(ENVIRONMENT) ## Find Fashion-MNIST on this machine, or fetch it (30 MB) and verify it
+	@$(PYTHON) -m gsdd_lib.data fashion_mnist --fetch
 
 bench: $(ENVIRONMENT) compiler ## Time the splatting operator against the dense reference
 	@$(PYTHON) -m gsdd_lib.benchmarks.operator

@@ -92,9 +92,9 @@ def distill(
         except (DistillError, EvaluationError) as error:
             raise DistillError(f"{error}. {checkpoint.sentence()}") from error
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"Stopped after step {state.step}. {checkpoint.sentence()} The same call goes on."
-            ) from None
+            on = " The same call goes on from there." if checkpoint.step is not None else ""
+            said = f"Stopped after step {state.step}. {checkpoint.sentence()}{on}"
+            raise KeyboardInterrupt(said) from None
     if state.best is not None:
         state.restore(state.best)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gsdd_lib.config import DistillConfig
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData, ImageSet
-from gsdd_lib.data.dataset import class_members, draw_per_class
+from gsdd_lib.data.dataset import class_members, sample_per_class
 from gsdd_lib.distillation.dc import batch_gradients, gradient_distance
 from gsdd_lib.distillation.dm import class_means, dm_loss
 from gsdd_lib.distillation.microbatch import class_groups, map_micro_batches, sum_over_groups
@@ -43,7 +43,7 @@ def sample_augmentation(data: ImageData, config: DistillConfig, seed: int, step:
 def sample_real(data: ImageData, state: State, seed: int, only: int | None = None) -> ImageSet:
     """``batch_real`` training images of every class, or the same ones of class ``only``."""
     rng = generator(seed, "distill", state.step, "real")
-    index = draw_per_class(state.members, state.config.batch_real, generator=rng)
+    index = sample_per_class(state.members, state.config.batch_real, generator=rng)
     if only is not None:
         index = index[data.train.labels.cpu()[index] == only]
     return data.train.select(index)

@@ -1,5 +1,7 @@
 """Rivals: real images at equal storage, the whole data set, and differences network by network."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def budget():
-    return plan_budget(BudgetConfig(ipc=1, gpc=2), channels=1, height=8, width=8)
+    return plan_budget(BudgetConfig(ipc=1, gpc=2), load_data(DataConfig()))
 
 
 def test_rows_are_those_of_evaluate_with_the_name_of_their_set(data, capsys):
@@ -105,7 +107,8 @@ def test_a_class_of_few_images_gives_all(data, coreset):
 
 
 def test_costs_never_exceed_the_budget():
-    budget = plan_budget(BudgetConfig(ipc=1, gpc=10), channels=1, height=28, width=28)
+    fashion = SimpleNamespace(channels=1, resolution=(28, 28), num_classes=10)
+    budget = plan_budget(BudgetConfig(ipc=1, gpc=10), fashion)
     costs = baselines.cost_table({"dm": 31_000}, budget, real=["random real", "k-means coreset"])
     assert costs.method.tolist() == ["dm", "initial", "random real", "k-means coreset"]
     assert (costs.bits_per_class <= budget.budget_bits_per_class).all()

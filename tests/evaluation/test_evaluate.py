@@ -31,6 +31,9 @@ THOROUGH = EvalConfig(
 class Forbidden:
     """A split that must not be touched."""
 
+    def __len__(self):
+        return 1  # data sets check that no split is empty
+
     def __getattr__(self, name):
         raise AssertionError(f"the split was read: {name}")
 

@@ -31,6 +31,9 @@ RUN = DistillConfig(
 
 
 class Untouched:
+    def __len__(self):
+        return 1  # data sets check that no split is empty
+
     def __getattr__(self, name):
         raise AssertionError(f"the validation split was read: {name}")
 

@@ -18,7 +18,8 @@ from gsdd_lib.parameterizations.budget import (
 
 def data_of(channels: int, height: int, width: int, classes: int = 10) -> ImageData:
     """A data set of which only the sizes matter."""
-    one = ImageSet(torch.zeros(1, channels, height, width, dtype=torch.uint8), torch.zeros(1))
+    images = torch.zeros(classes, channels, height, width, dtype=torch.uint8)
+    one = ImageSet(images, torch.arange(classes))
     names, half = tuple(map(str, range(classes))), (0.5,) * channels
     return ImageData("sizes", names, half, half, one, one, one, "generated")
 
