@@ -52,7 +52,8 @@ def _strategy(value: str) -> str:
 def _inside(value: str) -> str:
     path = PurePosixPath(value)
     if path.is_absolute() or ".." in path.parts or value.startswith("~"):
-        raise ValueError("must lie in the project; link to another disk from there")
+        shown = reprlib.repr(value)
+        raise ValueError(f"{shown} must lie in the project; link to another disk from there")
     return value
 
 
@@ -113,9 +114,9 @@ class Config(BaseModel):
         name = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             return f"unknown parameter {reprlib.repr(name)}{nearest(name, cls.model_fields)}"
-        message, got = fault["msg"].removeprefix("Value error, "), reprlib.repr(fault["input"])
-        if got not in message:
-            message += f" (got {got})"
+        message = fault["msg"].removeprefix("Value error, ")
+        if message == fault["msg"]:  # pydantic's own sentences do not show the value
+            message += f" (got {reprlib.repr(fault['input'])})"
         return f"{name}: {message}" if name else message
 
 
@@ -141,8 +142,16 @@ class DataConfig(Config):
     """Which images."""
 
     dataset: DatasetName = Field("digits", description="name in the table of data sets")
-    folder: str = Field("", description="where its files are; empty: the usual places")
+    folder: str = Field(
+        "",
+        description="where its files are, from the project's root; empty: the usual places",
+    )
     resolution: int = Field(0, ge=0, le=4096, description="pixels per side; 0: native")
+    resize: Literal["crop", "squash"] = Field(
+        "crop",
+        description="of images in files: shorter side, then center crop; or both sides, as the "
+        "published codes do",
+    )
     max_per_class: int = Field(0, ge=0, description="training images kept per class; 0: all")
     holdout: float = Field(0.1, gt=0, lt=1, description="fraction held out for validation")
     zca: bool = Field(False, description="ZCA whitening in the place of mean and deviation")
@@ -166,15 +175,27 @@ class RenderConfig(Config):
 
 
 class FitConfig(Config):
-    """How Gaussians are initialised (paper, section 3.4 and table 17)."""
+    """How Gaussians are initialized (paper, section 3.4 and table 17)."""
 
-    init: Literal["real", "kmeans", "warmup", "random"] = Field(
-        "real", description="random real images, k-means representatives, solid colour, or noise"
+    init: Literal["real", "first", "kmeans", "warmup", "random"] = Field(
+        "real",
+        description="fitted to random real images, the first of each class (as published), k-means "
+        "representatives, or a solid color (warmup); or not at all (random)",
+    )
+    fit_start: Literal["detail", "published"] = Field(
+        "detail", description="first values: placed where images have detail, or uniform random"
     )
     fit_steps: int = Field(600, ge=0, description="Adam steps of the mean squared error")
     fit_lr: float = Field(0.045, gt=0, description="learning rate at the start; the paper: 0.01")
-    fit_schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="of the learning rate: stays for half the steps, then falls; or stays"
+    fit_rates: Literal["spaced", "uniform"] = Field(
+        "spaced",
+        description="that of positions and Cholesky factors: in proportion to the spacing of the "
+        "Gaussians, or the same as of all other numbers (as published)",
+    )
+    fit_schedule: Literal["cosine", "constant", "halving"] = Field(
+        "cosine",
+        description="of the learning rate: falls in the second half; stays; or is halved every "
+        "20,000 steps (as published)",
     )
     fit_relocate: float = Field(
         0.1, ge=0, le=0.5, description="share of an image's Gaussians moved at a time; 0: never"

@@ -100,7 +100,10 @@ BAD = {
     "labels in two dimensions": (lambda x, y: (x, y[:, None]), r"of shape \[48, 1\]"),
     "few labels": (lambda x, y: (x, y[:-1]), "of one length, got 48 and 47"),
     "floats up to 255": (lambda x, y: (x.float(), y), r"must lie in \[0, 1\]"),
-    "no folder": (lambda x, y: ("no such folder",), "there is no folder no such folder"),
+    "no folder": (
+        lambda x, y: ("no such folder",),
+        "there is no folder .*/no such folder; name one",
+    ),
 }
 
 

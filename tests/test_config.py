@@ -55,8 +55,12 @@ def test_pick_lets_a_name_with_the_prefix_go_before_the_plain_one():
         (DistillConfig, {"objective": "tmm"}, r"objective: .*'dm', 'dc' or 'tm'"),
         (EvalConfig, {"epochs": 0}, r"epochs: .*greater than or equal to 1 \(got 0\)"),
         (RunConfig, {"device": "gpu"}, "device: .*pattern"),
-        (RunConfig, {"experts_folder": "/etc"}, "experts_folder: must lie in the project"),
-        (RunConfig, {"experts_folder": "runs/../../x"}, "experts_folder: must lie in the project"),
+        (RunConfig, {"experts_folder": "/etc"}, "experts_folder: .* must lie in the project"),
+        (
+            RunConfig,
+            {"experts_folder": "runs/../../x"},
+            "experts_folder: .* must lie in the project",
+        ),
     ],
 )
 def test_what_would_fail_later_is_refused_at_once(model, fields, sentence):

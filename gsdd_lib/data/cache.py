@@ -1,16 +1,18 @@
-"""Encoded images decoded once, into a uint8 file that later runs map into memory.
+"""Images decoded once, into files that later runs verify and map into memory.
 
-A file lies in the cache folder beside a small JSON text that describes it and is written last: a
-decoding that was interrupted left no such text and is done again.
+A file is named by a hash of the encoded images, wherever they lie, and of how they are decoded. It
+begins with the SHA-256 of the pixels that follow.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import io
-import json
+import math
 import os
-import secrets
 import shutil
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -20,141 +22,187 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gsdd_lib.core.files import cache_folder, write_atomically
+from gsdd_lib.core.errors import DataError
+from gsdd_lib.core.files import cache_folder
 from gsdd_lib.core.progress import Progress
-from gsdd_lib.data.dataset import DataError, ImageSet, check_size
-from gsdd_lib.data.sources import Listing
+from gsdd_lib.data.sources import FORMATS, Listing
 
-VERSION = 1  # of how pixels are made: a change makes all files anew
+VERSION = 2  # of how pixels are made: a change decodes everything again
+MAX_PIXELS = 2**26  # of one encoded image: 200 MB as RGB
+MARK = 32  # bytes of a SHA-256
 SPARE_BYTES = 2**26
-BATCH = 64  # encoded images held at once
+BATCH = 32  # images decoded at a time
 
 
-def decoded(name: str, listing: Listing, size: tuple[int, int], *, channels: int = 3) -> Tensor:
-    """uint8 [N, channels, height, width] of all images listed, mapped from a file.
+def decoded(
+    name: str, listing: Listing, size: tuple[int, int], *, channels: int = 3, resize: str = "crop"
+) -> Tensor:
+    """The pixels of all images listed, decoded now or taken from the cache.
 
-    size: (height, width); an image is resized to cover it, then cropped at its center.
-    channels: 3 or 1 (gray).
+    Args:
+        name: of the data set, for messages and the file's name.
+        size: (height, width).
+        channels: 3, or 1 for gray.
+        resize: see :func:`decode_image`.
 
-    Raises :class:`DataError`: an image that cannot be decoded, by name; or no space on the disk.
+    Returns:
+        uint8 [N, channels, height, width], mapped from a file.
+
+    Raises:
+        DataError: an image that cannot be decoded, by name, or a disk without space.
     """
     shape = (len(listing.entries), channels, *size)
-    path = cache_folder() / f"{name}-{_key(listing, shape)}.uint8"
-    about = path.with_suffix(".json")
-    if not (_described(about) == list(shape) and path.is_file()):
-        check_size(name, shape[0], channels=channels, resolution=max(size))
-        try:
-            _write(path, listing, shape, name)
-            write_atomically(about, json.dumps({"shape": shape}).encode())
-        except OSError as error:
-            raise DataError(
-                f"decoded images cannot be kept in {path.parent} ({error.strerror or error});"
-                " name another folder in $GSDD_CACHE"
-            ) from None
-    return _mapped(path, shape)
-
-
-def split_decoded(images: Tensor, listing: Listing) -> tuple[ImageSet, ImageSet]:
-    """Training and test images of what :func:`decoded` gave; views, nothing is copied."""
-    labels = torch.tensor([entry.label for entry in listing.entries])
-    count = sum(entry.train for entry in listing.entries)
-    return ImageSet(images[:count], labels[:count]), ImageSet(images[count:], labels[count:])
+    about = f"{VERSION} {shape} {resize} {listing.key}"
+    path = cache_folder() / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:32]}.pixels"
+    try:
+        if not _is_intact(path, shape):
+            _decode_all(path, listing, shape, resize)
+        pixels = np.memmap(path, np.uint8, "c", MARK, shape)  # changes stay in memory
+    except OSError as error:
+        raise DataError(
+            f"decoded images cannot be kept in {path.parent} ({error.strerror or error});"
+            " free some space or name another folder in $GSDD_CACHE"
+        ) from None
+    return torch.from_numpy(pixels)
 
 
 def headers(listing: Listing) -> Iterator[tuple[str, str, tuple[int, int]]]:
     """(path, Pillow's mode, (width, height)) of every image; pixels are not decoded."""
-    for position, content in listing.read():
+    for position, read in listing.read():
         path = listing.entries[position].path
-        with _opened(content, path) as image:
+        with _opened(read(), path) as image:
             yield path, image.mode, image.size
 
 
-def decode_image(content: bytes, size: tuple[int, int], *, channels: int, source: str) -> Tensor:
-    """uint8 [channels, height, width]: shorter side resized (bilinear, anti-aliased), center crop.
+def decode_image(
+    content: bytes, size: tuple[int, int], *, channels: int = 3, resize: str = "crop", source: str
+) -> Tensor:
+    """Decode one image.
 
-    Colors are RGB without transparency, or gray for one channel. Raises :class:`DataError`, with
-    ``source`` as the image's name.
+    Args:
+        content: the encoded image.
+        size: (height, width).
+        channels: 3 for RGB, 1 for gray; transparency is dropped, 16 bits are scaled to 8.
+        resize: ``"crop"``: to cover the size, then cropped at the center; ``"squash"``: each side
+            to its length; ``"exact"``: the image must have this size. Bilinear, anti-aliased.
+        source: name of the image in messages.
+
+    Returns:
+        uint8 [channels, height, width].
+
+    Raises:
+        DataError: it is damaged, too large, or of another format or size.
     """
-    try:
-        with _opened(content, source) as image:
-            image = _covering(image.convert("RGB" if channels == 3 else "L"), size)
-            values = np.asarray(image).reshape(*size, channels)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{source} cannot be decoded ({error}); replace or remove it") from None
+    with _opened(content, source) as image:
+        try:
+            image = _in_8_bits(image).convert("RGB" if channels == 3 else "L")
+            values = np.array(_resized(image, size, resize)).reshape(*size, channels)
+        except Exception as error:  # a damaged image fails in any way
+            raise DataError(f"{source} cannot be decoded ({error}); replace or remove it") from None
     return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
 
-def _covering(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _opened(content: bytes, source: str) -> Image.Image:
+    kinds = sorted(set(FORMATS.values()))
+    try:
+        image = Image.open(io.BytesIO(content), formats=kinds)
+        pixels = image.width * image.height
+    except Image.DecompressionBombError:
+        pixels = MAX_PIXELS + 1
+    except Exception:  # a damaged header fails in any way
+        fault = f"{source} is not an image ({', '.join(kinds)}); replace or remove it"
+        raise DataError(fault) from None
+    if pixels > MAX_PIXELS:
+        raise DataError(f"{source} has more than {MAX_PIXELS:,} pixels; make it smaller")
+    return image
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """A gray image of 16 bits scaled to 8; Pillow itself would clip it to white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        levels = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((levels * 255 + 32_767) // 65_535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its levels have no known maximum: save it with 8 or 16 bits")
+    return image
+
+
+def _resized(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Image:
     height, width = size
+    if resize == "exact" and image.size != (width, height):
+        raise ValueError(f"it has {image.width}x{image.height} pixels instead of {width}x{height}")
+    if resize == "squash":
+        return image.resize((width, height), Image.Resampling.BILINEAR)
     scale = max(height / image.height, width / image.width)
-    resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-    if image.size != resized:
-        image = image.resize(resized, Image.Resampling.BILINEAR)
+    covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    if covering[0] * covering[1] > MAX_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels are too unequal to crop")
+    if image.size != covering:
+        image = image.resize(covering, Image.Resampling.BILINEAR)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
-def _opened(content: bytes, source: str) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(content))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise DataError(f"{source} is not an image; replace or remove it") from None
+def _is_intact(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether a file of decoded images is there, every bit of it as it was written."""
+    if not path.is_file() or path.stat().st_size != MARK + math.prod(shape):
+        return False
+    with open(path, "rb") as file:
+        return file.read(MARK) == hashlib.file_digest(file, "sha256").digest()
 
 
-def _key(listing: Listing, shape: tuple[int, ...]) -> str:
-    return hashlib.sha256(f"{VERSION} {shape} {listing.key}".encode()).hexdigest()[:32]
-
-
-def _described(about: Path) -> list[int] | None:
-    try:
-        return json.loads(about.read_bytes())["shape"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write(path: Path, listing: Listing, shape: tuple[int, ...], name: str) -> None:
-    """Decode everything into ``path``, under another name until it is whole."""
+def _decode_all(path: Path, listing: Listing, shape: tuple[int, ...], resize: str) -> None:
+    """Make the file of decoded images ``path``, where no other process has made it meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = int(np.prod(shape)), shutil.disk_usage(path.parent).free
-    if needed + SPARE_BYTES > free:
-        raise DataError(
-            f"'{name}' decoded needs {needed / 2**30:.1f} GiB in {path.parent}, which has"
-            f" {free / 2**30:.1f} GiB free; name another folder in $GSDD_CACHE"
-        )
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        pixels = np.memmap(temporary, np.uint8, "w+", shape=shape)
-        with Progress(shape[0], f"decode {name}") as progress:
-            for position, image in _decoded(listing, shape):
-                pixels[position] = image.numpy()
-                progress.update()
+    with open(path.parent / ".lock", "a") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process decodes at a time, so these have none:
+            for left in path.parent.glob(".decoding-*.tmp"):
+                warnings.warn(f"removed {left}, left by a decoding that was killed", stacklevel=2)
+                left.unlink()
+        if _is_intact(path, shape):
+            return
+        if path.exists():
+            warnings.warn(f"{path} is damaged: its images are decoded anew", stacklevel=2)
+        needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
+        if needed + SPARE_BYTES > free:
+            raise DataError(
+                f"the decoded images need {needed / 2**30:.1f} GiB in {path.parent}, which has"
+                f" {free / 2**30:.1f} GiB free; name another folder in $GSDD_CACHE"
+            )
+        temporary = path.parent / f".decoding-{path.stem}.tmp"
+        try:
+            _write(temporary, listing, shape, resize)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, listing: Listing, shape: tuple[int, ...], resize: str) -> None:
+    # Ordinary writes: on a full disk they fail, where a mapped file would end the process.
+    with open(path, "w+b") as file, Progress(shape[0], "decode images") as progress:
+        for position, image in _decoded(listing, shape, resize):
+            file.seek(MARK + position * image.numel())
+            file.write(image.numpy())
+            progress.update()
         if progress.done != shape[0]:
-            raise DataError(f"'{name}' changed while it was decoded; do it again")
-        pixels.flush()
-        del pixels
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            raise DataError("the data set was changed while it was decoded; load it again")
+        file.seek(MARK)
+        mark = hashlib.file_digest(file, "sha256").digest()
+        file.seek(0)
+        file.write(mark)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _decoded(listing: Listing, shape: tuple[int, ...]) -> Iterator[tuple[int, Tensor]]:
-    """(position, image) of everything listed, on all cores: Pillow lets other threads run."""
+def _decoded(listing: Listing, shape: tuple[int, ...], resize: str) -> Iterator[tuple[int, Tensor]]:
+    """(position, image) of everything listed, on several cores: Pillow lets other threads run."""
 
-    def decode(item: tuple[int, bytes]) -> tuple[int, Tensor]:
-        position, content = item
-        source = listing.entries[position].path
-        return position, decode_image(content, shape[2:], channels=shape[1], source=source)
+    def decode(position: int, read: Callable[[], bytes]) -> tuple[int, Tensor]:
+        about = {"channels": shape[1], "resize": resize, "source": listing.entries[position].path}
+        return position, decode_image(read(), shape[2:], **about)
 
     items = listing.read()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         while batch := list(islice(items, BATCH)):
-            yield from pool.map(decode, batch)
-
-
-def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
-    size = int(np.prod(shape))
-    if path.stat().st_size != size:
-        raise DataError(f"{path} is not whole; remove it, it will be made again")
-    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).view(shape)
+            yield from pool.map(decode, *zip(*batch, strict=True))

@@ -76,6 +76,15 @@ class ImageData:
     normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise DataError(f"'{self.name}' has a single class; classification needs at least two")
+        for name in ("train", "validation", "test"):
+            if not len(getattr(self, name)):
+                raise DataError(f"'{self.name}' has no {name} images; each split needs some")
+        counts = torch.bincount(self.train.labels.cpu(), minlength=self.num_classes)
+        if not counts.all():
+            missing = self.class_names[int(counts.argmin())]
+            raise DataError(f"'{self.name}' has no training images of class '{missing}'; add some")
         if self.normalization is None:
             default = ChannelNormalization(tuple(self.mean), tuple(self.std))
             object.__setattr__(self, "normalization", default.to(self.device))
@@ -141,30 +150,36 @@ def prepare(
 ) -> ImageData:
     """Hold out a validation split, thin the training images, bring all to one resolution.
 
-    holdout: fraction of every class of the training images, at least one image of each
-    max_per_class: training images kept per class *after* the hold-out (0: all), so that the
-        validation split does not depend on it
-    resolution: pixels per side (0: as it is); see :func:`resize`
+    Args:
+        name: of the data set.
+        raw: its images.
+        resolution: pixels per side (0: as it is); see :func:`resize`.
+        max_per_class: training images kept per class *after* the hold-out (0: all), so that the
+            validation split does not depend on it.
+        holdout: fraction of each class of the training images, at least one image of each.
+        seed: of both choices.
     """
+    if not 0 < holdout < 1:
+        raise DataError(f"holdout must be greater than 0 and less than 1, got {holdout:g}")
     smallest = torch.bincount(raw.train.labels, minlength=len(raw.class_names)).min()
     if smallest < 2:
         raise DataError(
             f"data set '{name}': a class has {smallest} training images;"
             " each needs at least 2, one to train on and one to hold out"
         )
-    draw = generator(seed, "data", "holdout")
-    kept, held = stratified_split(raw.train.labels, holdout, generator=draw)
+    rng = generator(seed, "data", "holdout")
+    kept, held = stratified_split(raw.train.labels, holdout, generator=rng)
     if max_per_class:
-        draw = generator(seed, "data", "max_per_class")
-        kept = kept[keep_per_class(raw.train.labels[kept], max_per_class, generator=draw)]
+        rng = generator(seed, "data", "max_per_class")
+        kept = kept[keep_per_class(raw.train.labels[kept], max_per_class, generator=rng)]
     train, validation = raw.train.select(kept), raw.train.select(held)
     splits = {"train": train, "validation": validation, "test": raw.test}
     if resolution:
         count = sum(len(split) for split in splits.values())
         check_size(name, count, channels=train.images.shape[1], resolution=resolution)
         splits = {key: _resized(split, resolution) for key, split in splits.items()}
-    fields = ("class_names", "mean", "std", "provenance")
-    return ImageData(name=name, **{key: getattr(raw, key) for key in fields}, **splits)
+    provenance = f"{raw.provenance}, {100 * holdout:g}% of each class held out for validation"
+    return ImageData(name, raw.class_names, raw.mean, raw.std, **splits, provenance=provenance)
 
 
 def check_size(name: str, count: int, *, channels: int, resolution: int) -> None:
@@ -196,10 +211,15 @@ def _resized(split: ImageSet, resolution: int) -> ImageSet:
 def stratified_split(
     labels: Tensor, fraction: float, *, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Indices (kept, held): of each class ``fraction``, rounded, is held, but never none or all.
+    """Split off the same fraction of each class, rounded, but at least one image and never all.
 
-    labels: int64 [N]; a class needs two images to be split, a single one is kept
-    Returns two int64 index tensors, ascending, together every index once.
+    Args:
+        labels: int64 [N]; the only image of a class is kept.
+        fraction: in (0, 1).
+        generator: of the choice.
+
+    Returns:
+        Indices (kept, held), int64, ascending, every index once.
     """
     kept, held = [], []
     for members in _shuffled_classes(labels, generator):
@@ -221,7 +241,8 @@ def keep_per_class(labels: Tensor, count: int, *, generator: Generator) -> Tenso
 def class_members(labels: Tensor) -> list[Tensor]:
     """For each class that occurs, in their order, the ascending indices of its images.
 
-    labels: int64 [N], on any device; the indices are on the CPU, where they are drawn from
+    Args:
+        labels: int64 [N], on any device; the indices are on the CPU, where they are sampled.
     """
     labels = labels.cpu()
     order = torch.from_numpy(labels.numpy().argsort(kind="stable"))
@@ -229,13 +250,12 @@ def class_members(labels: Tensor) -> list[Tensor]:
     return list(order.split(counts[counts > 0].tolist()))
 
 
-def draw_per_class(members: list[Tensor], count: int, *, generator: Generator) -> Tensor:
+def sample_per_class(members: list[Tensor], count: int, *, generator: Generator) -> Tensor:
     """``count`` random indices out of each of ``members``, without repetition, class by class.
 
     A class with fewer images gives all of them.
     """
-    drawn = [part[torch.randperm(len(part), generator=generator)[:count]] for part in members]
-    return torch.cat(drawn)
+    return torch.cat([m[torch.randperm(len(m), generator=generator)[:count]] for m in members])
 
 
 def _shuffled_classes(labels: Tensor, generator: Generator) -> list[Tensor]:

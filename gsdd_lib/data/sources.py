@@ -1,26 +1,38 @@
-"""Where encoded images lie: a tree of folders, one per class, or a packed archive of such a tree.
+"""Where data sets lie, which images a folder or an archive holds, and the bytes of these images.
 
-A :class:`Listing` names every image with its split and label, always in one order (training images
-first, class by class, by file name), and hands out their bytes. Labels follow the order of the
-classes asked for, never a position in a folder.
+A :class:`Listing` names every image with its split and label, always in one order: training images
+first, class by class, by file name. A label is the position of the class among those asked for,
+never its position in a folder.
 """
 
+import contextlib
+import gzip
 import hashlib
+import os
 import tarfile
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from gsdd_lib.data.dataset import DataError
+from gsdd_lib.core.errors import DataError
+from gsdd_lib.core.files import project_root
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"})
-MAX_BYTES = 2**28  # of one encoded image
+FORMATS = {  # the files that count as images, and the only decoders they reach
+    **{".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".gif": "GIF"},
+    **{".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM"},
+}
+MAX_BYTES = 2**26  # of one encoded image
+EXPANSION, SLACK = 8, 2**26  # an archive may hold 8 times its size, and 64 MiB
+
+Tree = dict[str, dict[str, list[str]]]  # split folder -> class folder -> image names, sorted
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One encoded image: where it is (a path below the root), and what it shows."""
+    """One encoded image: its path below the root, and what it shows."""
 
     path: str
     label: int
@@ -29,71 +41,108 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """All images wanted of one tree or archive.
+    """All the images wanted of one folder or archive.
 
-    key: a hash that changes with any name, size or time of change of what is listed
-    read: yields (position in ``entries``, bytes), every position once, in any order
+    Attributes:
+        entries: the images, in order.
+        key: hash of the content of these images, wherever they lie.
+        read: yields (position in ``entries``, function that returns the bytes), each position
+            once, in any order; call the function before the next pair is taken.
     """
 
     entries: tuple[Entry, ...]
     key: str
-    read: Callable[[], Iterator[tuple[int, bytes]]]
+    read: Callable[[], Iterator[tuple[int, Callable[[], bytes]]]]
 
 
-Tree = dict[str, dict[str, list[str]]]  # split folder -> class folder -> image names, sorted
+def roots(folder: str = "") -> list[Path]:
+    """Where to look for a data set: ``folder`` alone if given, else $GSDD_DATA and ``data``.
+
+    A relative path is counted from the project's folder.
+    """
+    given = [folder] if folder else [os.environ.get("GSDD_DATA", ""), "data"]
+    try:
+        return [project_root() / Path(place).expanduser() for place in given if place]
+    except RuntimeError as error:  # "~name" where there is no such user
+        raise DataError(f"{given[0]} is not a folder ({error}); name another") from None
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The content of a file. Raises :class:`DataError` where it cannot be read or is larger."""
+    try:
+        with open(path, "rb") as file:
+            if (size := os.fstat(file.fileno()).st_size) > max_bytes:
+                raise DataError(f"{path} has {size:,} bytes; at most {max_bytes:,} are read")
+            return file.read()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
 
 
 def folder_tree(root: Path, splits: Sequence[str]) -> Tree:
-    """The class folders of each of ``splits`` (``""``: the root itself) that is there."""
+    """The class folders of each of ``splits`` (``""``: the root itself) that exists."""
     tree: Tree = {}
     for split in splits:
         if (root / split).is_dir():
-            classes = sorted(p for p in (root / split).iterdir() if _is_open_folder(p))
+            classes = sorted(p for p in (root / split).iterdir() if _is_class_folder(p))
             tree[split] = {folder.name: _image_names(folder) for folder in classes}
     return tree
 
 
 def list_folder(root: Path, tree: Tree, labels: dict[str, int], *, train: str) -> Listing:
-    """The listing of ``tree`` below ``root``: classes in ``labels``, split ``train`` first."""
+    """The images of ``tree`` below ``root`` of the classes in ``labels``; ``train`` comes first."""
     entries = _entries(tree, labels, train)
-    digest = hashlib.sha256()
-    for entry in entries:
-        status = (root / entry.path).stat()
-        digest.update(f"{entry} {status.st_size} {status.st_mtime_ns}\n".encode())
+    paths = [root / entry.path for entry in entries]
+    with ThreadPoolExecutor(8) as pool:
+        digests = list(pool.map(_digest, paths))
 
-    def read() -> Iterator[tuple[int, bytes]]:
-        for position, entry in enumerate(entries):
-            try:
-                yield position, (root / entry.path).read_bytes()
-            except OSError as error:
-                raise DataError(f"{entry.path} cannot be read ({error.strerror})") from None
+    def read() -> Iterator[tuple[int, Callable[[], bytes]]]:
+        for position, (path, digest) in enumerate(zip(paths, digests, strict=True)):
+            yield position, partial(_read_unchanged, path, digest)
 
-    return Listing(entries, digest.hexdigest(), read)
+    return Listing(entries, hashlib.sha256(b"".join(digests)).hexdigest(), read)
 
 
 def archive_tree(path: Path, splits: Sequence[str]) -> Tree:
-    """Likewise for a ``.tgz`` whose members are ``<anything>/split/class/image``."""
-    tree: Tree = {}
-    for member, _ in _members(path):
-        place = _place(member)
-        if place and place[0] in splits:
-            split, folder, name = place
-            tree.setdefault(split, {}).setdefault(folder, []).append(name)
+    """The same of a ``.tgz`` whose members are ``<anything>/split/class/image``."""
+    tree: dict[str, dict[str, set[str]]] = {}
+    for (split, folder, name), _ in _members(path):
+        if split in splits:
+            tree.setdefault(split, {}).setdefault(folder, set()).add(name)
     return {s: {f: sorted(n) for f, n in sorted(c.items())} for s, c in tree.items()}
 
 
-def list_archive(path: Path, tree: Tree, labels: dict[str, int], *, train: str) -> Listing:
-    """The listing of an archive's ``tree``; nothing is unpacked to the disk."""
+def list_archive(
+    path: Path, tree: Tree, labels: dict[str, int], *, train: str, digest: str
+) -> Listing:
+    """The images of an archive, which is not unpacked; ``digest`` is the hash of the archive."""
     entries = _entries(tree, labels, train)
-    positions = {entry.path: position for position, entry in enumerate(entries)}
-    status = path.stat()
-    listed = f"{path.name} {status.st_size} {status.st_mtime_ns} {entries}"
+    listed = f"{digest} {[entry.path for entry in entries]}"
 
-    def read() -> Iterator[tuple[int, bytes]]:
-        for member, content in _members(path, positions):
-            yield positions["/".join(_place(member))], content
+    def read() -> Iterator[tuple[int, Callable[[], bytes]]]:
+        positions = {entry.path: position for position, entry in enumerate(entries)}
+        for place, read_member in _members(path):
+            if (position := positions.pop("/".join(place), None)) is not None:
+                content = read_member()
+                yield position, lambda content=content: content
 
-    return Listing(entries, hashlib.sha256(listed.encode()).hexdigest(), read)
+    return Listing(entries, hashlib.sha256(os.fsencode(listed)).hexdigest(), read)
+
+
+def file_hash(path: Path, algorithm: str = "sha256") -> str:
+    """Hash of the content of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(read_bytes(path, MAX_BYTES)).digest()
+
+
+def _read_unchanged(path: Path, digest: bytes) -> bytes:
+    content = read_bytes(path, MAX_BYTES)
+    if hashlib.sha256(content).digest() != digest:
+        raise DataError(f"{path} was changed while the data set was read; load it again")
+    return content
 
 
 def _entries(tree: Tree, labels: dict[str, int], train: str) -> tuple[Entry, ...]:
@@ -106,7 +155,7 @@ def _entries(tree: Tree, labels: dict[str, int], train: str) -> tuple[Entry, ...
     return tuple(entries)
 
 
-def _is_open_folder(path: Path) -> bool:
+def _is_class_folder(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith(".")
 
 
@@ -115,26 +164,38 @@ def _image_names(folder: Path) -> list[str]:
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES
+    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in FORMATS
 
 
-def _place(member: str) -> tuple[str, str, str] | None:
-    """(split, class, image) of a member's name, if it is an image in such a place."""
-    parts = PurePosixPath(member).parts
-    return parts[-3:] if len(parts) >= 3 and _is_image(parts[-1]) else None
+class _Bounded:
+    """An archive's decompressed stream, which ends in an error where it becomes too long."""
+
+    def __init__(self, path: Path, stream: gzip.GzipFile) -> None:
+        self._path, self._stream = path, stream
+        self._left = EXPANSION * path.stat().st_size + SLACK
+
+    def read(self, size: int) -> bytes:
+        content = self._stream.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise DataError(
+                f"{self._path} holds more than {EXPANSION} times its size, which photographs never"
+                " do; unpack it yourself and name the folder"
+            )
+        return content
 
 
-def _members(path: Path, wanted: Collection[str] | None = None) -> Iterator[tuple[str, bytes]]:
-    """(name, b"") of the plain files of an archive; of those ``wanted`` by place, the content."""
+def _members(path: Path) -> Iterator[tuple[tuple[str, str, str], Callable[[], bytes]]]:
+    """((split, class, image), function that returns the bytes) of the images in an archive."""
     try:
-        with tarfile.open(path, "r:gz") as tar:
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(gzip.open(path))
+            tar = stack.enter_context(tarfile.open(fileobj=_Bounded(path, stream), mode="r|"))
             for member in tar:
-                if not member.isfile() or member.size > MAX_BYTES:
-                    continue
-                place = _place(member.name)
-                if wanted is None:
-                    yield member.name, b""
-                elif place and "/".join(place) in wanted:
-                    yield member.name, tar.extractfile(member).read()
+                parts = PurePosixPath(member.name).parts
+                if member.isfile() and len(parts) >= 3 and _is_image(parts[-1]):
+                    if member.size > MAX_BYTES:
+                        raise DataError(f"{member.name} in {path} has {member.size:,} bytes")
+                    yield parts[-3:], lambda member=member: tar.extractfile(member).read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path} is not a whole, readable .tgz archive ({error})") from None

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.config import DataConfig
+from gsdd_lib.core.errors import DataError
 from gsdd_lib.core.rng import generator
-from gsdd_lib.data.dataset import DataError, ImageSet, RawData, check_size, stratified_split
+from gsdd_lib.data.dataset import ImageSet, RawData, check_size, stratified_split
 
 NATIVE = 32
 TRAIN_PER_CLASS, TEST_PER_CLASS = 200, 100

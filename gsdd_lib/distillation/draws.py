@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gsdd_lib.config import DistillConfig
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData, ImageSet
-from gsdd_lib.data.dataset import draw_per_class
+from gsdd_lib.data.dataset import sample_per_class
 from gsdd_lib.networks import network_for
 from gsdd_lib.training.augment import DsaParams, sample_dsa
 
@@ -34,4 +34,4 @@ def real_batch(
 ) -> ImageSet:
     """``batch_real`` training images of every class; ``members``: the indices of each class's."""
     draw = generator(seed, "distill", step, "real")
-    return data.train.select(draw_per_class(members, config.batch_real, generator=draw))
+    return data.train.select(sample_per_class(members, config.batch_real, generator=draw))

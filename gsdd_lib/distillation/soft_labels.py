@@ -106,7 +106,8 @@ def train_teacher(data: ImageData, config: EvalConfig, *, seed: int, epochs: int
     network = network_for(data, config.eval_network, config.eval_width, generator=weights)
     short = config.model_copy(update={"epochs": epochs, "eval_batch": TEACHER_BATCH})
     draw = generator(seed, "soft labels", "training")
-    return train_network(data.normalize(real.images), real.labels, network, short, generator=draw)
+    train_network(data.normalize(real.images), real.labels, network, short, generator=draw)
+    return network
 
 
 def labels_of_classes(labels: Tensor, num_classes: int, *, confidence: float = 0.9) -> SoftLabels:

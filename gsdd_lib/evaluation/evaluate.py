@@ -11,7 +11,8 @@ for 100.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from scipy import stats
@@ -22,9 +23,11 @@ from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
 from gsdd_lib.networks import network_for
-from gsdd_lib.training.train import accuracy, train_network
+from gsdd_lib.training.train import EvaluationError, accuracy, passes, train_network
 
 SUMMARY = ("mean", "std", "n", "ci95")  # what :func:`summarize` gives
+
+Row = dict[str, Any]
 
 
 def evaluate(
@@ -35,42 +38,62 @@ def evaluate(
     *,
     seed: int,
     split: str = "validation",
-) -> list[dict[str, float | int | str]]:
-    """Train ``config.networks`` networks on a distilled set; one row per network.
+) -> list[Row]:
+    """Train ``config.networks`` networks on a set of images and test each.
+
+    Network i has generators of its own: the same rows come out whatever was evaluated before, and
+    the first rows are the same for any number of networks.
 
     Args:
-        images: normalized, [N, C, H, W].
+        images: [N, C, H, W], normalized; or real ones as uint8, normalized batch by batch.
         labels: int64 [N], or probabilities [N, num_classes].
         data: real images to test on, and their normalization.
         split: ``validation`` or ``test``; the other one is not read.
 
-    A row holds network_index, seed, split, accuracy (percent), train_loss (mean of the last epoch)
-    and seconds. Network i draws from generators of its own: the same rows come out whatever was
-    evaluated before, and the first rows are the same for any number of networks.
+    Returns:
+        A row per network: network_index, seed, split, accuracy (percent), train_loss (mean of the
+        last epoch) and seconds.
+
+    Raises:
+        EvaluationError: the images or labels do not fit, or the training diverges.
     """
     _check(images, labels, data, split)
     images, labels = images.detach().to(data.device), labels.detach().to(data.device)
-    with Progress(config.networks * config.epochs, f"evaluate on {split}") as progress:
-        return [
-            _train_and_test(
+    normalize = data.normalize if images.dtype == torch.uint8 else None
+    real, rows = getattr(data, split), []
+    with Progress(config.networks * passes(config), f"evaluate on {split}") as progress:
+        for index in range(config.networks):
+            started = time.perf_counter()
+            network = network_for(
+                data,
+                config.eval_network,
+                config.eval_width,
+                generator=generator(seed, "evaluate", index, "weights"),
+                **_choices(config),
+            )
+            loss = train_network(
                 images,
                 labels,
-                data,
+                network,
                 config,
-                seed=seed,
-                split=split,
-                index=index,
+                generator=generator(seed, "evaluate", index, "training"),
+                normalize=normalize,
                 progress=progress,
             )
-            for index in range(config.networks)
-        ]
+            percent = accuracy(network, real.images, real.labels, normalize=data.normalize)
+            row = {"network_index": index, "seed": seed, "split": split, "accuracy": percent}
+            seconds = time.perf_counter() - started
+            rows.append(row | {"train_loss": loss, "seconds": seconds})
+    return rows
 
 
-def summarize(rows: Sequence[dict[str, float | int | str]]) -> dict[str, float]:
-    """Mean accuracy in percent, standard deviation, number, and half-width of the 95 % interval.
+def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What several networks say together of one set.
 
-    ``std`` is that of a sample (n - 1); ``ci95`` is Student's t times std / sqrt(n), an interval
-    for the mean over networks. Both are NaN for one network.
+    Returns:
+        Mean accuracy in percent, std (of a sample, n - 1), n, and ci95, the half-width of the 95 %
+        interval for the mean: Student's t times std / sqrt(n). Over n networks of one distillation
+        seed, it says nothing of the spread between distillations. Both are NaN for one network.
 
     >>> summarize([{"accuracy": 70.0}, {"accuracy": 72.0}])["mean"]
     71.0
@@ -84,79 +107,51 @@ def summarize(rows: Sequence[dict[str, float | int | str]]) -> dict[str, float]:
     return dict(zip(SUMMARY, (values.mean().item(), std, n, ci95), strict=True))
 
 
-def format_accuracy(summary: dict[str, float]) -> str:
-    """Mean ± standard deviation over networks, in percent, as the field prints it.
+def format_accuracy(summary: Mapping[str, float]) -> str:
+    """Mean ± half-width of the 95 % interval, in percent, and the number of networks.
 
     >>> format_accuracy({"mean": 78.81, "std": 0.43, "n": 5, "ci95": 0.53})
-    '78.8 ± 0.4 (n=5)'
+    '78.8 ± 0.5 (n=5)'
     """
-    mean, std, n = summary["mean"], summary["std"], summary["n"]
-    spread = "" if math.isnan(std) else f" ± {std:.1f}"
-    return f"{mean:.1f}{spread} (n={n:.0f})"
-
-
-def _train_and_test(
-    images: Tensor,
-    labels: Tensor,
-    data: ImageData,
-    config: EvalConfig,
-    *,
-    seed: int,
-    split: str,
-    index: int,
-    progress: Progress,
-) -> dict[str, float | int | str]:
-    started, losses = time.perf_counter(), []
-
-    def after_epoch(epoch: int, loss: float) -> None:
-        losses.append(loss)
-        progress.update(network=index + 1, loss=loss)
-
-    weights = generator(seed, "evaluate", index, "weights")
-    choices = _choices(config)
-    network = network_for(
-        data, config.eval_network, config.eval_width, generator=weights, **choices
-    )
-    draws = generator(seed, "evaluate", index, "training")
-    train_network(images, labels, network, config, generator=draws, progress=after_epoch)
-    real = getattr(data, split)
-    percent = accuracy(network, real.images, real.labels, normalize=data.normalize)
-    return {
-        "network_index": index,
-        "seed": seed,
-        "split": split,
-        "accuracy": percent,
-        "train_loss": losses[-1],
-        "seconds": time.perf_counter() - started,
-    }
+    mean, ci95, n = summary["mean"], summary["ci95"], summary["n"]
+    return f"{mean:.1f}" + ("" if math.isnan(ci95) else f" ± {ci95:.1f}") + f" (n={n:.0f})"
 
 
 def _choices(config: EvalConfig) -> dict[str, str]:
-    """The settings of a ConvNet that are not the usual ones; the other networks have none."""
-    names = ("norm", "pooling", "activation")
-    fields = EvalConfig.model_fields
-    values = {name: getattr(config, f"eval_{name}") for name in names}
-    return {name: v for name, v in values.items() if v != fields[f"eval_{name}"].default}
+    """The settings of a ConvNet that are not the defaults; the other networks have none."""
+    fields = {name: f"eval_{name}" for name in ("norm", "pooling", "activation")}
+    values = {name: getattr(config, field) for name, field in fields.items()}
+    default = {name: EvalConfig.model_fields[field].default for name, field in fields.items()}
+    return {name: value for name, value in values.items() if value != default[name]}
 
 
 def _check(images: Tensor, labels: Tensor, data: ImageData, split: str) -> None:
     if split not in ("validation", "test"):
-        raise ValueError(f"unknown split '{split}'; choose 'validation' or 'test'")
+        raise EvaluationError(f"unknown split '{split}'; choose 'validation' or 'test'")
     expected = (data.channels, *data.resolution)
     if images.dim() != 4 or tuple(images.shape[1:]) != expected or not len(images):
-        raise ValueError(
+        raise EvaluationError(
             f"images to evaluate must be [N, {', '.join(map(str, expected))}] to be tested on "
             f"'{data.name}', got {list(images.shape)}; render them at its resolution"
         )
+    if images.is_floating_point() and not images.isfinite().all():
+        raise EvaluationError("the images to evaluate have non-finite pixels; repair them first")
     hard = labels.dim() == 1 and not labels.is_floating_point()
     soft = labels.shape[1:] == (data.num_classes,) and labels.is_floating_point()
     if len(labels) != len(images) or not (hard or soft):
-        raise ValueError(
+        raise EvaluationError(
             f"labels must be integers [{len(images)}] or probabilities "
             f"[{len(images)}, {data.num_classes}], got {labels.dtype} {list(labels.shape)}"
         )
     if hard and not 0 <= int(labels.min()) <= int(labels.max()) < data.num_classes:
-        raise ValueError(
+        raise EvaluationError(
             f"labels must lie in 0 to {data.num_classes - 1}, got {int(labels.min())} to "
             f"{int(labels.max())}; number the classes as '{data.name}' does"
+        )
+    counts = torch.bincount(labels, minlength=data.num_classes) if hard else labels.sum(0)
+    if not counts.all():
+        name = data.class_names[int((counts == 0).nonzero()[0])]
+        raise EvaluationError(
+            f"no image to train on is of class '{name}', so no network could ever name it; give "
+            "every class at least one"
         )

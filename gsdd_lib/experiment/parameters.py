@@ -179,7 +179,8 @@ def _executed(where: str, namespace: Mapping[str, Any]) -> tuple[dict[str, str],
     kinds = namespace.get("__annotations__", {})  # a notebook that was exported as a script
     if "output_folder" not in kinds:
         raise ParameterError(where, "was not run; run it before this one")
-    return {name: str(getattr(kind, "__name__", kind)) for name, kind in kinds.items()}, []
+    plain = {name: kind.__name__ for name, kind in kinds.items() if type(kind) is type}
+    return {name: plain.get(name, str(kind)) for name, kind in kinds.items()}, []
 
 
 def read_cell(where: str, source: str) -> tuple[dict[str, str], dict[str, Any]]:

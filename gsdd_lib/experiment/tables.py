@@ -194,17 +194,18 @@ def beside_paper(ours: pd.DataFrame, *, protocol: str = "paper") -> pd.DataFrame
     keys = ["item", "method", "setting"]
     columns = [*(f"paper_{key}" for key in keys), "protocol", WHAT, "mean", "ci95", "n"]
     ours = ours.reindex(columns=columns).set_axis([*keys, *columns[3:]], axis=1)
-    ours = ours[ours.protocol == protocol]
+    ours = ours[ours.protocol == protocol].astype({WHAT: object})
+    ours[WHAT] = [text if isinstance(text, str) and text else "not said" for text in ours[WHAT]]
     full = ours[WHAT] == "nothing"
     items = [name for name in paper_numbers() if name.startswith("table_")]
     parts = [paper_rows(item) for item in items if not item.startswith(SETTINGS)]
     rows = pd.concat(parts, ignore_index=True)
     table = rows[keys].assign(**{PAPER: _texts(_published, rows[["paper", "deviation"]])})
-    for heading, part in ((AS_PAPER, ours[full]), (SCALED, ours[~full].fillna({WHAT: "not said"}))):
+    for heading, part in ((AS_PAPER, ours[full]), (SCALED, ours[~full])):
         part = part.drop_duplicates(keys, keep="last")
         found = rows[keys].merge(part, on=keys, how="left")
         table[heading] = _texts(_ours, found[["mean", "ci95", "n"]])
-    return table.assign(**{WHAT: found[WHAT].fillna("")})
+    return table.assign(**{WHAT: found[WHAT].where(found[WHAT].notna(), "")})
 
 
 def coverage(table: pd.DataFrame, cases: Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:

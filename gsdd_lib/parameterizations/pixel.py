@@ -111,7 +111,7 @@ def random_real_pixels(
 ) -> PixelImages:
     """``per_class`` random training images of each class.
 
-    A rival as it is, the very images of ``baselines.random_real_images`` with the same seed, and
+    A rival as it is, the very images of ``baselines.RealImages`` with the same seed, and
     what the distillation of pixels starts from.
     """
     draw = generator(seed, "evaluate", "random real")

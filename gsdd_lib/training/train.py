@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.core.errors import GsddError
+from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.schedule import cosine
 from gsdd_lib.training.augment import apply_dsa, sample_dsa
 
@@ -23,7 +24,7 @@ TEST_BATCH = 512  # images per forward pass; the accuracy does not depend on it
 Normalize = Callable[[Tensor], Tensor]
 
 
-class EvaluationError(GsddError, RuntimeError):
+class EvaluationError(GsddError, ValueError):
     """A network cannot be trained on these images; the message says why and what to change."""
 
 
@@ -35,19 +36,21 @@ def train_network(
     *,
     generator: torch.Generator,
     normalize: Normalize | None = None,
-    progress: Callable[[int, float], None] | None = None,
-) -> nn.Module:
-    """Train ``network`` in place.
+    progress: Progress | None = None,
+) -> float:
+    """Train ``network`` in place and leave it in eval mode.
+
+    With ``config.eval_ema`` it ends with the moving average of its weights.
 
     Args:
         images: [N, C, H, W], normalized unless ``normalize`` is given.
         labels: int64 [N], or probabilities [N, num_classes].
         generator: the source of the order of the images and of their augmentation.
         normalize: applied batch by batch, e.g. ``data.normalize`` for uint8 images.
-        progress: called after every epoch with its number, from 0, and its mean loss.
+        progress: updated after every epoch.
 
     Returns:
-        ``network`` in eval mode; with ``config.eval_ema`` its weights are the moving average.
+        The mean loss of the last epoch.
 
     Raises:
         EvaluationError: the loss is no longer finite.
@@ -78,10 +81,11 @@ def train_network(
                 f"lower the learning rate (eval_lr={config.eval_lr}) or look for non-finite images"
             )
         if progress:
-            progress(epoch, loss)
+            progress.update(loss=loss)
     if averaged is not None:
         network.load_state_dict(averaged.module.state_dict())
-    return network.eval()
+    network.eval()
+    return loss
 
 
 def train_epoch(
@@ -111,7 +115,7 @@ def train_epoch(
     order = torch.randperm(len(images), generator=generator, device=generator.device)
     size = tuple(images.shape[2:])
     for index in order.to(images.device).split(batch):
-        params = sample_dsa(dsa, len(index), size, generator=generator, siamese=False)
+        params = sample_dsa(dsa, len(index), size, generator=generator)
         chosen = normalize(images[index]) if normalize else images[index]
         loss = F.cross_entropy(network(apply_dsa(chosen, params)), labels[index])
         optimizer.zero_grad(set_to_none=True)
@@ -152,7 +156,12 @@ def accuracy(
 
     Args:
         normalize: as in :func:`train_network`.
+
+    Raises:
+        EvaluationError: there are no images.
     """
+    if not len(labels):
+        raise EvaluationError("there are no images to test on; hold some out (holdout)")
     correct = 0
     for batch, truth in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
         logits = network(normalize(batch) if normalize else batch)

@@ -19,7 +19,7 @@ from gsdd_lib.core.device import choose_device, cpu_name
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.data import load_data
 from gsdd_lib.distillation.loop import distill
-from gsdd_lib.evaluation.baselines import random_real_images
+from gsdd_lib.evaluation.baselines import RealImages
 from gsdd_lib.evaluation.evaluate import evaluate
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
@@ -94,9 +94,9 @@ def test_every_start_is_made_on_the_images_device(init):
 
 
 def test_random_real_images_come_from_the_device():
-    images, labels = random_real_images(load(), 2, seed=0)
+    images, labels = RealImages().choose(load(), 2, seed=0)
     with pretended_gpu() as device:
-        there, labels_there = random_real_images(load().to(device), 2, seed=0)
+        there, labels_there = RealImages().choose(load().to(device), 2, seed=0)
         assert torch.equal(plain(there), images) and torch.equal(plain(labels_there), labels)
 
 

@@ -12,7 +12,7 @@ from gsdd_lib.distillation.soft_labels import (
     labels_of_teacher,
     train_teacher,
 )
-from gsdd_lib.evaluation.baselines import random_real_images
+from gsdd_lib.evaluation.baselines import RealImages
 from gsdd_lib.evaluation.evaluate import evaluate
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.training.experts import ExpertError, Experts, train_experts
@@ -58,7 +58,7 @@ def test_the_gradient_of_the_loss_by_hand():
 
 def test_evaluate_takes_them():
     data = load_data(DataConfig(dataset="digits"))
-    images, labels = random_real_images(data, 1, seed=0)
+    images, labels = RealImages().choose(data, 1, seed=0)
     config = EvalConfig(networks=1, eval_network="ConvNetD2", eval_width=4, epochs=2)
     soft = labels_of_classes(labels, 10, confidence=0.8)
     assert len(evaluate(images, soft.probabilities(), data, config, seed=0)) == 1

@@ -9,11 +9,18 @@ from torch.func import functional_call
 
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig, FitConfig
 from gsdd_lib.data import load_data
+from gsdd_lib.data.dataset import class_members
 from gsdd_lib.distillation.loop import DistillError, distill
 from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_classes
 from gsdd_lib.evaluation import protocols as module
 from gsdd_lib.evaluation.evaluate import evaluate, summarize
-from gsdd_lib.evaluation.protocols import compare_protocols, outcome_table
+from gsdd_lib.evaluation.protocols import (
+    SETTINGS,
+    compare_protocols,
+    evaluate_architectures,
+    outcome_table,
+    settings_for,
+)
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
 
@@ -24,6 +31,9 @@ RUN = DistillConfig(
 
 
 class Untouched:
+    def __len__(self):
+        return 1  # data sets check that no split is empty
+
     def __getattr__(self, name):
         raise AssertionError(f"the validation split was read: {name}")
 
@@ -173,3 +183,34 @@ def test_the_outcome_has_both_protocols_and_every_rival_once(monkeypatch):
         ["distilled", "paper", 75.0],
         ["initial", "clean", 60.0],
     ]
+
+
+# ------------------------------------------------------------------------------ other architectures
+
+
+def test_the_papers_rates():
+    rates = {name: settings_for(name, JUDGES).eval_lr for name in SETTINGS}
+    assert rates == {"AlexNet": 1e-3, "VGG11": 1e-2, "ResNet18": 1e-2, "ViT": 5e-5}
+    assert {settings_for(name, JUDGES).eval_schedule for name in SETTINGS} == {"cosine"}
+    assert settings_for("ViT", JUDGES).eval_weight_decay == 0.05
+
+
+def test_a_convnet_keeps_its_settings_and_its_choices_stay_with_it():
+    config = EvalConfig(eval_norm="batch", eval_lr=0.3)
+    assert settings_for("ConvNetD4", config) == config.model_copy(
+        update={"eval_network": "ConvNetD4"}
+    )
+    assert settings_for("VGG11", config).eval_norm == "instance"
+
+
+def test_every_architecture_is_evaluated_with_its_own_settings(data):
+    index = torch.cat([members[:1] for members in class_members(data.train.labels)])
+    images, labels = data.normalize(data.train.images[index]), data.train.labels[index]
+    config = JUDGES.model_copy(update={"networks": 1, "epochs": 2})
+    names = ["ConvNetD1", "AlexNet"]
+    rows = evaluate_architectures(images, labels, data, config, names, seed=0)
+    assert [row["network"] for row in rows] == names
+    for row in rows:
+        own = settings_for(row["network"], config)
+        (alone,) = evaluate(images, labels, data, own, seed=0)
+        assert (row["accuracy"], row["train_loss"]) == (alone["accuracy"], alone["train_loss"])

@@ -10,7 +10,7 @@ from gsdd_lib.data import load_data
 from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.distillation.carried import begin
 from gsdd_lib.distillation.losses import dm_step_loss
-from gsdd_lib.evaluation.baselines import random_real_images
+from gsdd_lib.evaluation.baselines import RealImages
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.downsampled import DownsampledImages
 from gsdd_lib.parameterizations.frequency import FrequencyImages
@@ -83,7 +83,7 @@ def test_equal_bits(data, storage, expected):
 def test_the_start_is_the_random_real_rival(data):
     images, (rival, labels) = (
         random_real_pixels(data, 3, seed=7),
-        random_real_images(data, 3, seed=7),
+        RealImages().choose(data, 3, seed=7),
     )
     torch.testing.assert_close(images.render(), rival, atol=1e-5, rtol=1e-5)
     assert torch.equal(images.labels, labels)
