@@ -214,7 +214,7 @@ def judge(
             own = entry.eval_config if snapshot is None else eval_config
             sets[name] = (entry.render(snapshot), entry.images.labels)
             configs[name] = baselines.equal_steps(own, first, len(entry.images))
-    return baselines.judge(sets, data, configs, seed=seed)
+    return baselines.set_rows(sets, data, configs, seed=seed)
 
 
 def repeat(images: Parameterization) -> Parameterization:
