@@ -10,7 +10,6 @@ of any objective, and are stored in bf16 and paid for (``BudgetConfig`` has ``so
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.core.rng import generator
@@ -60,10 +59,6 @@ class SoftLabels(nn.Module):
         stored = self.codec.round(logits) if self.codec else RoundToBf16.apply(logits)
         return stored.softmax(1)
 
-    def loss(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
-        """Cross-entropy of a network's logits [n, num_classes], a scalar, with these labels."""
-        return F.cross_entropy(logits, self.probabilities(index))
-
 
 @torch.no_grad()
 def labels_of_teacher(teacher: nn.Module, images: Tensor, labels: Tensor) -> SoftLabels:
@@ -108,14 +103,14 @@ def train_teacher(data: ImageData, config: EvalConfig, *, seed: int, epochs: int
     ``config.eval_network`` trained for ``epochs`` passes over at most :data:`TEACHER_IMAGES` random
     images of the training split: enough to say which classes look alike, in seconds to minutes.
     """
-    draw = generator(seed, "soft labels", "images")
+    rng = generator(seed, "soft labels", "images")
     per_class = max(1, TEACHER_IMAGES // data.num_classes)
-    real = data.train.select(keep_per_class(data.train.labels, per_class, generator=draw))
+    real = data.train.select(keep_per_class(data.train.labels, per_class, generator=rng))
     weights = generator(seed, "soft labels", "weights")
     network = network_for(data, config.eval_network, config.eval_width, generator=weights)
     short = config.model_copy(update={"epochs": epochs, "eval_batch": TEACHER_BATCH})
-    draw = generator(seed, "soft labels", "training")
-    train_network(data.normalize(real.images), real.labels, network, short, generator=draw)
+    rng = generator(seed, "soft labels", "training")
+    train_network(data.normalize(real.images), real.labels, network, short, generator=rng)
     return network
 
 

@@ -8,8 +8,8 @@ import torch
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig
 from gsdd_lib.data import load_data
 from gsdd_lib.data.normalization import ChannelNormalization
-from gsdd_lib.distillation.carried import begin
 from gsdd_lib.distillation.losses import dm_step_loss
+from gsdd_lib.distillation.state import begin
 from gsdd_lib.evaluation.baselines import RealImages
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.downsampled import DownsampledImages
@@ -118,10 +118,11 @@ def test_every_rival_is_distilled_by_the_same_objective(data, made):
     start = random_real_pixels(data, 2, seed=0)
     images = made(start.pixels().detach(), start.labels, normalization=data.normalization)
     config = DistillConfig(network="ConvNetD2", width=8, batch_real=16)
-    carried = begin(data, config)
+    state = begin(images, data, config)
 
     def objective(step):
-        return dm_step_loss(images, data, config, carried, seed=0, step=step)
+        state.step = step
+        return dm_step_loss(state, data, seed=0)
 
     def mean_objective():
         return sum(objective(step).item() for step in range(100, 108)) / 8
