@@ -175,15 +175,27 @@ class RenderConfig(Config):
 
 
 class FitConfig(Config):
-    """How Gaussians are initialised (paper, section 3.4 and table 17)."""
+    """How Gaussians are initialized (paper, section 3.4 and table 17)."""
 
-    init: Literal["real", "kmeans", "warmup", "random"] = Field(
-        "real", description="random real images, k-means representatives, solid colour, or noise"
+    init: Literal["real", "first", "kmeans", "warmup", "random"] = Field(
+        "real",
+        description="fitted to random real images, the first of each class (as published), k-means "
+        "representatives, or a solid color (warmup); or not at all (random)",
+    )
+    fit_start: Literal["detail", "published"] = Field(
+        "detail", description="first values: placed where images have detail, or uniform random"
     )
     fit_steps: int = Field(600, ge=0, description="Adam steps of the mean squared error")
     fit_lr: float = Field(0.045, gt=0, description="learning rate at the start; the paper: 0.01")
-    fit_schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="of the learning rate: stays for half the steps, then falls; or stays"
+    fit_rates: Literal["spaced", "uniform"] = Field(
+        "spaced",
+        description="that of positions and Cholesky factors: in proportion to the spacing of the "
+        "Gaussians, or the same as of all other numbers (as published)",
+    )
+    fit_schedule: Literal["cosine", "constant", "halving"] = Field(
+        "cosine",
+        description="of the learning rate: falls in the second half; stays; or is halved every "
+        "20,000 steps (as published)",
     )
     fit_relocate: float = Field(
         0.1, ge=0, le=0.5, description="share of an image's Gaussians moved at a time; 0: never"
@@ -210,7 +222,13 @@ class DistillConfig(Config):
     batch_real: int = Field(64, ge=1, description="real images per class and step")
     network: NetworkName = Field("ConvNetD3", description="architecture of the matching networks")
     width: int = Field(64, ge=1, description="filters per convolution of the matching networks")
-    boundary: float = Field(0.1, ge=0, description="weight of the boundary loss")
+    boundary: float = Field(
+        0.1,
+        ge=0,
+        description="weight of the boundary loss (paper, eq. 9); the published code halves that "
+        "loss and adds it once per class in dm and dc: its 0.1 is 0.05 times the classes there, "
+        "and 0.05 in tm",
+    )
     dsa: Strategy = Field(
         "color_crop_cutout_flip_scale_rotate", description="siamese augmentations; empty: none"
     )
@@ -220,17 +238,25 @@ class DistillConfig(Config):
     micro_batch: int = Field(
         256, ge=1, description="images in memory at once (dm, dc); changes rounding alone"
     )
+    update_per_class: bool = Field(
+        False,
+        description="whether Adam steps after each class, one class's loss at a time, as in the "
+        "published code of GSDD and DDiF, or once for all classes, as in DM's (dm)",
+    )
     outer_loop: int = Field(1, ge=1, description="steps per network (dc)")
     inner_loop: int = Field(1, ge=0, description="epochs a network trains between steps (dc)")
     inner_lr: float = Field(0.01, gt=0, description="SGD learning rate of these epochs (dc)")
     inner_batch: int = Field(256, ge=1, description="distilled images per step of them (dc)")
     syn_steps: int = Field(20, ge=1, description="SGD steps of a student (tm)")
     batch_syn: int = Field(0, ge=0, description="distilled images per such step; 0: all (tm)")
-    expert_epochs: int = Field(2, ge=1, description="expert's epochs a student shall equal (tm)")
+    expert_epochs: int = Field(2, ge=1, description="expert's epochs that a student matches (tm)")
     max_start_epoch: int = Field(5, ge=1, description="students start at an epoch below (tm)")
     syn_lr_init: float = Field(0.01, gt=0, description="student's learning rate at first (tm)")
     lr_lr: float = Field(
-        0.1, ge=0, description="learning rate of its logarithm; the published 1e-5 is 0.1 (tm)"
+        0.1,
+        ge=0,
+        description="learning rate of its logarithm; the published code learns the rate itself: "
+        "its lr_lr is this times the square of the rate, 1e-5 at the published start of 0.01 (tm)",
     )
     keep_steps: int = Field(
         0, ge=0, description="student's steps kept in memory, the others are run twice (tm)"
@@ -288,4 +314,16 @@ class EvalConfig(Config):
     eval_batch: int = Field(256, ge=1, description="distilled images per step")
     eval_dsa: Strategy = Field(
         "color_crop_cutout_flip_scale_rotate", description="augmentations; empty: none"
+    )
+
+
+class CodecConfig(Config):
+    """Bits of each number of a Gaussian before entropy coding."""
+
+    means_bits: int = Field(6, ge=1, le=9, description="bits of each coordinate")
+    cholesky_bits: int = Field(5, ge=1, le=8, description="bits of each of three numbers")
+    color_bits: int = Field(5, ge=1, le=8, description="bits of each channel")
+    opacity_bits: int = Field(4, ge=1, le=8, description="bits of the opacity")
+    tail: float = Field(
+        0.002, ge=0, lt=0.5, description="share of a column's values outside its grid at each end"
     )

@@ -10,7 +10,6 @@ of any objective, and are stored in bf16 and paid for (``BudgetConfig`` has ``so
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.core.rng import generator
@@ -50,10 +49,6 @@ class SoftLabels(nn.Module):
         """[n, num_classes], rows that sum to 1, of the logits as stored; differentiable."""
         logits = self.logits if index is None else self.logits[index]
         return RoundToBf16.apply(logits).softmax(1)
-
-    def loss(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
-        """Cross-entropy of a network's logits [n, num_classes], a scalar, with these labels."""
-        return F.cross_entropy(logits, self.probabilities(index))
 
 
 @torch.no_grad()
@@ -99,14 +94,14 @@ def train_teacher(data: ImageData, config: EvalConfig, *, seed: int, epochs: int
     ``config.eval_network`` trained for ``epochs`` passes over at most :data:`TEACHER_IMAGES` random
     images of the training split: enough to say which classes look alike, in seconds to minutes.
     """
-    draw = generator(seed, "soft labels", "images")
+    rng = generator(seed, "soft labels", "images")
     per_class = max(1, TEACHER_IMAGES // data.num_classes)
-    real = data.train.select(keep_per_class(data.train.labels, per_class, generator=draw))
+    real = data.train.select(keep_per_class(data.train.labels, per_class, generator=rng))
     weights = generator(seed, "soft labels", "weights")
     network = network_for(data, config.eval_network, config.eval_width, generator=weights)
     short = config.model_copy(update={"epochs": epochs, "eval_batch": TEACHER_BATCH})
-    draw = generator(seed, "soft labels", "training")
-    train_network(data.normalize(real.images), real.labels, network, short, generator=draw)
+    rng = generator(seed, "soft labels", "training")
+    train_network(data.normalize(real.images), real.labels, network, short, generator=rng)
     return network
 
 

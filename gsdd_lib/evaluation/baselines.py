@@ -20,7 +20,7 @@ from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import class_members, keep_per_class
 from gsdd_lib.evaluation.evaluate import Row, evaluate, format_accuracy, summarize
 from gsdd_lib.parameterizations.budget import Budget, pixel_bits_per_class
-from gsdd_lib.parameterizations.fit import representatives
+from gsdd_lib.parameterizations.initialization import representatives
 
 INITIAL = "initial"  # the parameters before distillation
 RANDOM_REAL = "random real"  # real images as uint8 pixels

@@ -16,8 +16,8 @@ import yaml
 
 from gsdd_lib import config
 from gsdd_lib.config import Config, RunConfig
+from gsdd_lib.core.files import project_root
 from gsdd_lib.experiment.parameters import Interface, ParameterError, kind_of, read_cell
-from gsdd_lib.experiment.results import project_root
 
 # Where a run writes follows from the parameter file's own place, so a file may not set these.
 FOLDERS = ("output_folder", "run_folder")

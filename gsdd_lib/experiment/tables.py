@@ -205,7 +205,7 @@ def beside_paper(ours: pd.DataFrame, *, protocol: str = "paper") -> pd.DataFrame
         part = part.drop_duplicates(keys, keep="last")
         found = rows[keys].merge(part, on=keys, how="left")
         table[heading] = _texts(_ours, found[["mean", "ci95", "n"]])
-    return table.assign(**{WHAT: found[WHAT].fillna("")})
+    return table.assign(**{WHAT: found[WHAT].where(found[WHAT].notna(), "")})
 
 
 def coverage(table: pd.DataFrame, cases: Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:

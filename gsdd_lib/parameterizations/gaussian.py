@@ -1,7 +1,7 @@
 """Images as sums of 2D Gaussians (paper, section 3.1): the parameterization of this project."""
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from gsdd_lib.config import RenderConfig
 from gsdd_lib.data.normalization import Normalization
 from gsdd_lib.parameterizations.base import Parameterization
-from gsdd_lib.parameterizations.initialization import MAX_POSITION, place
+from gsdd_lib.parameterizations.codec import Codec, encode
+from gsdd_lib.parameterizations.initialization import MAX_POSITION, place, place_as_published
 from gsdd_lib.splatting.splat import GEOMETRY, splat
 
 Space = Literal["unit", "normalized"]
+Start = Literal["detail", "published"]
 
 
 class RoundToBf16(torch.autograd.Function):
@@ -42,6 +44,8 @@ class GaussianImages(Parameterization):
             ``normalized``: normalized values, the space of files written before version 3.
         store_bf16: render from values rounded to bf16, as they are stored (paper, section 3.2);
             the gradient goes straight through to the float32 masters.
+        codec: grids of a few bits per number that take the place of bf16. It may be set at any
+            moment, as in ``images.codec = Codec.fit(images.packed, config, channels=1)``.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class GaussianImages(Parameterization):
         opacity: bool = True,
         space: Space = "unit",
         store_bf16: bool = True,
+        codec: Codec | None = None,
     ) -> None:
         super().__init__(labels, resolution, normalization)
         if packed.dim() != 3 or len(labels) != len(packed):
@@ -66,24 +71,36 @@ class GaussianImages(Parameterization):
         self.render_config = render_config or RenderConfig()
         self._switches = self.render_config.model_dump()  # once, not at every call
         self.opacity, self.space, self.store_bf16 = opacity, space, store_bf16
+        self.codec = codec
 
     @classmethod
     def init_from(
-        cls, images: Tensor, labels: Tensor, *, points: int, seed: int, opacity: bool = True, **more
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        points: int,
+        seed: int,
+        start: Start = "detail",
+        opacity: bool = True,
+        **more: Any,
     ) -> Self:
-        """Gaussians placed where the images have detail, before any fitting (:func:`place`).
+        """Gaussians before any fitting.
 
         Args:
             images: pixel values [N, C, H, W] in [0, 1].
             labels: int64 [N].
             points: Gaussians per image.
+            start: where the images have ``detail`` (:func:`place`), or at random as ``published``
+                (:func:`place_as_published`).
             more: ``normalization``, and other arguments of the class.
         """
         empty = images.new_zeros(len(images), points, GEOMETRY + images.shape[1] + opacity)
         made = cls(empty, labels, resolution=images.shape[2:], opacity=opacity, **more)
         canvas = images if made.space == "unit" else made.normalization.apply(images)
+        placed = place if start == "detail" else place_as_published
         with torch.no_grad():
-            made.packed.copy_(place(canvas.cpu(), points, opacity=opacity, seed=seed))
+            made.packed.copy_(placed(canvas.cpu(), points, opacity=opacity, seed=seed))
         return made.to(images.device)
 
     @property
@@ -119,34 +136,38 @@ class GaussianImages(Parameterization):
         self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
     ) -> Tensor:
         """Normalized images [n, C, height, width] at any resolution (default: the native one)."""
-        canvas = self._canvas(self.packed, index, resolution)
-        return canvas if self.space == "normalized" else self.normalization.apply(canvas)
+        images = self.splat(index, resolution)
+        return images if self.space == "normalized" else self.normalization.apply(images)
 
     def pixels(
         self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
     ) -> Tensor:
         """Pixel values, [0, 1] up to overshoot: [n, C, height, width]."""
-        canvas = self._canvas(self.packed, index, resolution)
-        return canvas if self.space == "unit" else self.normalization.invert(canvas)
+        images = self.splat(index, resolution)
+        return images if self.space == "unit" else self.normalization.invert(images)
 
     @property
     def bits(self) -> int:
         """Bits of all Gaussians as they are stored."""
+        if self.codec is not None:
+            return 8 * len(encode(self.codec.quantize(self.packed.detach()), self.codec))
         return self.packed.numel() * (16 if self.store_bf16 else 32)
 
-    def _canvas(
-        self,
-        packed: Tensor,
-        index: Tensor | None = None,
-        resolution: tuple[int, int] | None = None,
+    def splat(
+        self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
     ) -> Tensor:
-        """The bare sum of the Gaussians ``packed``, in :attr:`space`."""
-        if self.store_bf16:
-            packed = RoundToBf16.apply(packed)
+        """The bare sum of the Gaussians, in their own space: [n, C, height, width]."""
+        packed = self._stored()
         height, width = resolution or self.resolution
         if (height, width) != self.resolution:
             packed = self._rescaled(packed, height, width)
         return splat(packed, height, width, opacity=self.opacity, index=index, **self._switches)
+
+    def _stored(self) -> Tensor:
+        """The Gaussians as they are stored."""
+        if self.codec is not None:
+            return self.codec.round_packed(self.packed)
+        return RoundToBf16.apply(self.packed) if self.store_bf16 else self.packed
 
     def _rescaled(self, packed: Tensor, height: int, width: int) -> Tensor:
         """Cholesky rows scale with their axis: l11 with the width, l21 and l22 with the height."""
@@ -171,5 +192,10 @@ class GaussianImages(Parameterization):
 
     @torch.no_grad()
     def constrain_(self) -> None:
-        """Clip the positions into the image, so that no Gaussian escapes (paper, section 3.4)."""
+        """Clip the positions into the image, so that no Gaussian escapes (paper, section 3.4).
+
+        With a codec, all numbers into its grids.
+        """
         self.means.clamp_(-MAX_POSITION, MAX_POSITION)
+        if self.codec is not None:
+            self.codec.clip_(self.packed)

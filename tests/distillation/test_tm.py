@@ -13,6 +13,7 @@ from gsdd_lib.distillation.tm import student_path, synthetic_batches, tm_loss
 from gsdd_lib.networks import flatten, make_network, unflatten
 from gsdd_lib.splatting.splat import splat
 from gsdd_lib.training.augment import apply_dsa, sample_dsa
+from gsdd_lib.training.experts import ExpertError
 
 WHOLE = [torch.tensor([0])] * 2
 
@@ -65,7 +66,7 @@ def test_one_at_the_start_and_zero_at_the_target():
 
 @pytest.mark.parametrize("target", [torch.ones(4), torch.full((4,), math.nan)])
 def test_an_expert_that_does_not_move(target: Tensor):
-    with pytest.raises(ValueError, match="the same, or not numbers, at the start and at the end"):
+    with pytest.raises(ExpertError, match="equal or non-finite at the start and at the end"):
         tm_loss(torch.zeros(4), torch.ones(4), target)
 
 

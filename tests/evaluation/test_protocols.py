@@ -10,7 +10,7 @@ from torch.func import functional_call
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig, FitConfig
 from gsdd_lib.data import load_data
 from gsdd_lib.data.dataset import class_members
-from gsdd_lib.distillation.loop import DistillError, distill
+from gsdd_lib.distillation.loop import distill
 from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_classes
 from gsdd_lib.evaluation import protocols as module
 from gsdd_lib.evaluation.evaluate import evaluate, summarize
@@ -39,8 +39,8 @@ class Untouched:
 
 
 def rendered_by(gaussians):
-    """A function of packed numbers that gives the images of ``gaussians`` with these."""
-    return lambda packed: functional_call(gaussians, {"packed": packed}, ())
+    """A function of a snapshot that gives the images of ``gaussians`` with its numbers."""
+    return lambda snapshot: functional_call(gaussians, snapshot, ())
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +109,8 @@ def test_a_real_run_keeps_a_snapshot_per_row(data):
     gaussians, snapshots = start(data), []
     first = gaussians.packed.detach().clone()
     rows = list(distill(gaussians, data, RUN, JUDGES, seed=0, snapshots=snapshots))
-    assert len(rows) == len(snapshots) == 3 and torch.equal(snapshots[0], first)
-    assert not torch.equal(snapshots[1], snapshots[2])
+    assert len(rows) == len(snapshots) == 3 and torch.equal(snapshots[0]["packed"], first)
+    assert not torch.equal(snapshots[1]["packed"], snapshots[2]["packed"])
     blind = replace(data, validation=Untouched())
     result = compare_protocols(
         rows, snapshots, rendered_by(gaussians), gaussians.labels, blind, JUDGES, seed=5
@@ -131,13 +131,17 @@ def test_snapshots_change_nothing_and_survive_a_resumption(data, tmp_path):
     list(distill(kept, data, RUN, JUDGES, seed=0, folder=tmp_path, snapshots=whole))
     assert torch.equal(plain.packed, kept.packed)
     list(distill(start(data), data, RUN, JUDGES, seed=0, folder=tmp_path, snapshots=again))
-    assert len(again) == 3 and all(map(torch.equal, whole, again))
+    assert len(again) == 3
+    assert all(torch.equal(a["packed"], b["packed"]) for a, b in zip(whole, again, strict=True))
 
 
-def test_a_checkpoint_without_snapshots_cannot_give_them(data, tmp_path):
+def test_snapshots_asked_for_afterwards_start_anew(data, tmp_path, capsys):
     list(distill(start(data), data, RUN, JUDGES, seed=0, folder=tmp_path))
-    with pytest.raises(DistillError, match="written without snapshots; delete it"):
-        list(distill(start(data), data, RUN, JUDGES, seed=0, folder=tmp_path, snapshots=[]))
+    capsys.readouterr()
+    snapshots = []
+    list(distill(start(data), data, RUN, JUDGES, seed=0, folder=tmp_path, snapshots=snapshots))
+    assert len(snapshots) == 3
+    assert "settings changed (snapshots False -> True)" in capsys.readouterr().out
 
 
 def test_learned_labels_are_those_of_the_row(data):
@@ -148,8 +152,8 @@ def test_learned_labels_are_those_of_the_row(data):
     result = compare_protocols(
         rows,
         snapshots,
-        lambda pair: rendered_by(gaussians)(pair[0]),
-        lambda pair: SoftLabels(pair[1]).probabilities(),
+        rendered_by(gaussians),
+        lambda snapshot: SoftLabels(snapshot["label_logits"]).probabilities(),
         data,
         JUDGES,
         seed=5,
