@@ -29,7 +29,7 @@ ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar.html"
 MEAN, STD = (
     (0.4914, 0.4822, 0.4465),
     (0.2023, 0.1994, 0.2010),
-)  # of CIFAR-10; the field uses them for both
+)  # of CIFAR-10, used for both
 COUNTS = {"train": 50_000, "test": 10_000}
 PIXELS = 3 * 32 * 32
 MAX_BYTES = 2**28  # of one file; the longest archive has 170,498,071
