@@ -174,9 +174,9 @@ def begin(
         soft_labels.requires_grad_(config.label_lr > 0)
         if config.label_lr:
             optimizers.append(torch.optim.Adam(soft_labels.parameters(), lr=config.label_lr))
-    members, more = class_members(data.train.labels), {"snapshots": snapshots}
-    more |= {"experts": experts, "soft_labels": soft_labels}
-    return State(parameterization, config, members, log_syn_lr, optimizers, **more)
+    members, own = class_members(data.train.labels), {"snapshots": snapshots}
+    own |= {"experts": experts, "soft_labels": soft_labels}
+    return State(parameterization, config, members, log_syn_lr, optimizers, **own)
 
 
 class Checkpoint:
@@ -215,9 +215,7 @@ class Checkpoint:
         Raises:
             DistillError: the file is damaged, cannot be read, or is not a checkpoint.
         """
-        if self.path is None:
-            return ""
-        if not self.path.exists():
+        if self.path is None or not self.path.exists():
             return self._why_anew()
         content = read_checkpoint(self.path)
         try:
@@ -248,7 +246,7 @@ class Checkpoint:
 
     def _why_anew(self) -> str:
         """What differs from the newest other checkpoint in the folder that can be read."""
-        others = self.path.parent.glob("checkpoint.*.pt")
+        others = self.path.parent.glob("checkpoint.*.pt") if self.path else []
         for path in sorted(others, key=os.path.getmtime, reverse=True):
             try:
                 old = read_checkpoint(path)["settings"]
@@ -276,10 +274,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         sealed = Path(path).read_bytes()
     except OSError as error:
-        raise DistillError(
-            f"The checkpoint {os.path.relpath(path)} cannot be read ({error.strerror}); change the "
-            "permissions of the file or choose another folder."
-        ) from None
+        reason = f"cannot be read ({error.strerror}); change its permissions"
+        raise DistillError(f"The checkpoint {os.path.relpath(path)} {reason}.") from None
     try:
         return torch.load(io.BytesIO(unseal(sealed)), map_location="cpu", weights_only=True)
     except Exception:  # whatever unpickling meets; torch's own text advises to unpickle anything
@@ -294,7 +290,7 @@ def _damaged(path: Path) -> DistillError:
 
 
 def _moved(tree: Any, device: torch.device) -> Any:
-    """The same with every tensor in it on ``device``."""
+    """The same, of tensors in lists and dictionaries, on ``device``."""
     if isinstance(tree, dict):
         return {name: _moved(value, device) for name, value in tree.items()}
     if isinstance(tree, list):
@@ -305,8 +301,8 @@ def _moved(tree: Any, device: torch.device) -> Any:
 def _fingerprint(state: State) -> str:
     """SHA-256 of the parameterization as it is: its numbers, labels and own settings."""
     plain = (bool, int, float, str, tuple, Config)
-    own = vars(state.parameterization).items()
+    images = state.parameterization
+    own = vars(images).items()
     about = {k: repr(v) for k, v in own if isinstance(v, plain) and not k.startswith("_")}
-    about["kind"] = type(state.parameterization).__name__
-    about["normalization"] = state.parameterization.normalization.fingerprint
-    return checksum({**state.parameterization.state_dict(), **state.snapshot()}, about)
+    about |= {"kind": type(images).__name__, "normalization": images.normalization.fingerprint}
+    return checksum({**images.state_dict(), **state.snapshot()}, about)
