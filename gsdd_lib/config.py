@@ -315,3 +315,15 @@ class EvalConfig(Config):
     eval_dsa: Strategy = Field(
         "color_crop_cutout_flip_scale_rotate", description="augmentations; empty: none"
     )
+
+
+class CodecConfig(Config):
+    """Bits of each number of a Gaussian before entropy coding."""
+
+    means_bits: int = Field(6, ge=1, le=9, description="bits of each coordinate")
+    cholesky_bits: int = Field(5, ge=1, le=8, description="bits of each of three numbers")
+    color_bits: int = Field(5, ge=1, le=8, description="bits of each channel")
+    opacity_bits: int = Field(4, ge=1, le=8, description="bits of the opacity")
+    tail: float = Field(
+        0.002, ge=0, lt=0.5, description="share of a column's values outside its grid at each end"
+    )

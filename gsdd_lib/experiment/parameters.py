@@ -56,7 +56,7 @@ class Settings(SimpleNamespace):
 
 @dataclass(frozen=True)
 class Interface:
-    """What a notebook can be told: types and defaults by name, and what judges the values."""
+    """What a notebook can be told: types and defaults by name, and what checks the values."""
 
     types: Mapping[str, str]
     defaults: Mapping[str, Any]  # and what follows from parameters

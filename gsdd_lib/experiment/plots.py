@@ -13,7 +13,6 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -103,12 +102,11 @@ def save(figure: Figure, folder: str | Path, name: str) -> Path:
     return path
 
 
-def psnr_curve(frame: pd.DataFrame, *, hue: str = "points", unit: str = "Gaussians") -> Figure:
+def psnr_curve(frame: pd.DataFrame, *, hue: str = "points") -> Figure:
     """PSNR over fitting steps, one line per value of ``hue``.
 
     Args:
         frame: columns ``step``, ``psnr`` (dB) and, where there are several lines, ``hue``.
-        unit: what the values of ``hue`` count, for the legend's title.
     """
     figure, ax = plt.subplots()
     lines = frame.groupby(hue, sort=True) if hue in frame else [("", frame)]
@@ -119,7 +117,7 @@ def psnr_curve(frame: pd.DataFrame, *, hue: str = "points", unit: str = "Gaussia
     ax.set(xlabel="fitting step", ylabel="PSNR (dB)")
     ax.grid(axis="y")
     if len(lines) > 1:
-        title = f"{unit}\nper image"
+        title = "Gaussians\nper image"
         ax.legend(title=title, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
     return figure
 
@@ -198,32 +196,6 @@ def accuracy_bars(frame: pd.DataFrame, *, published: pd.DataFrame | None = None)
 def annotate_value(ax: Axes, x: float, y: float, text: str) -> None:
     """A number printed just right of its mark."""
     ax.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", fontsize=7)
-
-
-def benchmark_ratios(frame: pd.DataFrame) -> Figure:
-    """How many times faster than the reference, on a logarithmic axis, one bar per size and pass.
-
-    Args:
-        frame: columns ``size`` (as printed), ``pass`` ("forward", "forward+backward"), ``ratio``.
-    """
-    sizes, passes = list(dict.fromkeys(frame["size"])), list(dict.fromkeys(frame["pass"]))
-    figure, ax = plt.subplots(figsize=(COLUMN * 1.25, 0.6 + 0.22 * len(sizes) * len(passes)))
-    thick = 0.8 / len(passes)
-    shades = sns.light_palette(color("Gaussians"), len(passes) + 1)[1:]
-    for order, (name, shade) in enumerate(zip(passes, shades, strict=True)):
-        rows = frame[frame["pass"] == name].set_index("size").ratio.reindex(sizes)
-        places = np.arange(len(sizes)) + (order - (len(passes) - 1) / 2) * thick
-        ax.barh(places, rows - 1, left=1, height=thick * 0.9, color=shade, label=name)
-        for place, ratio in zip(places, rows, strict=True):
-            if np.isfinite(ratio):
-                annotate_value(ax, ratio, place, f"{ratio:.3g}×")
-    ax.set(xscale="log", xlabel="times faster than the reference", yticks=range(len(sizes)))
-    ax.set_yticklabels(sizes)
-    ax.invert_yaxis()
-    ax.margins(x=0.12)
-    ax.tick_params(axis="y", length=0)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=len(passes))
-    return figure
 
 
 def efficiency(frame: pd.DataFrame, x: str, y: str, *, xlabel: str, ylabel: str) -> Figure:

@@ -131,7 +131,8 @@ def _expected_time(where: Path) -> str:
     if not (last := _last_run(where)):
         return "no earlier run says how long this takes"
     seconds, device = last
-    return f"about {max(1, round(seconds / 60))} min (last run: {_clock(seconds)} on {device})"
+    length = "under a minute" if seconds < 45 else f"about {round(seconds / 60)} min"
+    return f"{length} (last run: {_clock(seconds)} on {device})"
 
 
 def _clock(seconds: float) -> str:

@@ -1,8 +1,8 @@
 """The field's networks: ConvNetD1 to D6, AlexNet, VGG11, ResNet18 and ViT.
 
-``make_network(name, ...)`` draws every weight from a generator that is passed in, with torch's
-default distributions; the global generator is neither read nor moved. A new architecture is a
-subclass of :class:`~gsdd_lib.networks.layers.Network` and a line in :data:`NETWORKS`.
+:func:`network_for` makes one for a data set. Every weight is sampled from a generator that is
+passed in, with torch's default distributions. A new architecture is a subclass of
+:class:`~gsdd_lib.networks.layers.Network` and a line in :data:`NETWORKS`.
 """
 
 from collections.abc import Callable, Mapping

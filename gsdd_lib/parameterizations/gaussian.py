@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gsdd_lib.config import RenderConfig
 from gsdd_lib.data.normalization import Normalization
 from gsdd_lib.parameterizations.base import Parameterization
+from gsdd_lib.parameterizations.codec import Codec, encode
 from gsdd_lib.parameterizations.initialization import MAX_POSITION, place, place_as_published
 from gsdd_lib.splatting.splat import GEOMETRY, splat
 
@@ -43,6 +44,8 @@ class GaussianImages(Parameterization):
             ``normalized``: normalized values, the space of files written before version 3.
         store_bf16: render from values rounded to bf16, as they are stored (paper, section 3.2);
             the gradient goes straight through to the float32 masters.
+        codec: grids of a few bits per number that take the place of bf16. It may be set at any
+            moment, as in ``images.codec = Codec.fit(images.packed, config, channels=1)``.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class GaussianImages(Parameterization):
         opacity: bool = True,
         space: Space = "unit",
         store_bf16: bool = True,
+        codec: Codec | None = None,
     ) -> None:
         super().__init__(labels, resolution, normalization)
         if packed.dim() != 3 or len(labels) != len(packed):
@@ -67,6 +71,7 @@ class GaussianImages(Parameterization):
         self.render_config = render_config or RenderConfig()
         self._switches = self.render_config.model_dump()  # once, not at every call
         self.opacity, self.space, self.store_bf16 = opacity, space, store_bf16
+        self.codec = codec
 
     @classmethod
     def init_from(
@@ -144,17 +149,25 @@ class GaussianImages(Parameterization):
     @property
     def bits(self) -> int:
         """Bits of all Gaussians as they are stored."""
+        if self.codec is not None:
+            return 8 * len(encode(self.codec.quantize(self.packed.detach()), self.codec))
         return self.packed.numel() * (16 if self.store_bf16 else 32)
 
     def splat(
         self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
     ) -> Tensor:
         """The bare sum of the Gaussians, in their own space: [n, C, height, width]."""
-        packed = RoundToBf16.apply(self.packed) if self.store_bf16 else self.packed
+        packed = self._stored()
         height, width = resolution or self.resolution
         if (height, width) != self.resolution:
             packed = self._rescaled(packed, height, width)
         return splat(packed, height, width, opacity=self.opacity, index=index, **self._switches)
+
+    def _stored(self) -> Tensor:
+        """The Gaussians as they are stored."""
+        if self.codec is not None:
+            return self.codec.round_packed(self.packed)
+        return RoundToBf16.apply(self.packed) if self.store_bf16 else self.packed
 
     def _rescaled(self, packed: Tensor, height: int, width: int) -> Tensor:
         """Cholesky rows scale with their axis: l11 with the width, l21 and l22 with the height."""
@@ -179,5 +192,10 @@ class GaussianImages(Parameterization):
 
     @torch.no_grad()
     def constrain_(self) -> None:
-        """Clip the positions into the image, so that no Gaussian escapes (paper, section 3.4)."""
+        """Clip the positions into the image, so that no Gaussian escapes (paper, section 3.4).
+
+        With a codec, all numbers into its grids.
+        """
         self.means.clamp_(-MAX_POSITION, MAX_POSITION)
+        if self.codec is not None:
+            self.codec.clip_(self.packed)

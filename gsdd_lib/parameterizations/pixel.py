@@ -18,20 +18,20 @@ from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.parameterizations.budget import Budget, pixel_bits_per_class
 from gsdd_lib.parameterizations.gaussian import RoundToBf16
 
-Storage = Literal["uint8", "bf16", "fp32"]
-BITS: dict[Storage, int] = {"uint8": 8, "bf16": 16, "fp32": 32}
+Storage = Literal["uint2", "uint4", "uint8", "bf16", "fp32"]
+BITS: dict[Storage, int] = {"uint2": 2, "uint4": 4, "uint8": 8, "bf16": 16, "fp32": 32}
 
 
-class RoundToByte(torch.autograd.Function):
-    """Forward: the nearest of 0, 1/255, ..., 1. Backward: the identity (straight through)."""
-
-    @staticmethod
-    def forward(ctx, values: Tensor) -> Tensor:
-        return (values * 255).round().clamp(0, 255) / 255
+class RoundToLevels(torch.autograd.Function):
+    """Forward: the nearest of 0, 1/top, ..., 1. Backward: the identity (straight through)."""
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient
+    def forward(ctx, values: Tensor, top: int) -> Tensor:
+        return (values * top).round().clamp(0, top) / top
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 class PixelImages(Parameterization):
@@ -42,8 +42,10 @@ class PixelImages(Parameterization):
         labels: int64 [N].
         normalization: from pixel values to what networks see.
         storage: what a number is stored as. Rendered is what is stored, and the gradient goes
-            straight through to the float32 masters. Bytes are kept in [0, 1]; bf16 and fp32 pixels
-            are free, as the field's are.
+            straight through to the float32 masters. Integers are kept in [0, 1]; bf16 and fp32
+            pixels are free, as the field's are.
+        resolution: (height, width) at which images are rendered by default, where that is not
+            the size of ``pixels``; they are then interpolated.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class PixelImages(Parameterization):
         *,
         normalization: Normalization,
         storage: Storage = "uint8",
+        resolution: tuple[int, int] | None = None,
     ) -> None:
         if pixels.dim() != 4 or len(labels) != len(pixels):
             raise ValueError(
@@ -61,7 +64,7 @@ class PixelImages(Parameterization):
             )
         if storage not in BITS:
             raise ValueError(f"unknown storage '{storage}'; choose one of {', '.join(BITS)}")
-        super().__init__(labels, pixels.shape[2:], normalization)
+        super().__init__(labels, resolution or pixels.shape[2:], normalization)
         self.packed = nn.Parameter(pixels.to(torch.float32, copy=True))
         self.storage = storage
 
@@ -78,26 +81,27 @@ class PixelImages(Parameterization):
     def pixels(
         self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
     ) -> Tensor:
-        """Pixel values as stored [n, C, height, width]; bilinear at other than the native size."""
+        """Pixel values as stored [n, C, height, width]; bilinear at other than the stored size."""
         stored = self._stored(self.packed if index is None else self.packed[index])
-        if resolution is None or tuple(resolution) == self.resolution:
+        size = tuple(resolution or self.resolution)
+        if size == stored.shape[2:]:
             return stored
-        return F.interpolate(stored, tuple(resolution), mode="bilinear", antialias=True)
+        return F.interpolate(stored, size, mode="bilinear", antialias=True)
 
     @torch.no_grad()
     def constrain_(self) -> None:
-        """Clip what is stored in bytes to what a byte can hold."""
-        if self.storage == "uint8":
+        """Clip what is stored as integers to what they can hold."""
+        if self.storage.startswith("uint"):
             self.packed.clamp_(0, 1)
 
     def _stored(self, pixels: Tensor) -> Tensor:
-        if self.storage == "uint8":
-            return RoundToByte.apply(pixels)
+        if self.storage.startswith("uint"):
+            return RoundToLevels.apply(pixels, 2 ** BITS[self.storage] - 1)
         return RoundToBf16.apply(pixels) if self.storage == "bf16" else pixels
 
 
 def affordable_images(budget: Budget, storage: Storage = "uint8") -> int:
-    """Images per class that the bits of ``budget`` buy as pixels: 4, 2 or 1 times its IPC."""
+    """Images per class that the bits of ``budget`` buy as pixels: in bytes 4 times its IPC."""
     size = {"channels": budget.channels, "height": budget.height, "width": budget.width}
     return budget.budget_bits_per_class // pixel_bits_per_class(1, bits=BITS[storage], **size)
 

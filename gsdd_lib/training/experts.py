@@ -250,8 +250,8 @@ def _settings(data: ImageData, config: ExpertConfig, seed: int) -> dict[str, Any
 
 def _about_data(data: ImageData) -> dict[str, Any]:
     """What of its data an expert must share with a matching; see :meth:`Experts.check`."""
-    held = {f"validation {name}": value for name, value in vars(data.validation).items()}
-    held |= {f"test {name}": value for name, value in vars(data.test).items()}
+    held = {"validation": data.validation.images, "validation labels": data.validation.labels}
+    held |= {"test": data.test.images, "test labels": data.test.labels}
     channels = data.normalization if isinstance(data.normalization, ChannelNormalization) else None
     return {
         "dataset": data.name,

@@ -206,9 +206,3 @@ def test_bad_input(data, distilled, change, message):
     given = dict(zip(("images", "labels"), distilled, strict=True)) | {"split": "test"} | change
     with pytest.raises(EvaluationError, match=message):
         evaluate(given["images"], given["labels"], data, QUICK, seed=0, split=given["split"])
-
-
-def test_an_empty_split(data, distilled):
-    empty = replace(data, validation=data.validation.select(slice(0, 0)))
-    with pytest.raises(EvaluationError, match="'stripes' has no validation images to test on"):
-        evaluate(*distilled, empty, QUICK, seed=0)

@@ -80,18 +80,6 @@ def test_accuracy_bars_mark_published_numbers_as_such():
     assert [text.get_text() for text in ax.texts] == ["79.0", "74.0", "70.5", "70.6", "76.7"]
 
 
-def test_benchmark_ratios_label_each_bar_and_skip_what_was_not_measured():
-    frame = pd.DataFrame(
-        {
-            "size": ["s", "s", "m"],
-            "pass": ["forward", "forward+backward", "forward"],
-            "ratio": [62.24, 41, 100],
-        }
-    )
-    ax = plots.benchmark_ratios(frame).axes[0]
-    assert sorted(text.get_text() for text in ax.texts) == ["100×", "41×", "62.2×"]
-
-
 def test_a_method_has_one_color_and_an_objective_one_line():
     assert plots.color("distilled") == plots.color("distilled tm") == plots.color("Gaussians")
     assert plots.label("distilled dm") == "Gaussians, distilled by DM"

@@ -246,7 +246,11 @@ def test_the_gradient_of_a_gradient_reaches_the_images(name):
     ("name", "settings", "sentence"),
     [
         ("VGG11", {"side": 16}, "VGG11 halves an image 5 times and needs 32 pixels per side"),
-        ("ViT", {"side": 30}, "patches of 4x4 pixels, which 30x30 is no multiple of"),
+        ("ViT", {"side": 30}, "patches of 4x4 pixels and 30x30 is not a multiple of that"),
+        ("ResNet18", {"side": 8}, "ends in one pixel for images of 8x8, which its instance norm"),
+        ("AlexNet", {"side": 4}, "needs 8 pixels per side, not 4x4; choose ConvNetD2 or larger"),
+        ("ConvNetD4", {"side": 8, "width": 4}, "16 pixels per side, not 8x8; choose ConvNetD3 or"),
+        ("ConvNetD1", {"side": 1}, "needs 2 pixels per side, not 1x1; choose larger images"),
         ("ResNet18", {"norm": "batch"}, "norm can be chosen for a ConvNet alone; ResNet18 is as"),
         ("ConvNetD2", {"norm": "instanse"}, "unknown norm 'instanse', did you mean 'instance'"),
         ("ConvNetD2", {"pooling": "mean"}, "unknown pooling 'mean'.*known: avg, max, none"),

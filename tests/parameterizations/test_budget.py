@@ -94,14 +94,16 @@ sizes = {
 }
 
 
-@given(**sizes, opacity=st.booleans(), classes=st.integers(0, 100))
-def test_spends_all_it_can_and_never_more(ipc, gpc, height, width, channels, opacity, classes):
-    numbers = 5 + channels + opacity
-    assume(gpc * (numbers + classes) * 16 <= ipc * channels * height * width * 32)
-    config = BudgetConfig(ipc=ipc, gpc=gpc, opacity=opacity, soft_labels=classes > 0)
+@given(**sizes, opacity=st.booleans(), classes=st.integers(2, 100), soft=st.booleans())
+def test_spends_all_it_can_and_never_more(
+    ipc, gpc, height, width, channels, opacity, classes, soft
+):
+    numbers, label = 5 + channels + opacity, soft * classes
+    assume(gpc * (numbers + label) * 16 <= ipc * channels * height * width * 32)
+    config = BudgetConfig(ipc=ipc, gpc=gpc, opacity=opacity, soft_labels=soft)
     budget = plan_budget(config, data_of(channels, height, width, classes))
     assert budget.bits_per_class <= budget.budget_bits_per_class
-    one_more = gpc * ((budget.points + 1) * numbers + classes) * 16
+    one_more = gpc * ((budget.points + 1) * numbers + label) * 16
     assert one_more > budget.budget_bits_per_class
     assert budget.uint8_images_per_class == 4 * ipc
 

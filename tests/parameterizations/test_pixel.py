@@ -12,6 +12,8 @@ from gsdd_lib.distillation.losses import dm_step_loss
 from gsdd_lib.distillation.state import begin
 from gsdd_lib.evaluation.baselines import RealImages
 from gsdd_lib.parameterizations.budget import plan_budget
+from gsdd_lib.parameterizations.downsampled import DownsampledImages
+from gsdd_lib.parameterizations.frequency import FrequencyImages
 from gsdd_lib.parameterizations.pixel import (
     BITS,
     PixelImages,
@@ -47,7 +49,11 @@ def test_rendered_is_what_is_stored_and_the_gradient_goes_straight_through(stora
     images = make(storage)
     rendered = images.pixels()
     distance = (rendered - images.packed).abs().max()
-    assert distance <= {"uint8": 0.5 / 255 + 1e-6, "bf16": 2**-9, "fp32": 0}[storage]
+    levels = {"uint2": 3, "uint4": 15, "uint8": 255}
+    limit = {"bf16": 2**-9, "fp32": 0} | {name: 0.5 / n + 1e-6 for name, n in levels.items()}
+    assert distance <= limit[storage]
+    if storage in levels:
+        assert len(rendered.unique()) <= levels[storage] + 1
     assert (distance == 0) == (storage == "fp32")
     images.render().sum().backward()
     torch.testing.assert_close(images.packed.grad, torch.full((4, 3, 6, 8), 5.0))
@@ -55,10 +61,15 @@ def test_rendered_is_what_is_stored_and_the_gradient_goes_straight_through(stora
 
 def test_bits_by_hand():
     sizes = {storage: make(storage).bits for storage in BITS}
-    assert sizes == {"uint8": 4 * 144 * 8, "bf16": 4 * 144 * 16, "fp32": 4 * 144 * 32}
+    assert sizes == {
+        name: 4 * 144 * bits
+        for name, bits in (("uint2", 2), ("uint4", 4), ("uint8", 8), ("bf16", 16), ("fp32", 32))
+    }
 
 
-@pytest.mark.parametrize(("storage", "expected"), [("uint8", 12), ("bf16", 6), ("fp32", 3)])
+@pytest.mark.parametrize(
+    ("storage", "expected"), [("uint4", 24), ("uint8", 12), ("bf16", 6), ("fp32", 3)]
+)
 def test_equal_bits(data, storage, expected):
     budget = plan_budget(BudgetConfig(ipc=3, gpc=4), data)
     count = affordable_images(budget, storage)
@@ -94,8 +105,18 @@ def test_constraint_and_penalty():
     assert byte.penalty().item() == 0
 
 
-def test_pixels_are_distilled_by_the_same_objective(data):
-    images = random_real_pixels(data, 2, seed=0)
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda *a, **k: PixelImages.init_from(*a, **k),
+        lambda *a, **k: DownsampledImages.init_from(*a, **k),
+        lambda *a, **k: FrequencyImages.init_from(*a, frequencies=20, **k),
+    ],
+    ids=["pixels", "downsampled", "frequencies"],
+)
+def test_every_rival_is_distilled_by_the_same_objective(data, made):
+    start = random_real_pixels(data, 2, seed=0)
+    images = made(start.pixels().detach(), start.labels, normalization=data.normalization)
     config = DistillConfig(network="ConvNetD2", width=8, batch_real=16)
     state = begin(images, data, config)
 
@@ -113,11 +134,14 @@ def test_pixels_are_distilled_by_the_same_objective(data):
         optimizer.step()
         images.constrain_()
     assert mean_objective() < 0.8 * before
-    assert 0 <= images.pixels().min() and images.pixels().max() <= 1
+    if isinstance(images, PixelImages):
+        assert 0 <= images.pixels().min() and images.pixels().max() <= 1
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="do not fit"):
         PixelImages(torch.zeros(2, 3, 4, 4), torch.zeros(5), normalization=NORMALIZATION)
-    with pytest.raises(ValueError, match="unknown storage 'int4'; choose one of uint8, bf16, fp32"):
+    with pytest.raises(
+        ValueError, match="unknown storage 'int4'; choose one of uint2, uint4, uint8"
+    ):
         make("int4")

@@ -6,6 +6,8 @@ from torch.func import functional_call
 
 from gsdd_lib.data.normalization import ChannelNormalization, fit_whitening
 from gsdd_lib.parameterizations.base import Parameterization
+from gsdd_lib.parameterizations.downsampled import DownsampledImages
+from gsdd_lib.parameterizations.frequency import FrequencyImages
 from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.parameterizations.neural_field import NeuralFields
 from gsdd_lib.parameterizations.pixel import PixelImages
@@ -27,6 +29,10 @@ MAKE = {  # pixel values, labels and settings to a parameterization
     ),
     "pixels, uint8": lambda *a, **k: PixelImages.init_from(*a, **k),
     "pixels, fp32": lambda *a, **k: PixelImages.init_from(*a, storage="fp32", **k),
+    "pixels, uint4": lambda *a, **k: PixelImages.init_from(*a, storage="uint4", **k),
+    "downsampled": lambda *a, **k: DownsampledImages.init_from(*a, **k),
+    "downsampled, uint2": lambda *a, **k: DownsampledImages.init_from(*a, storage="uint2", **k),
+    "frequencies": lambda *a, **k: FrequencyImages.init_from(*a, frequencies=9, **k),
     "neural fields": lambda *a, **k: NeuralFields.init_from(*a, steps=3, layers=2, width=4, **k),
 }
 BITS_PER_IMAGE = {
@@ -35,6 +41,10 @@ BITS_PER_IMAGE = {
     "Gaussians, normalized space": 5 * 9 * 16,
     "pixels, uint8": 3 * 6 * 8 * 8,
     "pixels, fp32": 3 * 6 * 8 * 32,
+    "pixels, uint4": 3 * 6 * 8 * 4,
+    "downsampled": 3 * 3 * 4 * 32,
+    "downsampled, uint2": 3 * 3 * 4 * 2,
+    "frequencies": 3 * 9 * 32 + 6 * 8,  # and the mask of each image's class
     "neural fields": (2 * 4 + 4 + 4 * 4 + 4 + 4 * 3 + 3) * 32,
 }
 

@@ -194,7 +194,9 @@ def test_other_data_are_refused(data: ImageData, trained, change, message):
     other = {
         "mean": lambda: replace(data, normalization=ChannelNormalization((0.5,), data.std)),
         "zca": lambda: load_data(DataConfig(dataset="digits", max_per_class=40, zca=True)),
-        "inverted": lambda: replace(data, **{name: inverted(vars(data)[name]) for name in names}),
+        "inverted": lambda: replace(
+            data, **{name: inverted(getattr(data, name)) for name in names}
+        ),
         "seed": lambda: load_data(DataConfig(dataset="digits", max_per_class=40), seed=1),
         "holdout": lambda: load_data(DataConfig(dataset="digits", max_per_class=40, holdout=0.2)),
     }[change]()

@@ -1,0 +1,251 @@
+"""A few bits per number: Gaussians on grids, entropy-coded.
+
+    codec = Codec.fit(gaussians.packed, CodecConfig(), channels=1)
+    rounded = codec.round_packed(packed)        # in training: values as stored, straight through
+    content = encode(codec.quantize(packed), codec)
+    ints, codec = decode(content)               # exactly the integers, each image's in Morton order
+    packed = codec.dequantize(ints)
+
+Every column of the packed rows has a uniform grid. Three things are free and are not paid for: the
+order of an image's Gaussians (they are sorted along a Morton curve, and the gaps are coded, which
+saves close to ``log2(M!)`` bits per image), the signs of a Cholesky factor's columns (made
+positive), and what the channels of a color have in common (differences to the middle channel are
+coded). Equal integers give equal bytes, whatever the order of an image's Gaussians.
+"""
+
+import math
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gsdd_lib.config import CodecConfig
+from gsdd_lib.parameterizations.entropy import DamagedCodeError, Decoder, Encoder
+from gsdd_lib.splatting.splat import GEOMETRY
+
+VERSION = 1
+HEADER = struct.Struct("<BBBIH")  # version, channels, numbers per Gaussian, images, points
+MAX_BITS, MAX_POSITION_BITS = 8, 9
+MAX_PER_BYTE = 512  # integers that a byte may stand for: bounds the memory that a file can ask for
+MANTISSA = 2  # bits of a gap, after its first, that the histogram distinguishes
+
+
+class StraightThrough(torch.autograd.Function):
+    """Forward: ``stored``. Backward: the identity, to ``values``."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, stored: Tensor) -> Tensor:
+        return stored.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class Codec(nn.Module):
+    """A grid ``offset + step * k``, ``0 <= k < 2^bits``, for each column of packed Gaussians.
+
+    Args:
+        bits: per column, means | Cholesky factor | colors | opacity.
+        offset, step: float32 [D], of each column; ``step`` is positive.
+        channels: colors of a Gaussian.
+    """
+
+    def __init__(self, bits: Sequence[int], offset: Tensor, step: Tensor, *, channels: int) -> None:
+        super().__init__()
+        self.bits, self.channels = tuple(bits), channels
+        sound = torch.isfinite(offset).all() and torch.isfinite(step).all() and (step > 0).all()
+        sound &= len(bits) == len(offset) == len(step)
+        if not sound or not all(1 <= b <= MAX_BITS for b in self.bits[2:]):
+            raise ValueError(f"grids need 1 to {MAX_BITS} bits and a positive step per column")
+        if self.bits[0] != self.bits[1] or not 1 <= self.bits[0] <= MAX_POSITION_BITS:
+            raise ValueError(f"both coordinates need the same 1 to {MAX_POSITION_BITS} bits")
+        self.register_buffer("offset", offset.to(torch.float32))
+        self.register_buffer("step", step.to(torch.float32))
+        self.register_buffer("top", 2.0 ** torch.tensor(self.bits, device=step.device) - 1)
+
+    @classmethod
+    @torch.no_grad()
+    def fit(cls, packed: Tensor, config: CodecConfig, *, channels: int) -> "Codec":
+        """Grids for Gaussians [N, M, D]: between two quantiles of each column.
+
+        Positions have the centers of ``2^bits`` equal cells of [-1, 1].
+        """
+        columns = _upright(packed).flatten(0, 1)
+        bits = [config.means_bits] * 2 + [config.cholesky_bits] * 3 + [config.color_bits] * channels
+        bits += [config.opacity_bits] * (columns.shape[1] - len(bits))
+        ordered = columns.sort(0).values
+        last = len(ordered) - 1
+        low = ordered[round(config.tail * last)]
+        high = ordered[round((1 - config.tail) * last)]
+        cells = 2.0 ** torch.tensor(bits, device=packed.device)
+        step = ((high - low) / (cells - 1)).clamp(min=1e-6)
+        step[:2] = 2 / cells[:2]
+        low[:2] = step[:2] / 2 - 1
+        return cls(bits, low, step, channels=channels)
+
+    def quantize(self, packed: Tensor) -> Tensor:
+        """Nearest grid points [..., D], int64."""
+        return self._nearest(_upright(packed)).long()
+
+    def dequantize(self, ints: Tensor) -> Tensor:
+        """The values of grid points, float32."""
+        return self.offset + self.step * ints
+
+    def round_packed(self, packed: Tensor) -> Tensor:
+        """Values as stored; the gradient goes straight through to ``packed``."""
+        values = packed.detach()
+        signs = _signs(values)
+        stored = signs * self.dequantize(self._nearest(signs * values))
+        return StraightThrough.apply(packed, stored)
+
+    @torch.no_grad()
+    def clip_(self, packed: Tensor) -> None:
+        """Bring values back into their grids, in place, so that none is lost outside."""
+        signs = _signs(packed)
+        inside = (signs * packed).clamp(self.offset, self.offset + self.step * self.top)
+        packed.copy_(signs * inside)
+
+    def _nearest(self, upright: Tensor) -> Tensor:
+        return ((upright - self.offset) / self.step).round().clamp(self.top.new_zeros(()), self.top)
+
+
+def rate(packed: Tensor, codec: Codec) -> Tensor:
+    """About how many bits each image takes, [N], differentiable: a term of an objective.
+
+    Each column but the positions has a Laplace distribution, of the median and the mean deviation
+    of its values, over the grid's cells. Positions take their bits less ``log2(M!)``.
+    """
+    values = ((_upright(packed) - codec.offset) / codec.step)[..., 2:]
+    center = values.detach().flatten(0, 1).median(0).values
+    far = (values - center).abs()
+    scale = far.flatten(0, 1).mean(0).clamp(min=0.1)
+    half = 0.5 / scale
+    tail = torch.exp(-far.clamp(min=0.5) / scale) * torch.sinh(half)
+    middle = 1 - torch.exp(-half) * torch.cosh(far.clamp(max=0.5) / scale)
+    others = -torch.log2(torch.where(far >= 0.5, tail, middle).clamp(min=2**-24)).sum((1, 2))
+    points = packed.shape[1]
+    return others + points * sum(codec.bits[:2]) - math.lgamma(points + 1) / math.log(2)
+
+
+def encode(ints: Tensor, codec: Codec) -> bytes:
+    """Integers of :meth:`Codec.quantize`, [N, M, D], with their grids, as bytes."""
+    rows = ints.cpu().numpy()
+    if rows.size and (rows.min() < 0 or (rows >> np.array(codec.bits)).any()):
+        raise ValueError(f"integers must be below 2^{list(codec.bits)}, column by column")
+    rows = _sorted(rows, codec.bits[0])
+    count, points, width = rows.shape
+    encoder = Encoder()
+    if rows.size:
+        gaps = np.diff(_morton(rows, codec.bits[0]), axis=1, prepend=0)
+        widths = (np.frexp(gaps)[1] - 1 - MANTISSA).clip(0)
+        encoder.symbols((widths << MANTISSA) + (gaps >> widths))
+        encoder.bits(gaps & ((1 << widths) - 1), widths)
+        _mix(rows, codec, -1)
+        for column in range(2, width):
+            encoder.symbols(rows[..., column])
+    grids = torch.stack([codec.offset, codec.step]).cpu().numpy().astype("<f4").tobytes()
+    head = HEADER.pack(VERSION, codec.channels, width, count, points) + bytes(codec.bits) + grids
+    return padded(head + encoder.finish(), rows.size)
+
+
+def decode(content: bytes) -> tuple[Tensor, Codec]:
+    """What :func:`encode` was given, the Gaussians of an image in Morton order.
+
+    Raises:
+        DamagedCodeError: for bytes that :func:`encode` did not write; nothing else is raised.
+    """
+    codec, shape, start = _read_head(content)
+    decoder, rows = Decoder(content[start:]), np.empty(shape, np.int64)
+    if rows.size:
+        rows[..., :2] = _read_positions(decoder, shape, codec.bits[0])
+        for column in range(2, shape[2]):
+            rows[..., column] = decoder.symbols(rows[..., 0].size).reshape(shape[:2])
+        if (rows >> np.array(codec.bits)).any():
+            raise DamagedCodeError("a number is out of range")
+        _mix(rows, codec, 1)
+    decoder.finish()
+    return torch.from_numpy(rows), codec
+
+
+def _read_head(content: bytes) -> tuple[Codec, tuple[int, int, int], int]:
+    """The grids, the shape of the integers, and where the coded part begins."""
+    if len(content) < HEADER.size:
+        raise DamagedCodeError("it is cut off")
+    version, channels, width, count, points = HEADER.unpack_from(content)
+    start = HEADER.size + 9 * width
+    if version != VERSION or not 1 <= channels <= 4 or width - GEOMETRY - channels not in (0, 1):
+        raise DamagedCodeError("its description is damaged, or of another version")
+    if start > len(content) or count * points * width >= (len(content) + 1) * MAX_PER_BYTE:
+        raise DamagedCodeError("it is cut off")
+    bits = content[HEADER.size : HEADER.size + width]
+    numbers = np.frombuffer(content[start - 8 * width : start], "<f4").astype(np.float32)
+    offset, step = torch.from_numpy(numbers).view(2, width)
+    try:
+        codec = Codec(bits, offset, step, channels=channels)
+    except ValueError:
+        raise DamagedCodeError("its grids are damaged") from None
+    return codec, (count, points, width), start
+
+
+def _read_positions(decoder: Decoder, shape: tuple[int, int, int], bits: int) -> np.ndarray:
+    symbols = decoder.symbols(shape[0] * shape[1])
+    if (symbols >> MANTISSA).max() >= 2 * bits - 1:
+        raise DamagedCodeError("a position is out of range")
+    widths = ((symbols >> MANTISSA) - 1).clip(0)
+    gaps = ((symbols - (widths << MANTISSA)) << widths) + decoder.bits(widths)
+    curve = gaps.reshape(shape[:2]).cumsum(1)
+    if (curve[:, -1] >> 2 * bits).any():
+        raise DamagedCodeError("a position is out of range")
+    return np.stack([_every_second_bit(curve, bits), _every_second_bit(curve >> 1, bits)], -1)
+
+
+def _sorted(rows: np.ndarray, bits: int) -> np.ndarray:
+    """Each image's Gaussians along the Morton curve, equal places by their other numbers."""
+    others = [rows[..., column] for column in reversed(range(2, rows.shape[2]))]
+    order = np.lexsort([*others, _morton(rows, bits)], axis=-1)
+    return np.take_along_axis(rows, order[..., None], axis=1)
+
+
+def _morton(rows: np.ndarray, bits: int) -> np.ndarray:
+    """Places along the curve: the bits of both coordinates, alternating."""
+    places = np.zeros(rows.shape[:2], np.int64)
+    for bit in range(bits):
+        for axis in (0, 1):
+            places |= (rows[..., axis] >> bit & 1) << 2 * bit + axis
+    return places
+
+
+def _every_second_bit(places: np.ndarray, bits: int) -> np.ndarray:
+    coordinate = np.zeros_like(places)
+    for bit in range(bits):
+        coordinate |= (places >> 2 * bit & 1) << bit
+    return coordinate
+
+
+def _mix(rows: np.ndarray, codec: Codec, sign: int) -> None:
+    """Colors less (-1) or plus (1) the middle channel, modulo the size of their grid, in place."""
+    middle = GEOMETRY + codec.channels // 2
+    for column in range(GEOMETRY, GEOMETRY + codec.channels):
+        if column != middle:
+            mixed = rows[..., column] + sign * rows[..., middle]
+            rows[..., column] = mixed & (1 << codec.bits[column]) - 1
+
+
+def padded(content: bytes, integers: int) -> bytes:
+    """At least a byte per MAX_PER_BYTE integers, where they are nearly all equal."""
+    return content + b"\0\0" * max(0, (integers // MAX_PER_BYTE - len(content) + 1) // 2)
+
+
+def _signs(packed: Tensor) -> Tensor:
+    """1 or -1 per number, so that both diagonal elements of the Cholesky factor get positive."""
+    signs = torch.ones_like(packed)
+    signs[..., 2:4] = torch.where(packed[..., 2:3] < 0, -1.0, 1.0)
+    signs[..., 4] = torch.where(packed[..., 4] < 0, -1.0, 1.0)
+    return signs
+
+
+def _upright(packed: Tensor) -> Tensor:
+    return packed * _signs(packed.detach())
