@@ -71,7 +71,9 @@ def test_fewer_images_are_trained_on_for_as_many_steps(data, budget, monkeypatch
     many = STARTS["gaussians"](data, budget, FIT, seed=0)  # 64 images, two batches
     config = EVAL.model_copy(update={"eval_batch": 32})
     zero = CONFIG.model_copy(update={"steps": 0})
-    entries = [enter(str(n), each, data, zero, config, seed=0) for n, each in enumerate([many, few])]
+    entries = [
+        enter(str(n), each, data, zero, config, seed=0) for n, each in enumerate([many, few])
+    ]
     judge(entries, data, config, seed=1)
     assert (seen["0"].epochs, seen["1"].epochs) == (2, 4)
 

@@ -4,9 +4,7 @@ A checkpoint is written atomically, with a checksum over every bit, so that a ru
 moment goes on from the last one and ends bit for bit as it would have (on the CPU).
 """
 
-import hashlib
 import io
-import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -79,10 +77,7 @@ class State:
         return self.log_syn_lr.detach().exp().item()
 
     def targets(self, index: Tensor | None = None) -> Tensor:
-        """What networks learn to say of the images at ``index`` (all of them without one).
-
-        Probabilities [n, num_classes], differentiable, where labels are learned, else int64 [n].
-        """
+        """Of the images at ``index``: learned probabilities [n, num_classes], or int64 [n]."""
         if self.soft_labels is not None:
             return self.soft_labels.probabilities(index)
         labels = self.parameterization.labels
@@ -202,9 +197,7 @@ class Checkpoint:
             "snapshots": state.snapshots is not None,
             "version": VERSION,
         }
-        text = json.dumps(self.settings, sort_keys=True)
-        name = hashlib.sha256(text.encode()).hexdigest()[:8]
-        self.path = Path(folder) / f"checkpoint.{name}.pt"
+        self.path = Path(folder) / f"checkpoint.{checksum({}, self.settings)[:8]}.pt"
 
     def load(self, state: State) -> str:
         """Bring ``state`` to where the file is, if there is one.
@@ -290,7 +283,6 @@ def _damaged(path: Path) -> DistillError:
 
 
 def _moved(tree: Any, device: torch.device) -> Any:
-    """The same, of tensors in lists and dictionaries, on ``device``."""
     if isinstance(tree, dict):
         return {name: _moved(value, device) for name, value in tree.items()}
     if isinstance(tree, list):
