@@ -56,14 +56,8 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
     torch.Size([1, 8, 8])
     """
     raw = read_data(config)
-    data = prepare(
-        config.dataset,
-        raw,
-        resolution=config.resolution,
-        max_per_class=config.max_per_class,
-        holdout=config.holdout,
-        seed=seed,
-    )
+    chosen = config.model_dump(include={"resolution", "max_per_class", "holdout"})
+    data = prepare(config.dataset, raw, seed=seed, **chosen)
     if not config.zca:
         return data
     # of all training images as published, as mean and std are: no test image, and one for all seeds

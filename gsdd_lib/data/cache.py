@@ -1,7 +1,7 @@
-"""Images decoded once, into files that later runs verify and map into memory.
+"""Images are decoded once, into files that later runs verify and map into memory.
 
-A file is named by a hash of the encoded images, wherever they lie, and of how they are decoded. It
-begins with the SHA-256 of the pixels that follow.
+A file is named by a hash of the content of the encoded images, wherever they are stored, and of how
+they are decoded. It begins with the SHA-256 of the pixels that follow.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ BATCH = 32  # images decoded at a time
 def decoded(
     name: str, listing: Listing, size: tuple[int, int], *, channels: int = 3, resize: str = "crop"
 ) -> Tensor:
-    """The pixels of all images listed, decoded now or taken from the cache.
+    """The pixels of all listed images, decoded now or taken from the cache.
 
     Args:
         name: of the data set, for messages and the file's name.
@@ -49,7 +49,7 @@ def decoded(
         uint8 [N, channels, height, width], mapped from a file.
 
     Raises:
-        DataError: an image that cannot be decoded, by name, or a disk without space.
+        DataError: an image cannot be decoded, and which; or the disk is full.
     """
     shape = (len(listing.entries), channels, *size)
     about = f"{VERSION} {shape} {resize} {listing.key}"
@@ -83,8 +83,9 @@ def decode_image(
         content: the encoded image.
         size: (height, width).
         channels: 3 for RGB, 1 for gray; transparency is dropped, 16 bits are scaled to 8.
-        resize: ``"crop"``: to cover the size, then cropped at the center; ``"squash"``: each side
-            to its length; ``"exact"``: the image must have this size. Bilinear, anti-aliased.
+        resize: ``"crop"``: resized to cover the size, then cropped at the center; ``"squash"``:
+            both sides resized, whatever their ratio; ``"exact"``: the image must have the size
+            already. Bilinear, anti-aliased.
         source: name of the image in messages.
 
     Returns:
@@ -144,7 +145,7 @@ def _resized(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Im
 
 
 def _is_intact(path: Path, shape: tuple[int, ...]) -> bool:
-    """Whether a file of decoded images is there, every bit of it as it was written."""
+    """Whether ``path`` exists and holds what was written, bit for bit."""
     if not path.is_file() or path.stat().st_size != MARK + math.prod(shape):
         return False
     with open(path, "rb") as file:
@@ -152,18 +153,18 @@ def _is_intact(path: Path, shape: tuple[int, ...]) -> bool:
 
 
 def _decode_all(path: Path, listing: Listing, shape: tuple[int, ...], resize: str) -> None:
-    """Make the file of decoded images ``path``, where no other process has made it meanwhile."""
+    """Decode everything into ``path``, unless another process has just done so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.parent / ".lock", "a") as lock:
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process decodes at a time, so these have none:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process decodes at a time: these are left over
             for left in path.parent.glob(".decoding-*.tmp"):
                 warnings.warn(f"removed {left}, left by a decoding that was killed", stacklevel=2)
                 left.unlink()
         if _is_intact(path, shape):
             return
         if path.exists():
-            warnings.warn(f"{path} is damaged: its images are decoded anew", stacklevel=2)
+            warnings.warn(f"{path} is damaged: decoding its images again", stacklevel=2)
         needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
         if needed + SPARE_BYTES > free:
             raise DataError(
@@ -196,7 +197,7 @@ def _write(path: Path, listing: Listing, shape: tuple[int, ...], resize: str) ->
 
 
 def _decoded(listing: Listing, shape: tuple[int, ...], resize: str) -> Iterator[tuple[int, Tensor]]:
-    """(position, image) of everything listed, on several cores: Pillow lets other threads run."""
+    """(position, image) of all listed images, on several cores: Pillow releases the GIL."""
 
     def decode(position: int, read: Callable[[], bytes]) -> tuple[int, Tensor]:
         about = {"channels": shape[1], "resize": resize, "source": listing.entries[position].path}

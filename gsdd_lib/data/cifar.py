@@ -26,7 +26,10 @@ from gsdd_lib.data.tensors import channel_statistics
 
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar.html"
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # CIFAR-10's; the field's for both
+MEAN, STD = (
+    (0.4914, 0.4822, 0.4465),
+    (0.2023, 0.1994, 0.2010),
+)  # of CIFAR-10, used for both
 COUNTS = {"train": 50_000, "test": 10_000}
 PIXELS = 3 * 32 * 32
 MAX_BYTES = 2**28  # of one file; the longest archive has 170,498,071
@@ -83,43 +86,30 @@ def read_cifar(dataset: str, config: DataConfig) -> RawData:
 
 def _find(dataset: str, folder: str) -> tuple[Path, str]:
     """Path of an archive or of a folder, and the archive's name; empty: a folder per class."""
-    archives = ARCHIVES[dataset]
-    places = roots(folder)
-    if folder and places[0].is_file():
-        if places[0].name not in archives:
-            raise DataError(f"{places[0]} is neither a folder nor one of {', '.join(archives)}")
-        return places[0], places[0].name
+    archives, places = ARCHIVES[dataset], roots(folder)
     if not folder:
         places = [place for root in places for place in (root / dataset, root)]
-    for place in places:
-        for name, archive in archives.items():
-            for path in (place, place / archive.folder):
-                if all((path / file).is_file() for file in archive.contents):
-                    return path, name
-            if (place / name).is_file():
-                return place / name, name
-        named = folder or place.name == dataset
-        if dataset == "cifar100" and named and (place / "train").is_dir():
-            return place, ""
-    for place in places:  # an unpacked folder that lacks a file deserves to be named
-        for archive in archives.values():
-            for path in (place / archive.folder, place):
-                missing = [file for file in archive.contents if not (path / file).is_file()]
-                if len(missing) < len(archive.contents):
-                    raise DataError(f"{path / missing[0]} is missing")
+    for enough in (all, any):  # failing all, one that is incomplete, to say what it lacks
+        for place in places:
+            for name, archive in archives.items():
+                for path in (place, place / name):
+                    if path.name == name and path.is_file():
+                        return path, name
+                for path in (place, place / archive.folder):
+                    if enough((path / file).is_file() for file in archive.contents):
+                        return path, name
+            named = folder or place.name == dataset
+            if dataset == "cifar100" and named and (place / "train").is_dir():
+                return place, ""
     looked = ", ".join(str(place) for place in places)
     raise DataError(f"none of {', '.join(archives)} or their unpacked folders is in {looked}")
 
 
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
 def _check(content: bytes, expected: str, path: Path, advice: str = "") -> bytes:
-    if (found := _md5(content)) != expected:
-        raise DataError(
-            f"{path} was altered or is not whole: its MD5 is {found}, not {expected}{advice}"
-        )
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != expected:
+        fault = f"{path} was altered or is not whole: its MD5 is {found}, not {expected}"
+        raise DataError(fault + advice)
     return content
 
 
@@ -154,13 +144,9 @@ def _unpacked(path: Path, archive: Archive) -> dict[str, bytes]:
 
 def _class_names(contents: dict[str, bytes], archive: Archive) -> tuple[str, ...]:
     if archive.label_bytes:
-        names = contents[archive.names].decode("utf-8", "replace").split()
-    else:
-        table = pickle.loads(contents[archive.names], encoding="latin1")
-        names = table.get("fine_label_names") or table["label_names"]
-    if not names:
-        raise DataError(f"{archive.names} holds no class names")
-    return tuple(names)
+        return tuple(contents[archive.names].decode("utf-8", "replace").split())
+    table = pickle.loads(contents[archive.names], encoding="latin1")
+    return tuple(table.get("fine_label_names") or table["label_names"])
 
 
 def _read_split(

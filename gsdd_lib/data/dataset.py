@@ -25,8 +25,9 @@ MAX_BYTES = 32 * 2**30  # a resolution mistyped by a digit should be an error, n
 class ImageSet:
     """One split.
 
-    images: uint8 [N, C, H, W]
-    labels: int64 [N], in [0, number of classes)
+    Attributes:
+        images: uint8 [N, C, H, W].
+        labels: int64 [N], in [0, number of classes).
     """
 
     images: Tensor
@@ -60,9 +61,14 @@ class RawData:
 class ImageData:
     """A data set ready for use.
 
-    mean, std: per channel, of training pixels in [0, 1]
-    provenance: one line saying where the images came from, without the path of a user's folder
-    normalization: what networks see of the images; by default that of ``mean`` and ``std``
+    Attributes:
+        mean: per channel, of the training pixels in [0, 1].
+        std: likewise.
+        provenance: one line on where the images came from, without the path of a user's folder.
+        normalization: what networks see of the images; by default that of ``mean`` and ``std``.
+
+    Raises:
+        DataError: there is a single class, an empty split, or a class without training images.
     """
 
     name: str
@@ -161,11 +167,12 @@ def prepare(
     """
     if not 0 < holdout < 1:
         raise DataError(f"holdout must be greater than 0 and less than 1, got {holdout:g}")
-    smallest = torch.bincount(raw.train.labels, minlength=len(raw.class_names)).min()
-    if smallest < 2:
+    counts = torch.bincount(raw.train.labels, minlength=len(raw.class_names))
+    if counts.min() < 2:
+        rarest = int(counts.argmin())
         raise DataError(
-            f"data set '{name}': a class has {smallest} training images;"
-            " each needs at least 2, one to train on and one to hold out"
+            f"class {rarest} ('{raw.class_names[rarest]}') has {counts[rarest]} training images but"
+            " needs at least 2, one to hold out; number the classes without gaps or add images"
         )
     rng = generator(seed, "data", "holdout")
     kept, held = stratified_split(raw.train.labels, holdout, generator=rng)
@@ -173,13 +180,13 @@ def prepare(
         rng = generator(seed, "data", "max_per_class")
         kept = kept[keep_per_class(raw.train.labels[kept], max_per_class, generator=rng)]
     train, validation = raw.train.select(kept), raw.train.select(held)
-    splits = {"train": train, "validation": validation, "test": raw.test}
+    splits = [train, validation, raw.test]
     if resolution:
-        count = sum(len(split) for split in splits.values())
-        check_size(name, count, channels=train.images.shape[1], resolution=resolution)
-        splits = {key: _resized(split, resolution) for key, split in splits.items()}
+        count, channels = sum(map(len, splits)), train.images.shape[1]
+        check_size(name, count, channels=channels, resolution=resolution)
+        splits = [replace(part, images=resize(part.images, resolution)) for part in splits]
     provenance = f"{raw.provenance}, {100 * holdout:g}% of each class held out for validation"
-    return ImageData(name, raw.class_names, raw.mean, raw.std, **splits, provenance=provenance)
+    return ImageData(name, raw.class_names, raw.mean, raw.std, *splits, provenance)
 
 
 def check_size(name: str, count: int, *, channels: int, resolution: int) -> None:
@@ -202,10 +209,6 @@ def resize(images: Tensor, resolution: int) -> Tensor:
     if tuple(images.shape[2:]) == size:
         return images
     return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
-
-
-def _resized(split: ImageSet, resolution: int) -> ImageSet:
-    return replace(split, images=resize(split.images, resolution))
 
 
 def stratified_split(

@@ -14,6 +14,7 @@ import tempfile
 import urllib.request
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -157,17 +158,13 @@ def fetch_fashion_mnist(folder: str = "", *, say: Callable[[str], None] = print)
     """
     target = next(iter(_places(folder)))
     wanted = [stem for stem in FILES if not _is_sound(target, stem)]
-    for source in (*ADDRESSES, PACKAGE):
-        if source == PACKAGE and not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-            continue
-        label = f"Debian's package {PACKAGE} (apt-get download)" if source == PACKAGE else source
-        say(f"fetching Fashion-MNIST (30 MB) from {label} to {target}")
+    ways = {address: partial(_fetch_files, address) for address in ADDRESSES}
+    if shutil.which("apt-get") and shutil.which("dpkg-deb"):
+        ways[f"Debian's package {PACKAGE} (apt-get download)"] = _fetch_package
+    for source, fetch in ways.items():
+        say(f"fetching Fashion-MNIST (30 MB) from {source} to {target}")
         try:
-            if source == PACKAGE:
-                _fetch_package(target, wanted)
-            else:
-                for stem in wanted:
-                    _keep(_download(f"{source}{stem}.gz"), target, stem)
+            fetch(target, wanted)
             return target
         except (OSError, http.client.HTTPException, DataError) as error:
             say(f"that failed: {getattr(error, 'reason', '') or error}")
@@ -194,17 +191,18 @@ def _keep(content: bytes, folder: Path, stem: str) -> None:
     write_atomically(folder / f"{stem}.gz", content)
 
 
-def _download(address: str) -> bytes:
-    with urllib.request.urlopen(address, timeout=TIMEOUT_S) as response:
-        content = response.read(MAX_BYTES + 1)
-        expected = response.headers.get("Content-Length", "")
-    if expected.isdecimal() and len(content) < int(expected):  # read() itself does not tell
-        raise DataError(f"the connection broke after {len(content):,} of {expected} bytes")
-    return content
+def _fetch_files(address: str, target: Path, wanted: list[str]) -> None:
+    for stem in wanted:
+        with urllib.request.urlopen(f"{address}{stem}.gz", timeout=TIMEOUT_S) as response:
+            content = response.read(MAX_BYTES + 1)
+            expected = response.headers.get("Content-Length", "")
+        if expected.isdecimal() and len(content) < int(expected):  # read() itself does not tell
+            raise DataError(f"the connection broke after {len(content):,} of {expected} bytes")
+        _keep(content, target, stem)
 
 
 def _fetch_package(target: Path, wanted: list[str]) -> None:
-    """Take the files out of Debian's package, with package lists of our own."""
+    """Take the files out of Debian's package, with package lists in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder)
         for place in ("lists/partial", "cache/archives/partial", "package"):

@@ -1,4 +1,4 @@
-"""Images in files, a folder per class; ``imagefolder``, a user's own.
+"""``imagefolder``: a user's own images in files, a folder per class.
 
 ``train/`` and, if there is one, ``test/`` hold the class folders; without ``train/`` the folder
 itself holds them. Where there is no test split, a stratified fifth is split off, always the same.

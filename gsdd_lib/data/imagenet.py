@@ -7,7 +7,6 @@ else a folder holds. Images are decoded once (:mod:`gsdd_lib.data.cache`).
 import contextlib
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -38,23 +37,11 @@ MD5 = {  # where more than one source gives it
     "imagenette2-320.tgz": "3df6f0d01a2c9592104656642f5e78a3",
     "imagenette2-160.tgz": "e793b78cc4c9e9a4ccc0c1155377a412",
 }
-
-
-@dataclass(frozen=True)
-class WordNetClass:
-    """A class of ImageNet: its position among the sorted ids, its id, a name."""
-
-    index: int
-    wnid: str
-    name: str
-
-
-def _read_subsets() -> dict[str, tuple[WordNetClass, ...]]:
-    table = yaml.safe_load(Path(__file__).with_name("imagenet_subsets.yaml").read_text("utf-8"))
-    return {name: tuple(WordNetClass(**row) for row in rows) for name, rows in table.items()}
-
-
-SUBSETS = _read_subsets()
+TABLE = Path(__file__).with_name("imagenet_subsets.yaml")
+SUBSETS: dict[str, dict[str, str]] = {  # WordNet ids and names of the classes, in order
+    name: {row["wnid"]: row["name"] for row in rows}
+    for name, rows in yaml.safe_load(TABLE.read_text("utf-8")).items()
+}
 
 
 def read_imagenet_subset(name: str, config: DataConfig) -> RawData:
@@ -74,7 +61,7 @@ def read_imagenet_subset(name: str, config: DataConfig) -> RawData:
     size = config.resolution or RESOLUTION
     source = path.name if PUBLISHED.fullmatch(path.name) else "a folder of ImageNet"
     return RawData(
-        tuple(one.name for one in SUBSETS[name]),
+        tuple(SUBSETS[name].values()),
         MEAN,
         STD,
         *decoded_splits(name, listing, (size, size), resize=config.resize),
@@ -106,8 +93,8 @@ def _find(name: str, folder: str) -> Path:
     )
 
 
-def _listed(path: Path, classes: tuple[WordNetClass, ...]) -> Listing:
-    labels = {one.wnid: label for label, one in enumerate(classes)}
+def _listed(path: Path, classes: dict[str, str]) -> Listing:
+    labels = {wnid: label for label, wnid in enumerate(classes)}
     if path.is_dir():
         tree = folder_tree(path, (TRAIN, TEST))
         _check_classes(tree, classes, path)
@@ -119,7 +106,7 @@ def _listed(path: Path, classes: tuple[WordNetClass, ...]) -> Listing:
 
 
 def _archive_tree(path: Path, digest: str) -> Tree:
-    """What an archive holds; listed once, as that takes as long as decompressing all of it."""
+    """What an archive holds; listed once, because that decompresses all of it."""
     kept = cache_folder() / f"archive-{digest[:32]}.json"
     with contextlib.suppress(OSError, ValueError):
         return json.loads(unseal(kept.read_bytes()))
@@ -134,14 +121,12 @@ def _archive_tree(path: Path, digest: str) -> Tree:
     return tree
 
 
-def _check_classes(tree: Tree, classes: tuple[WordNetClass, ...], path: Path) -> None:
+def _check_classes(tree: Tree, classes: dict[str, str], path: Path) -> None:
     for split in (TRAIN, TEST):
         if split not in tree:
             raise DataError(f"{path} has no '{split}' with a folder per WordNet id in it")
-        missing = [one for one in classes if not tree[split].get(one.wnid)]
-        if not missing:
-            continue
-        names = ", ".join(f"{one.wnid} ('{one.name}')" for one in missing)
-        others = sorted(set(tree[split]) - {one.wnid for one in classes})
-        found = f"; it has {', '.join(others[:3])}{' ...' * (len(others) > 3)}" if others else ""
-        raise DataError(f"'{split}' of {path} has no images of {names}{found}")
+        if missing := [wnid for wnid in classes if not tree[split].get(wnid)]:
+            names = ", ".join(f"{wnid} ('{classes[wnid]}')" for wnid in missing)
+            others = sorted(set(tree[split]) - set(classes))
+            found = f"; it has {', '.join(others[:3])}{' ...' * (len(others) > 3)}" * bool(others)
+            raise DataError(f"'{split}' of {path} has no images of {names}{found}")

@@ -1,4 +1,4 @@
-"""Where data sets lie, which images a folder or an archive holds, and the bytes of these images.
+"""Where data sets are found, which images a folder or an archive holds, and their bytes.
 
 A :class:`Listing` names every image with its split and label, always in one order: training images
 first, class by class, by file name. A label is the position of the class among those asked for,
@@ -7,7 +7,6 @@ never its position in a folder.
 
 import contextlib
 import gzip
-import hashlib
 import os
 import tarfile
 import zlib
@@ -15,12 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from hashlib import file_digest, sha256
 from pathlib import Path, PurePosixPath
 
 from gsdd_lib.core.errors import DataError
 from gsdd_lib.core.files import project_root
 
-FORMATS = {  # the files that count as images, and the only decoders they reach
+FORMATS = {  # by suffix: what counts as an image, and the formats that are opened
     **{".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".gif": "GIF"},
     **{".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM"},
 }
@@ -41,13 +41,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """All the images wanted of one folder or archive.
+    """The selected images of a folder or an archive.
 
     Attributes:
         entries: the images, in order.
-        key: hash of the content of these images, wherever they lie.
-        read: yields (position in ``entries``, function that returns the bytes), each position
-            once, in any order; call the function before the next pair is taken.
+        key: hash of their content, wherever they are stored.
+        read: yields (position in ``entries``, function that returns the bytes) in any order.
     """
 
     entries: tuple[Entry, ...]
@@ -58,7 +57,7 @@ class Listing:
 def roots(folder: str = "") -> list[Path]:
     """Where to look for a data set: ``folder`` alone if given, else $GSDD_DATA and ``data``.
 
-    A relative path is counted from the project's folder.
+    A relative path is counted from the project root.
     """
     given = [folder] if folder else [os.environ.get("GSDD_DATA", ""), "data"]
     try:
@@ -83,27 +82,31 @@ def folder_tree(root: Path, splits: Sequence[str]) -> Tree:
     tree: Tree = {}
     for split in splits:
         if (root / split).is_dir():
-            classes = sorted(p for p in (root / split).iterdir() if _is_class_folder(p))
-            tree[split] = {folder.name: _image_names(folder) for folder in classes}
+            visible = sorted(p for p in (root / split).iterdir() if not p.name.startswith("."))
+            tree[split] = {
+                folder.name: sorted(p.name for p in folder.iterdir() if _is_image(p.name))
+                for folder in visible
+                if folder.is_dir()
+            }
     return tree
 
 
 def list_folder(root: Path, tree: Tree, labels: dict[str, int], *, train: str) -> Listing:
-    """The images of ``tree`` below ``root`` of the classes in ``labels``; ``train`` comes first."""
+    """List the images of the classes in ``labels``, those of the split ``train`` first."""
     entries = _entries(tree, labels, train)
     paths = [root / entry.path for entry in entries]
     with ThreadPoolExecutor(8) as pool:
-        digests = list(pool.map(_digest, paths))
+        digests = list(pool.map(lambda path: sha256(read_bytes(path, MAX_BYTES)).digest(), paths))
 
     def read() -> Iterator[tuple[int, Callable[[], bytes]]]:
         for position, (path, digest) in enumerate(zip(paths, digests, strict=True)):
             yield position, partial(_read_unchanged, path, digest)
 
-    return Listing(entries, hashlib.sha256(b"".join(digests)).hexdigest(), read)
+    return Listing(entries, sha256(b"".join(digests)).hexdigest(), read)
 
 
 def archive_tree(path: Path, splits: Sequence[str]) -> Tree:
-    """The same of a ``.tgz`` whose members are ``<anything>/split/class/image``."""
+    """The tree in a ``.tgz`` whose members are ``<anything>/split/class/image``."""
     tree: dict[str, dict[str, set[str]]] = {}
     for (split, folder, name), _ in _members(path):
         if split in splits:
@@ -114,7 +117,7 @@ def archive_tree(path: Path, splits: Sequence[str]) -> Tree:
 def list_archive(
     path: Path, tree: Tree, labels: dict[str, int], *, train: str, digest: str
 ) -> Listing:
-    """The images of an archive, which is not unpacked; ``digest`` is the hash of the archive."""
+    """Likewise for an archive, which is read in place; ``digest`` is its hash."""
     entries = _entries(tree, labels, train)
     listed = f"{digest} {[entry.path for entry in entries]}"
 
@@ -125,22 +128,18 @@ def list_archive(
                 content = read_member()
                 yield position, lambda content=content: content
 
-    return Listing(entries, hashlib.sha256(os.fsencode(listed)).hexdigest(), read)
+    return Listing(entries, sha256(os.fsencode(listed)).hexdigest(), read)
 
 
 def file_hash(path: Path, algorithm: str = "sha256") -> str:
     """Hash of the content of a file, in hexadecimal."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-def _digest(path: Path) -> bytes:
-    return hashlib.sha256(read_bytes(path, MAX_BYTES)).digest()
+        return file_digest(file, algorithm).hexdigest()
 
 
 def _read_unchanged(path: Path, digest: bytes) -> bytes:
     content = read_bytes(path, MAX_BYTES)
-    if hashlib.sha256(content).digest() != digest:
+    if sha256(content).digest() != digest:
         raise DataError(f"{path} was changed while the data set was read; load it again")
     return content
 
@@ -155,20 +154,12 @@ def _entries(tree: Tree, labels: dict[str, int], train: str) -> tuple[Entry, ...
     return tuple(entries)
 
 
-def _is_class_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
-
-
-def _image_names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if _is_image(p.name) and p.is_file())
-
-
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and PurePosixPath(name).suffix.lower() in FORMATS
 
 
 class _Bounded:
-    """An archive's decompressed stream, which ends in an error where it becomes too long."""
+    """The decompressed stream of an archive, with an error where it becomes too long."""
 
     def __init__(self, path: Path, stream: gzip.GzipFile) -> None:
         self._path, self._stream = path, stream

@@ -1,10 +1,8 @@
-"""The two data sets that need no files of their own: generated shapes, and scikit-learn's digits.
+"""``shapes`` and ``digits``, the two data sets that need no files of their own.
 
-``shapes`` are RGB images of eight figures, at any resolution, always the same ones. Each shows one
-figure of random place, size, angle and color on a shaded background. A scene is drawn before it is
-rasterized, so image ``i`` shows the same scene at every resolution.
-
-``digits`` are 1,797 handwritten digits of 8x8 pixels that travel inside scikit-learn's wheel.
+``shapes`` are generated RGB images, at any resolution, always the same ones: one of eight figures
+at a random place, size, angle and color on a shaded background. Image ``i`` shows the same scene at
+every resolution. ``digits`` are 1,797 handwritten digits of 8x8 pixels from scikit-learn's wheel.
 """
 
 import gzip
@@ -38,79 +36,45 @@ def _box(x: Array, y: Array, half_width: float, half_height: float) -> Array:
     return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
 
 
-def _disc(x: Array, y: Array) -> Array:
-    return np.hypot(x, y) - 1
-
-
-def _ring(x: Array, y: Array) -> Array:
-    return np.abs(np.hypot(x, y) - 0.75) - 0.25
-
-
-def _half_disc(x: Array, y: Array) -> Array:
-    return np.maximum(_disc(x, y), y)
-
-
-def _square(x: Array, y: Array) -> Array:
-    return _box(x, y, 0.8, 0.8)
-
-
-def _triangle(x: Array, y: Array) -> Array:
-    slope = math.sqrt(0.75) * np.abs(x) - 0.5 * y  # the two upper sides
-    return np.maximum(slope, y) - 0.5
-
-
-def _cross(x: Array, y: Array) -> Array:
-    return np.minimum(_box(x, y, 0.95, 0.3), _box(x, y, 0.3, 0.95))
-
-
-def _stripes(x: Array, y: Array) -> Array:
-    bars = np.abs(x - 0.64 * np.rint(x / 0.64)) - 0.16
-    return np.maximum(_box(x, y, 0.8, 0.8), bars)
-
-
-def _checkers(x: Array, y: Array) -> Array:
-    return np.minimum(_box(x - 0.4, y - 0.4, 0.4, 0.4), _box(x + 0.4, y + 0.4, 0.4, 0.4))
-
-
 FIGURES: dict[str, Figure] = {
-    "disc": _disc,
-    "ring": _ring,
-    "half disc": _half_disc,
-    "square": _square,
-    "triangle": _triangle,
-    "cross": _cross,
-    "stripes": _stripes,
-    "checkers": _checkers,
+    "disc": lambda x, y: np.hypot(x, y) - 1,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.25,
+    "half disc": lambda x, y: np.maximum(np.hypot(x, y) - 1, y),
+    "square": lambda x, y: _box(x, y, 0.8, 0.8),
+    "triangle": lambda x, y: np.maximum(math.sqrt(0.75) * np.abs(x) - 0.5 * y, y) - 0.5,
+    "cross": lambda x, y: np.minimum(_box(x, y, 0.95, 0.3), _box(x, y, 0.3, 0.95)),
+    "stripes": lambda x, y: np.maximum(
+        _box(x, y, 0.8, 0.8), np.abs(x - 0.64 * np.rint(x / 0.64)) - 0.16
+    ),
+    "checkers": lambda x, y: np.minimum(
+        _box(x - 0.4, y - 0.4, 0.4, 0.4), _box(x + 0.4, y + 0.4, 0.4, 0.4)
+    ),
 }
 
 
 def read_shapes(config: DataConfig) -> RawData:
-    """Generate both splits at ``config.resolution`` (0: 32). They depend on no seed.
-
-    ``config.folder`` has no meaning here.
-    """
+    """Generate both splits at ``config.resolution`` (0: 32), the same for any seed."""
     resolution = config.resolution or NATIVE
     count = len(FIGURES) * (TRAIN_PER_CLASS + TEST_PER_CLASS)
     check_size("shapes", count, channels=3, resolution=resolution)
-    return RawData(
-        class_names=tuple(FIGURES),
-        mean=MEAN,
-        std=STD,
-        train=make_shapes(TRAIN_PER_CLASS, resolution, seed=0, split="train"),
-        test=make_shapes(TEST_PER_CLASS, resolution, seed=0, split="test"),
-        provenance="shapes, generated",
-    )
+    train = make_shapes(TRAIN_PER_CLASS, resolution, seed=0, split="train")
+    test = make_shapes(TEST_PER_CLASS, resolution, seed=0, split="test")
+    return RawData(tuple(FIGURES), MEAN, STD, train, test, "shapes, generated")
 
 
 def make_shapes(per_class: int, resolution: int, *, seed: int, split: str = "train") -> ImageSet:
-    """``per_class`` images of each figure, uint8 [8 * per_class, 3, resolution, resolution].
+    """Images of the eight figures, class by class, as a function of ``seed`` and ``split``.
 
-    The scenes are a function of ``seed`` and ``split``; labels are in order, class by class.
+    Args:
+        per_class: images of each figure.
+        resolution: pixels per side.
+        seed: of the scenes.
+        split: another name gives other scenes.
     """
     chunk = max(1, CHUNK_PIXELS // resolution**2)
     images = np.empty((len(FIGURES) * per_class, 3, resolution, resolution), np.uint8)
     for label, (name, figure) in enumerate(FIGURES.items()):
-        scenes = _draw_scenes(per_class, generator(seed, "data", "shapes", split, name)).numpy()
+        scenes = _sample_scenes(per_class, generator(seed, "data", "shapes", split, name)).numpy()
         for start in range(0, per_class, chunk):
             part = scenes[start : start + chunk]
             first = label * per_class + start
@@ -119,17 +83,17 @@ def make_shapes(per_class: int, resolution: int, *, seed: int, split: str = "tra
     return ImageSet(torch.from_numpy(images), labels)
 
 
-def _draw_scenes(count: int, draw: torch.Generator) -> Tensor:
+def _sample_scenes(count: int, rng: torch.Generator) -> Tensor:
     """Random scenes [count, 13]: place 2, radius, angle, figure RGB, ground RGB, shading 3.
 
     Lengths are in units of half the image's side.
     """
 
     def uniform(low: float, high: float, columns: int = 1) -> Tensor:
-        return low + (high - low) * torch.rand(count, columns, generator=draw)
+        return low + (high - low) * torch.rand(count, columns, generator=rng)
 
     dark, light = uniform(0.0, 0.4, 3), uniform(0.55, 0.95, 3)
-    swap = torch.rand(count, 1, generator=draw) < 0.5  # light on dark, or dark on light
+    swap = torch.rand(count, 1, generator=rng) < 0.5  # light on dark, or dark on light
     figure, ground = torch.where(swap, dark, light), torch.where(swap, light, dark)
     # shading: direction, phase, and waves per half side times 2 pi
     shading = torch.cat([uniform(0, 2 * math.pi, 2), uniform(3, 9)], dim=1)
@@ -163,23 +127,17 @@ DIGITS_MEAN, DIGITS_STD = (0.3059,), (0.3762,)  # of the training split below; a
 
 
 def read_digits(config: DataConfig) -> RawData:
-    """The digits, gray levels 0 to 16 stretched to 0 to 255, with a test split of our own.
+    """The digits, gray levels 0 to 16 scaled to 0 to 255, with a test split of our own.
 
-    The publisher has no split, so a stratified fifth is drawn once and for all: it depends on no
-    seed. ``config.folder`` has no meaning here.
+    The publisher provides no split, so a stratified fifth is split off, the same for any seed.
     """
     images, labels = _read_table()
     whole = ImageSet(images, labels)
-    draw = generator(0, "data", "digits", "test")
-    train, test = stratified_split(labels, TEST_FRACTION, generator=draw)
-    return RawData(
-        class_names=tuple("0123456789"),
-        mean=DIGITS_MEAN,
-        std=DIGITS_STD,
-        train=whole.select(train),
-        test=whole.select(test),
-        provenance="digits (UCI, handwritten, 8x8), embedded in scikit-learn",
-    )
+    rng = generator(0, "data", "digits", "test")
+    train, test = stratified_split(labels, TEST_FRACTION, generator=rng)
+    provenance = "digits (UCI, handwritten, 8x8), embedded in scikit-learn"
+    splits = (whole.select(train), whole.select(test))
+    return RawData(tuple("0123456789"), DIGITS_MEAN, DIGITS_STD, *splits, provenance)
 
 
 def _read_table() -> tuple[torch.Tensor, torch.Tensor]:

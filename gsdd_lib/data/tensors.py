@@ -27,15 +27,15 @@ def from_tensors(
     """A data set of your own.
 
     Args:
-        images: [N, C, H, W], C from 1 to 4, uint8, or floating point in [0, 1] (kept as 256
-            levels).
+        images: [N, C, H, W], C from 1 to 4, uint8, or floating point in [0, 1], which is rounded
+            to 256 levels.
         labels: integers [N] in [0, number of classes), every class at least three times, or twice
             where there are test images.
         test_images: likewise; left out, a stratified fifth is split off, the same for any seed.
         test_labels: of the test images.
         class_names: one name per class; left out, the numbers.
         name: of the data set.
-        holdout: fraction of each class, of what is not test images, held out for validation.
+        holdout: fraction of each class, test images aside, held out for validation.
         seed: of the validation split.
 
     Raises:
@@ -43,7 +43,6 @@ def from_tensors(
     """
     train = _checked(images, labels, "images", "labels")
     names = _checked_names(class_names, train.labels)
-    _check_counts(train.labels, names, at_least=3 if test_images is None else 2)
     if (test_images is None) != (test_labels is None):
         raise DataError("test_images and test_labels go together: give both, or neither")
     if test_images is None:
@@ -91,10 +90,8 @@ def _checked(images: Tensor, labels: Tensor, images_name: str, labels_name: str)
         raise DataError(f"{images_name} must be a torch tensor, got {type(images).__name__}")
     shape = list(images.shape)
     if images.dim() != 4 or images.numel() == 0 or not 1 <= shape[1] <= 4:
-        hint = ""
-        if images.dim() == 3:
-            hint = "; add a channel with images[:, None]"
-        elif images.dim() == 4 and 1 <= shape[3] <= 4:
+        hint = "; add a channel with images[:, None]" if len(shape) == 3 else ""
+        if len(shape) == 4 and 1 <= shape[3] <= 4:
             hint = "; channels are last here, use images.permute(0, 3, 1, 2)"
         raise DataError(f"{images_name} must be [N, C, H, W] with C from 1 to 4, got {shape}{hint}")
     if not isinstance(labels, Tensor) or labels.dtype not in INTEGERS or labels.dim() != 1:
@@ -103,25 +100,23 @@ def _checked(images: Tensor, labels: Tensor, images_name: str, labels_name: str)
             found = f"{labels.dtype} of shape {list(labels.shape)}"
         raise DataError(f"{labels_name} must be a tensor of integers of shape [N], got {found}")
     if len(images) != len(labels):
-        raise DataError(
-            f"{images_name} and {labels_name} must be of one length,"
-            f" got {len(images)} and {len(labels)}"
-        )
-    return ImageSet(_as_bytes(images, images_name), labels.to("cpu", torch.int64))
+        lengths = f"{len(images)} and {len(labels)}"
+        raise DataError(f"{images_name} and {labels_name} must be of one length, got {lengths}")
+    return ImageSet(_as_bytes(images.detach().cpu(), images_name), labels.to("cpu", torch.int64))
 
 
 def _as_bytes(images: Tensor, name: str) -> Tensor:
     if images.dtype == torch.uint8:
-        return images.cpu()
+        return images
     if not images.is_floating_point():
         raise DataError(f"{name} must be uint8 or floating point in [0, 1], got {images.dtype}")
     low, high = float(images.min()), float(images.max())
     if not 0 <= low <= high <= 1:  # also false for a NaN
         raise DataError(
             f"{name} of floating point must lie in [0, 1], got {low:g} to {high:g};"
-            + (" divide by the largest level, or pass uint8" if low == low else " remove the NaN")
+            " divide by the largest level, or remove what is not finite"
         )
-    return (images.detach().cpu() * 255).round().to(torch.uint8)
+    return (images * 255).round().to(torch.uint8)
 
 
 def _checked_names(class_names: Sequence[str] | None, labels: Tensor) -> tuple[str, ...]:
@@ -146,14 +141,4 @@ def _check_range(labels: Tensor, num_classes: int, what: str) -> None:
         raise DataError(
             f"{what} must lie in 0 to {num_classes - 1} for {num_classes} classes,"
             f" got {low} to {high}"
-        )
-
-
-def _check_counts(labels: Tensor, names: tuple[str, ...], *, at_least: int) -> None:
-    counts = torch.bincount(labels, minlength=len(names)).tolist()
-    poorest = min(range(len(names)), key=counts.__getitem__)
-    if counts[poorest] < at_least:
-        raise DataError(
-            f"class {poorest} ('{names[poorest]}') has {counts[poorest]} training images, but each"
-            f" needs at least {at_least}; number the classes without gaps or add images"
         )

@@ -71,7 +71,7 @@ def labels_of_teacher(teacher: nn.Module, images: Tensor, labels: Tensor) -> Sof
             that no image starts under a wrong label.
     """
     was_training = teacher.training
-    logits = torch.cat([teacher.eval()(part) for part in images.split(BATCH)])
+    logits = torch.cat([teacher.eval()(few) for few in images.split(BATCH)])
     teacher.train(was_training)
     rows, top = torch.arange(len(logits), device=logits.device), logits.argmax(1)
     own, highest = logits[rows, labels], logits[rows, top]
@@ -101,7 +101,7 @@ def train_teacher(data: ImageData, config: EvalConfig, *, seed: int, epochs: int
     """A network for :func:`labels_of_teacher` where there are no experts.
 
     ``config.eval_network`` trained for ``epochs`` passes over at most :data:`TEACHER_IMAGES` random
-    images of the training split: enough to say which classes look alike, in seconds to minutes.
+    images of the training split: enough to say which classes are alike, in seconds to minutes.
     """
     rng = generator(seed, "soft labels", "images")
     per_class = max(1, TEACHER_IMAGES // data.num_classes)

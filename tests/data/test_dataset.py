@@ -288,12 +288,15 @@ BAD = {
     "no images": (lambda i, y: (i[:0], y[:0]), r"got \[0, 1, 2, 3\]"),
     "integers of 32 bits": (lambda i, y: (i.int(), y), "got torch.int32"),
     "floats up to 255": (lambda i, y: (i.float(), y), "got 0 to 39; divide by"),
-    "a NaN": (lambda i, y: (torch.where(i == 7, torch.nan, i / 255), y), "got nan .*remove the N"),
+    "a NaN": (lambda i, y: (torch.where(i == 7, torch.nan, i / 255), y), "got nan .*not finite"),
     "one label too few": (lambda i, y: (i, y[1:]), "of one length, got 40 and 39"),
     "labels of floats": (lambda i, y: (i, y.float()), "integers of shape .*torch.float32"),
     "labels in two dimensions": (lambda i, y: (i, y[:, None]), r"of shape \[40, 1\]"),
     "a negative label": (lambda i, y: (i, y - 1), "0 to 2 for 3 classes, got -1 to 2"),
-    "a class without images": (lambda i, y: (i, y + 1), r"class 0 \('0'\) has 0 training images"),
+    "a class without images": (
+        lambda i, y: (i, y + 1),
+        r"class 0 \('0'\) has 0 training",
+    ),
     "a label beyond all sense": (
         lambda i, y: (i, torch.where(y == 3, 2**31, y)),
         "labels reach 2147483648 but there are only 40 images; number the classes 0, 1, 2",

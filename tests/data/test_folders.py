@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from gsdd_lib.config import DataConfig
@@ -23,8 +24,8 @@ from gsdd_lib.data import DataError, imagenet, load_data, sources
 from gsdd_lib.data import cache as decoding
 from gsdd_lib.data.imagenet import SUBSETS
 
-NETTE = [one.wnid for one in SUBSETS["imagenette"]]
-WOOF = [one.wnid for one in SUBSETS["imagewoof"]]
+NETTE = list(SUBSETS["imagenette"])
+WOOF = list(SUBSETS["imagewoof"])
 COUNTS = {"train": 3, "val": 1}
 
 
@@ -97,10 +98,10 @@ def refused(sentence, *arguments, **fields):
 
 def check_nette(data, wnids=NETTE, name="imagenette"):
     """Every image is labeled by its color, which says its class's place in ``wnids``."""
-    assert data.class_names == tuple(one.name for one in SUBSETS[name])
+    assert data.class_names == tuple(SUBSETS[name].values())
     assert (data.mean, data.std) == (imagenet.MEAN, imagenet.STD)
     assert (len(data.train), len(data.validation), len(data.test)) == (20, 10, 10)
-    order = [one.wnid for one in SUBSETS[name]]
+    order = list(SUBSETS[name])
     for split in (data.train, data.validation, data.test):
         assert split.images.dtype == torch.uint8
         red = split.images[:, 0].float().mean((1, 2)) / 20
@@ -174,10 +175,10 @@ def test_the_subsets_are_ten_classes_each_by_id():
     assert sorted(SUBSETS) == sorted(
         f"image{name}" for name in ("nette", "woof", "fruit", "yellow", "meow", "squawk")
     )
-    every = [one for classes in SUBSETS.values() for one in classes]
     assert all(len(classes) == 10 for classes in SUBSETS.values())
-    by_index = sorted({(one.index, one.wnid) for one in every})
-    assert [wnid for _, wnid in by_index] == sorted({one.wnid for one in every})
+    every = [row for rows in yaml.safe_load(imagenet.TABLE.read_text()).values() for row in rows]
+    by_index = sorted({(row["index"], row["wnid"]) for row in every})
+    assert [wnid for _, wnid in by_index] == sorted({row["wnid"] for row in every})
 
 
 def test_the_list_of_subsets_travels_with_the_package():
@@ -387,7 +388,7 @@ def test_damaged_pixels_are_decoded_anew(tmp_path, cache, damage):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content if damage == "flip" else content[:-1])
-    with pytest.warns(UserWarning, match="is damaged: its images are decoded anew"):
+    with pytest.warns(UserWarning, match="is damaged: decoding its images again"):
         assert load("imagenette", root).fingerprint == first
 
 
