@@ -213,6 +213,9 @@ class DistillConfig(Config):
     lr_schedule: Literal["constant", "cosine"] = Field(
         "constant", description="of that rate; cosine ends at 0, which averages noise out"
     )
+    round_from: float = Field(
+        0.2, ge=0, lt=1, description="share of the steps before numbers are rounded by a codec"
+    )
     cholesky_lr_ratio: float = Field(
         1.0, gt=0, description="learning rate of Cholesky factors (pixels) over the others'"
     )
