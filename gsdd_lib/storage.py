@@ -21,6 +21,7 @@ import contextlib
 import html
 import io
 import json
+import math
 import os
 import re
 import reprlib
@@ -268,11 +269,10 @@ class DistilledSet:
             "bits per class": f"{self.bits_per_class:,}",
         }
         accuracy = self.provenance.get("accuracy")
-        if isinstance(accuracy, dict) and all(map(accuracy.get, ("mean", "ci95", "n", "split"))):
-            from gsdd_lib.evaluation.evaluate import format_accuracy
-
-            with contextlib.suppress(TypeError, ValueError):  # a file may say anything
-                facts[f"{accuracy['split']} accuracy (%)"] = format_accuracy(accuracy)
+        with contextlib.suppress(TypeError, ValueError, KeyError):  # a file may say anything
+            mean, interval = accuracy["mean"], accuracy.get("ci95", math.nan)
+            text = f"{mean:.1f}" + ("" if math.isnan(interval) else f" ± {interval:.1f}")
+            facts[f"{accuracy['split']} accuracy (%)"] = text
         return facts
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -371,7 +371,7 @@ def test_it_says_briefly_what_it_is(path: Path, soft_path: Path, gaussians, data
     assert repr(load(path)) == f"DistilledSet({expected})"
     summary = {"mean": 71.25, "std": 1.0, "n": 5, "ci95": 1.2, "split": "validation"}
     scored = DistilledSet.of(gaussians, data, {"accuracy": summary})
-    assert "validation accuracy (%) 71.2 ± 1.2 (n=5)" in repr(scored)
+    assert "validation accuracy (%) 71.2 ± 1.2" in repr(scored)
     for wrong in ("high", {"mean": "high", "ci95": [], "n": {}, "split": 1}):
         assert "DistilledSet(" in repr(DistilledSet.of(gaussians, data, {"accuracy": wrong}))
 
