@@ -280,7 +280,7 @@ class ExpertConfig(Config):
 
 
 class EvalConfig(Config):
-    """How a distilled set is evaluated: fresh networks trained on it alone."""
+    """How a distilled set is evaluated: fresh networks trained on nothing else."""
 
     protocol: Literal["clean", "paper"] = Field(
         "clean",

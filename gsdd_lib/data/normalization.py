@@ -259,6 +259,45 @@ def read_whitening(path: Path | str, shape: tuple[int, int, int]) -> Whitening:
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class StoredWhitening:
+    """A whitening that stays in its file until it is first needed; see :class:`Normalization`.
+
+    shape: (C, H, W) of the images that it is for
+    remedy: what the error says after its reason where the file cannot be used
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    remedy: str
+    device: str | torch.device = "cpu"
+
+    @cached_property
+    def whitening(self) -> Whitening:
+        """The whitening itself; raises :class:`DataError` where the file cannot be used."""
+        try:
+            return read_whitening(self.path, self.shape).to(self.device)
+        except DataError as error:
+            raise DataError(f"{error}{self.remedy}") from None
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Whitened images."""
+        return self.whitening.apply(images)
+
+    def invert(self, normalized: Tensor) -> Tensor:
+        """Pixel values of whitened images."""
+        return self.whitening.invert(normalized)
+
+    def to(self, device: str | torch.device) -> Self:
+        """The same file, to be read to another device."""
+        return replace(self, device=device)
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the whitening."""
+        return self.path.stem.removeprefix("zca-")
+
+
 def _read_version_1(path: Path | str) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Tensors and description of a whole file of version 1; nothing of any other."""
     try:

@@ -18,6 +18,7 @@ from gsdd_lib.data.dataset import keep_per_class
 from gsdd_lib.networks import network_for, unflatten
 from gsdd_lib.parameterizations.budget import LABEL_BITS
 from gsdd_lib.parameterizations.gaussian import RoundToBf16
+from gsdd_lib.parameterizations.label_codec import LabelCodec, encode_labels
 from gsdd_lib.training.experts import Experts
 from gsdd_lib.training.train import train_network
 
@@ -27,15 +28,20 @@ TEACHER_BATCH = 64  # of them per step
 
 
 class SoftLabels(nn.Module):
-    """Logits [N, num_classes] as the one parameter; their probabilities are the labels."""
+    """Logits [N, num_classes] as the one parameter; their probabilities are the labels.
 
-    def __init__(self, logits: Tensor) -> None:
+    codec: a grid of a few bits per logit in the place of bf16; it may be set at any moment, as in
+        ``soft.codec = LabelCodec.fit(soft.logits)``
+    """
+
+    def __init__(self, logits: Tensor, codec: LabelCodec | None = None) -> None:
         super().__init__()
         if logits.dim() != 2 or not torch.isfinite(logits).all():
             raise ValueError(
                 f"soft labels need finite logits [N, num_classes], got {list(logits.shape)}"
             )
         self.logits = nn.Parameter(logits.detach().to(torch.float32, copy=True))
+        self.codec = codec
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -43,12 +49,15 @@ class SoftLabels(nn.Module):
     @property
     def bits(self) -> int:
         """Bits of all labels as they are stored."""
+        if self.codec is not None:
+            return 8 * len(encode_labels(self.codec.quantize(self.logits.detach()), self.codec))
         return self.logits.numel() * LABEL_BITS
 
     def probabilities(self, index: Tensor | None = None) -> Tensor:
         """[n, num_classes], rows that sum to 1, of the logits as stored; differentiable."""
         logits = self.logits if index is None else self.logits[index]
-        return RoundToBf16.apply(logits).softmax(1)
+        stored = self.codec.round(logits) if self.codec else RoundToBf16.apply(logits)
+        return stored.softmax(1)
 
 
 @torch.no_grad()
@@ -62,7 +71,7 @@ def labels_of_teacher(teacher: nn.Module, images: Tensor, labels: Tensor) -> Sof
             that no image starts under a wrong label.
     """
     was_training = teacher.training
-    logits = torch.cat([teacher.eval()(part) for part in images.split(BATCH)])
+    logits = torch.cat([teacher.eval()(few) for few in images.split(BATCH)])
     teacher.train(was_training)
     rows, top = torch.arange(len(logits), device=logits.device), logits.argmax(1)
     own, highest = logits[rows, labels], logits[rows, top]
@@ -92,7 +101,7 @@ def train_teacher(data: ImageData, config: EvalConfig, *, seed: int, epochs: int
     """A network for :func:`labels_of_teacher` where there are no experts.
 
     ``config.eval_network`` trained for ``epochs`` passes over at most :data:`TEACHER_IMAGES` random
-    images of the training split: enough to say which classes look alike, in seconds to minutes.
+    images of the training split: enough to say which classes are alike, in seconds to minutes.
     """
     rng = generator(seed, "soft labels", "images")
     per_class = max(1, TEACHER_IMAGES // data.num_classes)

@@ -4,9 +4,7 @@ A checkpoint is written atomically, with a checksum over every bit, so that a ru
 moment goes on from the last one and ends bit for bit as it would have (on the CPU).
 """
 
-import hashlib
 import io
-import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -79,10 +77,7 @@ class State:
         return self.log_syn_lr.detach().exp().item()
 
     def targets(self, index: Tensor | None = None) -> Tensor:
-        """What networks learn to say of the images at ``index`` (all of them without one).
-
-        Probabilities [n, num_classes], differentiable, where labels are learned, else int64 [n].
-        """
+        """Of the images at ``index``: learned probabilities [n, num_classes], or int64 [n]."""
         if self.soft_labels is not None:
             return self.soft_labels.probabilities(index)
         labels = self.parameterization.labels
@@ -174,9 +169,9 @@ def begin(
         soft_labels.requires_grad_(config.label_lr > 0)
         if config.label_lr:
             optimizers.append(torch.optim.Adam(soft_labels.parameters(), lr=config.label_lr))
-    members, more = class_members(data.train.labels), {"snapshots": snapshots}
-    more |= {"experts": experts, "soft_labels": soft_labels}
-    return State(parameterization, config, members, log_syn_lr, optimizers, **more)
+    members, own = class_members(data.train.labels), {"snapshots": snapshots}
+    own |= {"experts": experts, "soft_labels": soft_labels}
+    return State(parameterization, config, members, log_syn_lr, optimizers, **own)
 
 
 class Checkpoint:
@@ -202,9 +197,7 @@ class Checkpoint:
             "snapshots": state.snapshots is not None,
             "version": VERSION,
         }
-        text = json.dumps(self.settings, sort_keys=True)
-        name = hashlib.sha256(text.encode()).hexdigest()[:8]
-        self.path = Path(folder) / f"checkpoint.{name}.pt"
+        self.path = Path(folder) / f"checkpoint.{checksum({}, self.settings)[:8]}.pt"
 
     def load(self, state: State) -> str:
         """Bring ``state`` to where the file is, if there is one.
@@ -215,9 +208,7 @@ class Checkpoint:
         Raises:
             DistillError: the file is damaged, cannot be read, or is not a checkpoint.
         """
-        if self.path is None:
-            return ""
-        if not self.path.exists():
+        if self.path is None or not self.path.exists():
             return self._why_anew()
         content = read_checkpoint(self.path)
         try:
@@ -248,7 +239,7 @@ class Checkpoint:
 
     def _why_anew(self) -> str:
         """What differs from the newest other checkpoint in the folder that can be read."""
-        others = self.path.parent.glob("checkpoint.*.pt")
+        others = self.path.parent.glob("checkpoint.*.pt") if self.path else []
         for path in sorted(others, key=os.path.getmtime, reverse=True):
             try:
                 old = read_checkpoint(path)["settings"]
@@ -276,10 +267,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         sealed = Path(path).read_bytes()
     except OSError as error:
-        raise DistillError(
-            f"The checkpoint {os.path.relpath(path)} cannot be read ({error.strerror}); change the "
-            "permissions of the file or choose another folder."
-        ) from None
+        reason = f"cannot be read ({error.strerror}); change its permissions"
+        raise DistillError(f"The checkpoint {os.path.relpath(path)} {reason}.") from None
     try:
         return torch.load(io.BytesIO(unseal(sealed)), map_location="cpu", weights_only=True)
     except Exception:  # whatever unpickling meets; torch's own text advises to unpickle anything
@@ -294,7 +283,6 @@ def _damaged(path: Path) -> DistillError:
 
 
 def _moved(tree: Any, device: torch.device) -> Any:
-    """The same with every tensor in it on ``device``."""
     if isinstance(tree, dict):
         return {name: _moved(value, device) for name, value in tree.items()}
     if isinstance(tree, list):
@@ -305,8 +293,8 @@ def _moved(tree: Any, device: torch.device) -> Any:
 def _fingerprint(state: State) -> str:
     """SHA-256 of the parameterization as it is: its numbers, labels and own settings."""
     plain = (bool, int, float, str, tuple, Config)
-    own = vars(state.parameterization).items()
+    images = state.parameterization
+    own = vars(images).items()
     about = {k: repr(v) for k, v in own if isinstance(v, plain) and not k.startswith("_")}
-    about["kind"] = type(state.parameterization).__name__
-    about["normalization"] = state.parameterization.normalization.fingerprint
-    return checksum({**state.parameterization.state_dict(), **state.snapshot()}, about)
+    about |= {"kind": type(images).__name__, "normalization": images.normalization.fingerprint}
+    return checksum({**images.state_dict(), **state.snapshot()}, about)

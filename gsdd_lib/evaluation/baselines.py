@@ -12,15 +12,20 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import class_members, keep_per_class
 from gsdd_lib.evaluation.evaluate import Row, evaluate, format_accuracy, summarize
-from gsdd_lib.parameterizations.budget import Budget, pixel_bits_per_class
+from gsdd_lib.parameterizations.budget import Budget
+from gsdd_lib.parameterizations.downsampled import (
+    DownsampledImages,
+    affordable_images,
+    stored_size,
+)
 from gsdd_lib.parameterizations.initialization import representatives
+from gsdd_lib.parameterizations.pixel import BITS, Storage
 
 INITIAL = "initial"  # the parameters before distillation
 RANDOM_REAL = "random real"  # real images as uint8 pixels
@@ -32,29 +37,24 @@ class RealImages:
     """Real training images as a rival: which ones of each class, and how they are stored.
 
     coreset: the images nearest to the k-means centers of their class, in place of random ones
-    bits: per pixel value, evenly spaced from 0 to 1
-    halved: stored at half the height and width, and interpolated bilinearly
+    storage: of a pixel value
+    factor: how many times smaller each side is stored; interpolated bilinearly to its full size
     """
 
     coreset: bool = False
-    bits: int = 8
-    halved: bool = False
-
-    def bits_each(self, budget: Budget) -> int:
-        """Bits of an image of the size that ``budget`` is for."""
-        height, width = self._stored_size((budget.height, budget.width))
-        return pixel_bits_per_class(
-            1, channels=budget.channels, height=height, width=width, bits=self.bits
-        )
+    storage: Storage = "uint8"
+    factor: int = 1
 
     def per_class(self, budget: Budget) -> int:
         """Images of each class that ``budget`` buys."""
-        return budget.budget_bits_per_class // self.bits_each(budget)
+        return affordable_images(budget, factor=self.factor, storage=self.storage)
 
+    @torch.no_grad()
     def choose(self, data: ImageData, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
-        """``count`` images of each class, all of a smaller class: [N, C, H, W], and labels [N].
+        """``count`` images of each class, all of a smaller class, as they are stored.
 
-        The images are as they are stored, and normalized.
+        Returns:
+            Normalized images [N, C, H, W], and their labels [N].
         """
         if self.coreset:
             members = class_members(data.train.labels)
@@ -62,17 +62,15 @@ class RealImages:
         else:
             order = generator(seed, "evaluate", "random real")
             index = keep_per_class(data.train.labels, count, generator=order)
-        chosen, levels = data.train.select(index), 2**self.bits - 1
-        size, pixels = self._stored_size(data.resolution), chosen.images.float() / 255
-        if size != data.resolution:
-            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-        stored = (pixels * levels).round() / levels
-        if size != data.resolution:
-            stored = F.interpolate(stored, data.resolution, mode="bilinear")
-        return data.normalize(stored), chosen.labels
-
-    def _stored_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return (size[0] // 2, size[1] // 2) if self.halved else size
+        chosen = data.train.select(index)
+        stored = DownsampledImages.init_from(
+            chosen.images.float() / 255,
+            chosen.labels,
+            factor=self.factor,
+            storage=self.storage,
+            normalization=data.normalization,
+        )
+        return stored.render(), chosen.labels
 
 
 def _coreset(data: ImageData, members: Tensor, count: int, seed: int) -> Tensor:
@@ -83,8 +81,8 @@ def _coreset(data: ImageData, members: Tensor, count: int, seed: int) -> Tensor:
 
 REAL = {
     RANDOM_REAL: RealImages(),
-    "random real, 4 bits": RealImages(bits=4),
-    "random real, half size, 4 bits": RealImages(bits=4, halved=True),
+    "random real, 4 bits": RealImages(storage="uint4"),
+    "random real, half size, 4 bits": RealImages(storage="uint4", factor=2),
     "k-means coreset": RealImages(coreset=True),
 }
 
@@ -219,7 +217,9 @@ def cost_table(
     lines = [(name, *own, size) for name, size in file_bytes.items()] + [(initial, *own, None)]
     for name in real:
         count = REAL[name].per_class(budget)
-        lines.append((name, count, None, count * REAL[name].bits_each(budget), None))
+        height, width = stored_size(budget.height, budget.width, REAL[name].factor)
+        bits = count * budget.channels * height * width * BITS[REAL[name].storage]
+        lines.append((name, count, None, bits, None))
     columns = ["method", "images_per_class", "points", "bits_per_class", "file_bytes"]
     whole = {"points": "Int64", "file_bytes": "Int64"}
     return pd.DataFrame(lines, columns=columns).astype(whole)

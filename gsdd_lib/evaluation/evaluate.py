@@ -1,4 +1,4 @@
-"""How good is a distilled set? Train fresh networks on it alone and test them on real images.
+"""How good is a distilled set? Train fresh networks on nothing else and test them on real ones.
 
 The ``validation`` split serves every choice; ``test`` is read only when it is asked for by name.
 How a network is trained is in :mod:`gsdd_lib.training.train`.

@@ -3,7 +3,7 @@
 ``clean``: the history row with the best validation accuracy is chosen, and the test split read for
 that row once. ``paper``: the best test accuracy of all rows, the rule of the paper's code and of
 most of the field, so that numbers compare; a choice made on the test split, and never below clean.
-Both train the same networks from the same seeds, so the gap is due to the choice alone.
+Both train the same networks from the same seeds, so the gap is due to nothing but the choice.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -7,7 +7,7 @@ passed in, with torch's default distributions. A new architecture is a subclass 
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,8 @@ from gsdd_lib.networks.layers import Network
 from gsdd_lib.networks.resnet import ResNet18
 from gsdd_lib.networks.vit import ViT
 
-CONVNETS: dict[str, Callable[..., Network]] = {
-    f"ConvNetD{depth}": partial(ConvNet, depth=depth) for depth in range(1, 7)
-}
 NETWORKS: dict[str, Callable[..., Network]] = {
-    **CONVNETS,
+    **{f"ConvNetD{depth}": partial(ConvNet, depth=depth) for depth in range(1, 7)},
     "AlexNet": AlexNet,
     "VGG11": VGG11,
     "ResNet18": ResNet18,
@@ -32,19 +29,10 @@ NETWORKS: dict[str, Callable[..., Network]] = {
 }
 
 
-class Described(Protocol):
-    """What a network must know of a data set; ``ImageData`` has it."""
-
-    channels: int
-    num_classes: int
-    resolution: tuple[int, int]
-    device: torch.device
-
-
 def network_for(
-    data: Described, name: str, width: int = 128, *, generator: torch.Generator, **choices: str
+    data: Any, name: str, width: int = 128, *, generator: torch.Generator, **choices: str
 ) -> Network:
-    """:func:`make_network` for the images and classes of ``data``, moved to its device."""
+    """:func:`make_network` for the images and classes of an ``ImageData``, on its device."""
     network = make_network(
         name,
         channels=data.channels,
@@ -77,8 +65,11 @@ def make_network(
         choices: of a ConvNet, ``norm`` (instance, batch, layer, group, none), ``pooling`` (avg,
             max, none) and ``activation`` (relu, leakyrelu, sigmoid).
 
-    The result maps images [N, C, H, W] to logits, and by ``.embed`` to [N, features]. Raises
-    :class:`ConfigError` for an unknown name or choice and for images that do not fit it.
+    Returns:
+        A map of images [N, C, H, W] to logits, and by ``.embed`` to [N, features].
+
+    Raises:
+        ConfigError: the name or a choice is unknown, or the images are too small.
 
     >>> net = make_network("ConvNetD3", channels=3, num_classes=10, resolution=(32, 32),
     ...                    generator=torch.Generator().manual_seed(0))
@@ -86,13 +77,13 @@ def make_network(
     320010
     """
     layers.check_choice("network", name, tuple(NETWORKS))
-    if name in CONVNETS:
+    if name.startswith("ConvNet"):
         choices = {"width": width, **choices}
     elif choices:
         raise ConfigError(
-            f"{', '.join(choices)} can be chosen for a ConvNet alone; {name} is as published"
+            f"{', '.join(choices)} can be chosen for a ConvNet only; {name} is as published"
         )
-    with torch.device("meta"):  # no memory is taken and no random number drawn yet
+    with torch.device("meta"):  # takes no memory and no random numbers
         network = NETWORKS[name]((channels, *resolution), num_classes, **choices)
     network.to_empty(device=generator.device)
     layers.initialize_(network, generator)

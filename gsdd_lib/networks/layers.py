@@ -79,8 +79,7 @@ class Network(nn.Module):
 def first_padding(input_shape: tuple[int, int, int], usual: int) -> int:
     """Padding of the first convolution: two more for 1x28x28, which so becomes 32x32.
 
-    The published codes do it for one-channel images of any size; here 28x28 alone, as an 8x8 image
-    would mostly become padding.
+    The published codes do so for one-channel images of any size; 8x8 would mostly become padding.
     """
     return usual + 2 if tuple(input_shape) == (1, 28, 28) else usual
 

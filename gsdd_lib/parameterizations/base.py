@@ -9,6 +9,18 @@ from torch import Tensor, nn
 from gsdd_lib.data.normalization import Normalization
 
 
+class StraightThrough(torch.autograd.Function):
+    """Forward: ``stored``, what is left of ``values`` in a file. Backward: the identity."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, stored: Tensor) -> Tensor:
+        return stored.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
 class Parameterization(nn.Module):
     """``N`` labeled images whose parameters are what distillation changes.
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gsdd_lib.config import CodecConfig
+from gsdd_lib.parameterizations.base import StraightThrough
 from gsdd_lib.parameterizations.entropy import DamagedCodeError, Decoder, Encoder
 from gsdd_lib.splatting.splat import GEOMETRY
 
@@ -30,18 +31,6 @@ HEADER = struct.Struct("<BBBIH")  # version, channels, numbers per Gaussian, ima
 MAX_BITS, MAX_POSITION_BITS = 8, 9
 MAX_PER_BYTE = 512  # integers that a byte may stand for: bounds the memory that a file can ask for
 MANTISSA = 2  # bits of a gap, after its first, that the histogram distinguishes
-
-
-class StraightThrough(torch.autograd.Function):
-    """Forward: ``stored``. Backward: the identity, to ``values``."""
-
-    @staticmethod
-    def forward(ctx, values: Tensor, stored: Tensor) -> Tensor:
-        return stored.clone()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
 
 
 class Codec(nn.Module):

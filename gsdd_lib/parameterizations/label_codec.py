@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsdd_lib.parameterizations.codec import MAX_BITS, MAX_PER_BYTE, StraightThrough, padded
+from gsdd_lib.parameterizations.base import StraightThrough
+from gsdd_lib.parameterizations.codec import MAX_BITS, MAX_PER_BYTE, padded
 from gsdd_lib.parameterizations.entropy import DamagedCodeError, Decoder, Encoder
 
 VERSION = 1

@@ -14,24 +14,12 @@ from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import keep_per_class
 from gsdd_lib.data.normalization import Normalization
-from gsdd_lib.parameterizations.base import Parameterization
+from gsdd_lib.parameterizations.base import Parameterization, StraightThrough
 from gsdd_lib.parameterizations.budget import Budget, pixel_bits_per_class
 from gsdd_lib.parameterizations.gaussian import RoundToBf16
 
 Storage = Literal["uint2", "uint4", "uint8", "bf16", "fp32"]
 BITS: dict[Storage, int] = {"uint2": 2, "uint4": 4, "uint8": 8, "bf16": 16, "fp32": 32}
-
-
-class RoundToLevels(torch.autograd.Function):
-    """Forward: the nearest of 0, 1/top, ..., 1. Backward: the identity (straight through)."""
-
-    @staticmethod
-    def forward(ctx, values: Tensor, top: int) -> Tensor:
-        return (values * top).round().clamp(0, top) / top
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
 
 
 class PixelImages(Parameterization):
@@ -96,7 +84,9 @@ class PixelImages(Parameterization):
 
     def _stored(self, pixels: Tensor) -> Tensor:
         if self.storage.startswith("uint"):
-            return RoundToLevels.apply(pixels, 2 ** BITS[self.storage] - 1)
+            top = 2 ** BITS[self.storage] - 1
+            levels = (pixels.detach() * top).round().clamp(0, top)
+            return StraightThrough.apply(pixels, levels / top)
         return RoundToBf16.apply(pixels) if self.storage == "bf16" else pixels
 
 

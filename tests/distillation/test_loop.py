@@ -45,7 +45,7 @@ CONFIGS = {
         update={"objective": "tm", "syn_steps": 3, "batch_syn": 8, "max_start_epoch": 2}
     ),
 }
-JUDGES = EvalConfig(eval_network="ConvNetD2", eval_width=8, epochs=6)
+EVALUATION = EvalConfig(eval_network="ConvNetD2", eval_width=8, epochs=6)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def run(
     start: dict[str, float] | None = None,
 ):
     gaussians, more = make(data), {"folder": folder, "experts": experts, "start": start}
-    rows = list(distill(gaussians, data, config, JUDGES, seed=seed, **more))
+    rows = list(distill(gaussians, data, config, EVALUATION, seed=seed, **more))
     return gaussians, rows
 
 
@@ -92,7 +92,7 @@ def last(
 ) -> torch.Tensor:
     """The Gaussians after the last step, before the best row's take their place."""
     gaussians = make(data)
-    for row in distill(gaussians, data, config, JUDGES, seed=seed, experts=experts):
+    for row in distill(gaussians, data, config, EVALUATION, seed=seed, experts=experts):
         if row["step"] == config.steps:
             return gaussians.packed.detach().clone()
     raise AssertionError("no row for the last step")
@@ -215,7 +215,7 @@ def test_a_run_cut_off_anywhere_resumes_to_the_same_bits(
     assert torch.equal(whole.packed, resumed.packed) and same(rows, resumed_rows)
 
 
-def test_the_learned_learning_rate_is_in_the_history_and_judges(
+def test_the_learned_learning_rate_is_in_the_history_and_evaluates(
     data: ImageData, experts: Experts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, original = [], module.evaluate
@@ -230,21 +230,21 @@ def test_the_learned_learning_rate_is_in_the_history_and_judges(
     rates = [row["syn_lr"] for row in rows]
     assert seen == rates and rates[0] == pytest.approx(config.syn_lr_init) and rates[2] != rates[0]
     best = max(rows, key=lambda row: row["mean"])
-    assert learned_eval_config(JUDGES, rows).eval_lr == best["syn_lr"]
+    assert learned_eval_config(EVALUATION, rows).eval_lr == best["syn_lr"]
 
 
 @pytest.mark.parametrize("objective", ["dm", "dc", "tm"])
-def test_a_start_that_was_judged_alike_is_not_judged_again(
+def test_a_start_that_was_evaluated_alike_is_not_evaluated_again(
     data: ImageData, experts: Experts, objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = {"steps": 1, "eval_every": 1}
-    config = CONFIGS[objective].model_copy(update=own | {"syn_lr_init": JUDGES.eval_lr})
+    config = CONFIGS[objective].model_copy(update=own | {"syn_lr_init": EVALUATION.eval_lr})
     whole, rows = run(data, config=config, experts=experts)
     first, seen, original = run(data, config=CONFIGS["dm"])[1][0], [], module.evaluate
     monkeypatch.setattr(module, "evaluate", lambda *a, **k: seen.append(1) or original(*a, **k))
     again, shared = run(data, config=config, experts=experts, start=first)
     assert len(seen) == 1 and same(shared, rows) and torch.equal(whole.packed, again.packed)
-    other = config.model_copy(update={"syn_lr_init": 0.5})  # tm judges its start with that rate
+    other = config.model_copy(update={"syn_lr_init": 0.5})  # tm evaluation its start with that rate
     run(data, config=other, experts=experts, start=first)
     assert len(seen) == (3 if objective == "tm" else 2)
 
@@ -252,7 +252,7 @@ def test_a_start_that_was_judged_alike_is_not_judged_again(
 def test_other_objectives_learn_no_learning_rate(whole_runs: dict[str, tuple]) -> None:
     for name in ("dm", "dc"):
         assert "syn_lr" not in whole_runs[name][1][0]
-        assert learned_eval_config(JUDGES, whole_runs[name][1]) == JUDGES
+        assert learned_eval_config(EVALUATION, whole_runs[name][1]) == EVALUATION
 
 
 def test_a_finished_run_is_read_back_without_a_step(
@@ -341,7 +341,7 @@ def test_ctrl_c_names_the_checkpoint(
 def test_pixels_are_distilled_by_the_same_loop(data: ImageData, tmp_path: Path) -> None:
     pixels = random_real_pixels(data, 2, seed=0)
     start = pixels.packed.detach().clone()
-    rows = list(distill(pixels, data, CONFIG, JUDGES, seed=0, folder=tmp_path))
+    rows = list(distill(pixels, data, CONFIG, EVALUATION, seed=0, folder=tmp_path))
     assert [row["step"] for row in rows] == [0, 4, 8]
     saved = only_checkpoint(tmp_path)["parameters"]["packed"]
     assert not torch.equal(saved, start)
@@ -349,9 +349,9 @@ def test_pixels_are_distilled_by_the_same_loop(data: ImageData, tmp_path: Path) 
 
 
 def make_fields(data: ImageData) -> NeuralFields:
-    draw = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     labels = torch.arange(10).repeat_interleave(2)
-    named = {"normalization": data.normalization, "layers": 1, "width": 4, "generator": draw}
+    named = {"normalization": data.normalization, "layers": 1, "width": 4, "generator": rng}
     return NeuralFields(labels, 1, (8, 8), **named)
 
 
@@ -372,7 +372,7 @@ def test_any_parameterization_resumes_to_the_same_bits(
     def whole(folder: Path | None) -> tuple[Parameterization, list[dict], list[dict]]:
         made = make_fields(data) if kind == "fields" else random_real_pixels(data, 2, seed=0)
         named = {"experts": experts, "folder": folder, "snapshots": []}
-        rows = list(distill(made, data, config, JUDGES, seed=0, **named))
+        rows = list(distill(made, data, config, EVALUATION, seed=0, **named))
         return made, rows, named["snapshots"]
 
     def cut(state, *arguments, **named):
@@ -516,7 +516,7 @@ def test_adam_steps_after_each_class(data: ImageData, soft: bool) -> None:
 def test_updates_after_each_class_survive_a_cut(data: ImageData, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"update_per_class": True, "steps": 4, "eval_every": 2})
     whole, rows = run(data, config=config)
-    cut = distill(make(data), data, config, JUDGES, seed=0, folder=tmp_path)
+    cut = distill(make(data), data, config, EVALUATION, seed=0, folder=tmp_path)
     assert next(cut)["step"] == 0 and next(cut)["step"] == 2
     cut.close()
     resumed, resumed_rows = run(data, tmp_path, config)
@@ -544,7 +544,7 @@ def run_labels(
     gaussians, snapshots = make(data), []
     soft = labels_of_classes(gaussians.labels, data.num_classes)
     named |= {"folder": folder, "soft_labels": soft, "snapshots": snapshots}
-    rows = list(distill(gaussians, data, config, JUDGES, seed=0, **named))
+    rows = list(distill(gaussians, data, config, EVALUATION, seed=0, **named))
     return gaussians, soft, rows, snapshots
 
 
@@ -579,7 +579,7 @@ def test_learned_labels_survive_a_cut(
     assert not torch.equal(whole[3][0]["label_logits"], whole[3][2]["label_logits"])
 
 
-def test_the_labels_of_the_best_row_are_kept_and_judged(
+def test_the_labels_of_the_best_row_are_kept_and_evaluated(
     data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -604,11 +604,11 @@ def test_fixed_labels_stay_as_they_began(data: ImageData) -> None:
 def test_labels_of_other_images_are_refused(data: ImageData) -> None:
     soft = labels_of_classes(torch.arange(10), 10)
     with pytest.raises(DistillError, match=r"must be \[20, 10\].*got \[10, 10\]"):
-        list(distill(make(data), data, CONFIG, JUDGES, seed=0, soft_labels=soft))
+        list(distill(make(data), data, CONFIG, EVALUATION, seed=0, soft_labels=soft))
 
 
 def test_labels_of_other_classes_are_refused(data: ImageData) -> None:
     gaussians = make(data)
     gaussians.labels += 1
     with pytest.raises(DistillError, match="must lie in 0 to 9, got 1 to 10; number the classes"):
-        list(distill(gaussians, data, CONFIG, JUDGES, seed=0))
+        list(distill(gaussians, data, CONFIG, EVALUATION, seed=0))

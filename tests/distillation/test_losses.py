@@ -1,4 +1,4 @@
-"""One step of each objective: exact gradients in parts, draws by step, what a step hands on."""
+"""One step of each objective: exact gradients in micro-batches, samples by step, the state."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -58,7 +58,7 @@ def loss_and_gradient(gaussians, data, experts, step=0, seed=0, soft=None, **cha
 
 
 @pytest.mark.parametrize("objective", ["dm", "dc", "tm"])
-def test_a_step_draws_by_seed_and_step_alone(gaussians, data, experts, objective):
+def test_a_step_samples_by_seed_and_step_alone(gaussians, data, experts, objective):
     first, gradient, _ = loss_and_gradient(gaussians, data, experts, objective=objective)
     again, same, _ = loss_and_gradient(gaussians, data, experts, objective=objective)
     other, _, _ = loss_and_gradient(gaussians, data, experts, step=1, objective=objective)
@@ -87,7 +87,7 @@ class DoubleData(ImageData):
     ids=["dm", "dc", "dc trained"],
 )
 def test_micro_batches_give_the_plain_gradient_in_double(gaussians, data, changes, monkeypatch):
-    """Two images per class, so that micro-batches of 1 cut a class; and the same draws for all."""
+    """Two images per class, so that micro-batches of 1 cut a class; equal samples for all."""
     fresh = matching.sample_network
     monkeypatch.setattr(matching, "sample_network", lambda *given: fresh(*given).double())
     named = {each.name: getattr(data, each.name) for each in fields(data)}
@@ -127,9 +127,9 @@ def test_a_students_batches_may_leave_images_out(gaussians, data, experts):
 
 
 def double_convnet():
-    draw = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     made = {"channels": 1, "num_classes": 3, "resolution": (8, 8), "width": 4}
-    return make_network("ConvNetD2", **made, generator=draw).double()
+    return make_network("ConvNetD2", **made, generator=rng).double()
 
 
 def test_prepared_images_in_micro_batches_are_those_of_the_batch():

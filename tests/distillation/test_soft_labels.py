@@ -15,6 +15,7 @@ from gsdd_lib.distillation.soft_labels import (
 from gsdd_lib.evaluation.baselines import RealImages
 from gsdd_lib.evaluation.evaluate import evaluate
 from gsdd_lib.parameterizations.budget import plan_budget
+from gsdd_lib.parameterizations.label_codec import LabelCodec, decode_labels, encode_labels
 from gsdd_lib.training.experts import ExpertError, Experts, train_experts
 from gsdd_lib.training.train import accuracy
 
@@ -45,6 +46,20 @@ def test_bits_are_those_of_the_budget():
     config = BudgetConfig(ipc=4, gpc=2, soft_labels=True)
     budget = plan_budget(config, load_data(DataConfig(dataset="digits")))
     assert labels_of_classes(torch.arange(10), 10).bits == 10 * budget.label_bits
+
+
+def test_with_a_codec_labels_are_what_four_bits_hold():
+    soft = SoftLabels(3 * torch.randn(30, 10))
+    soft.codec = LabelCodec.fit(soft.logits)
+    content = encode_labels(soft.codec.quantize(soft.logits.detach()), soft.codec)
+    levels, codec = decode_labels(content)
+    assert soft.bits == 8 * len(content)
+    assert torch.equal(soft.probabilities(), codec.dequantize(levels).softmax(1))
+    assert torch.equal(
+        SoftLabels(codec.dequantize(levels), codec).probabilities(), soft.probabilities()
+    )
+    soft.probabilities()[:, 0].sum().backward()
+    assert soft.logits.grad.abs().sum() > 0
 
 
 def test_the_gradient_in_the_logits_by_hand():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distillation.test_loop import CONFIG, JUDGES, make
+from distillation.test_loop import CONFIG, EVALUATION, make
 
 from gsdd_lib.config import DataConfig
 from gsdd_lib.core.files import FolderInUseError, lock_folder, seal, unseal
@@ -31,9 +31,11 @@ def written(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return only(run(data, tmp_path_factory.mktemp("written")))
 
 
-def run(data: ImageData, folder: Path, config=SHORT, judges=JUDGES, seed: int = 0, **named) -> Path:
+def run(
+    data: ImageData, folder: Path, config=SHORT, evaluation=EVALUATION, seed: int = 0, **named
+) -> Path:
     gaussians = named.pop("gaussians", None) or make(data)
-    list(distill(gaussians, data, config, judges, seed=seed, folder=folder, **named))
+    list(distill(gaussians, data, config, evaluation, seed=seed, folder=folder, **named))
     return folder
 
 
@@ -91,7 +93,7 @@ def test_a_file_that_cannot_be_read_is_named(
     data: ImageData, written: Path, tmp_path: Path
 ) -> None:
     (tmp_path / written.name).mkdir()  # what root cannot read either
-    with pytest.raises(DistillError, match=r"cannot be read \(Is a directory\); change the perm"):
+    with pytest.raises(DistillError, match=r"cannot be read \(Is a directory\); change its perm"):
         run(data, tmp_path)
 
 
@@ -117,7 +119,7 @@ def other_data(data: ImageData) -> ImageData:
 
 CHANGES = {
     "lr 0.01 -> 0.5": lambda data: {"config": SHORT.model_copy(update={"lr": 0.5})},
-    "epochs 6 -> 5": lambda data: {"judges": JUDGES.model_copy(update={"epochs": 5})},
+    "epochs 6 -> 5": lambda data: {"evaluation": EVALUATION.model_copy(update={"epochs": 5})},
     "seed 0 -> 1": lambda data: {"seed": 1},
     "data": lambda data: {"data": other_data(data), "gaussians": make(data)},
     "start": lambda data: {"soft_labels": labels_of_classes(make(data).labels, 10)},
@@ -170,8 +172,8 @@ def test_what_changes_no_step_goes_on(
     data: ImageData, written: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / written.name).write_bytes(written.read_bytes())
-    judges = JUDGES.model_copy(update={"networks": 9, "protocol": "paper"})
-    run(data, tmp_path, SHORT.model_copy(update={"micro_batch": 3, "keep_steps": 1}), judges)
+    evaluation = EVALUATION.model_copy(update={"networks": 9, "protocol": "paper"})
+    run(data, tmp_path, SHORT.model_copy(update={"micro_batch": 3, "keep_steps": 1}), evaluation)
     assert "the run is finished" in capsys.readouterr().out
 
 
@@ -179,7 +181,7 @@ def test_resuming_says_where(
     data: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     config = SHORT.model_copy(update={"steps": 3, "eval_every": 1})
-    rows = distill(make(data), data, config, JUDGES, seed=0, folder=tmp_path)
+    rows = distill(make(data), data, config, EVALUATION, seed=0, folder=tmp_path)
     assert [next(rows)["step"], next(rows)["step"]] == [0, 1]
     rows.close()
     capsys.readouterr()
@@ -196,7 +198,7 @@ def test_a_folder_in_use_is_refused_before_work(data: ImageData, tmp_path: Path)
 
 def test_the_state_goes_through_a_file(data: ImageData, tmp_path: Path) -> None:
     state, other = begin(make(data), data, CONFIG), begin(make(data), data, CONFIG)
-    files = [Checkpoint(tmp_path, each, data, JUDGES, 0) for each in (state, other)]
+    files = [Checkpoint(tmp_path, each, data, EVALUATION, 0) for each in (state, other)]
     with torch.no_grad():
         state.log_syn_lr.add_(0.3)
         state.parameterization.packed.add_(0.1)

@@ -57,9 +57,9 @@ def test_every_network_has_real_images_of_its_own(data, budget):
 @pytest.mark.parametrize(("name", "expected"), list(zip(REAL, (4, 8, 32, 4), strict=True)))
 def test_equal_storage(budget, name, expected):
     """One fp32 image of 8x8 is 2,048 bits: 4 images of bytes, 8 of 4 bits, 32 of 4x4 and 4 bits."""
-    rival = REAL[name]
-    assert rival.per_class(budget) == expected
-    assert expected * rival.bits_each(budget) == budget.budget_bits_per_class == 2048
+    assert REAL[name].per_class(budget) == expected
+    costs = baselines.cost_table({}, budget, real=[name]).iloc[-1]
+    assert costs.bits_per_class == budget.budget_bits_per_class == 2048
 
 
 def test_random_images_of_bytes_are_training_images_as_they_are(data):
@@ -72,12 +72,12 @@ def test_random_images_of_bytes_are_training_images_as_they_are(data):
 
 
 def test_four_bits_are_sixteen_levels_at_half_the_size(data):
-    images, _ = RealImages(bits=4).choose(data, 3, seed=0)
+    images, _ = RealImages(storage="uint4").choose(data, 3, seed=0)
     levels = data.unit(images) * 15
     assert (levels - levels.round()).abs().max() < 1e-4 and levels.round().unique().numel() == 16
     whole, _ = RealImages().choose(data, 3, seed=0)
     assert (data.unit(images) - data.unit(whole)).abs().max() <= 0.5 / 15 + 1e-6
-    small, _ = RealImages(bits=4, halved=True).choose(data, 3, seed=0)
+    small, _ = RealImages(storage="uint4", factor=2).choose(data, 3, seed=0)
     assert small.shape == whole.shape and torch.linalg.matrix_rank(small[0, 0]) <= 5
     error = (data.unit(small) - data.unit(whole)).square().mean()
     assert 0 < error < 0.5 * data.unit(whole).var()

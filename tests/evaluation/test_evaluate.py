@@ -125,7 +125,7 @@ def test_a_choice_of_the_convnet_reaches_it_and_another_network_refuses_it(data,
     rows = [evaluate(*distilled, data, config, seed=0)[0] for config in (QUICK, none)]
     assert rows[0]["train_loss"] != rows[1]["train_loss"]
     wrong = QUICK.model_copy(update={"eval_norm": "batch", "eval_network": "AlexNet"})
-    with pytest.raises(ConfigError, match="norm can be chosen for a ConvNet alone"):
+    with pytest.raises(ConfigError, match="norm can be chosen for a ConvNet only"):
         evaluate(*distilled, data, wrong, seed=0)
 
 

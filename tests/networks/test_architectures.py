@@ -251,7 +251,7 @@ def test_the_gradient_of_a_gradient_reaches_the_images(name):
         ("AlexNet", {"side": 4}, "needs 8 pixels per side, not 4x4; choose ConvNetD2 or larger"),
         ("ConvNetD4", {"side": 8, "width": 4}, "16 pixels per side, not 8x8; choose ConvNetD3 or"),
         ("ConvNetD1", {"side": 1}, "needs 2 pixels per side, not 1x1; choose larger images"),
-        ("ResNet18", {"norm": "batch"}, "norm can be chosen for a ConvNet alone; ResNet18 is as"),
+        ("ResNet18", {"norm": "batch"}, "norm can be chosen for a ConvNet only; ResNet18 is as"),
         ("ConvNetD2", {"norm": "instanse"}, "unknown norm 'instanse', did you mean 'instance'"),
         ("ConvNetD2", {"pooling": "mean"}, "unknown pooling 'mean'.*known: avg, max, none"),
         ("ConvNetD2", {"activation": "gelu"}, "unknown activation 'gelu'.*known: relu"),

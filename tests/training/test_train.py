@@ -140,11 +140,6 @@ def test_accuracy_by_hand_in_several_batches(monkeypatch):
     assert accuracy(torch.nn.Identity(), logits, labels, normalize=torch.neg) == 40.0
 
 
-def test_no_image_to_test_on():
-    with pytest.raises(EvaluationError, match="no images to test on"):
-        accuracy(torch.nn.Identity(), torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64))
-
-
 def test_a_diverging_loss_stops():
     with pytest.raises(
         EvaluationError, match="training loss is (nan|inf) in epoch 1 of 3; .*eval_lr=1e"
