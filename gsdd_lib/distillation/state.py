@@ -291,10 +291,10 @@ def _moved(tree: Any, device: torch.device) -> Any:
 
 
 def _fingerprint(state: State) -> str:
-    """SHA-256 of the parameterization as it is: its numbers, labels and own settings."""
-    plain = (bool, int, float, str, tuple, Config)
-    images = state.parameterization
-    own = vars(images).items()
-    about = {k: repr(v) for k, v in own if isinstance(v, plain) and not k.startswith("_")}
-    about |= {"kind": type(images).__name__, "normalization": images.normalization.fingerprint}
-    return checksum({**images.state_dict(), **state.snapshot()}, about)
+    """SHA-256 of what is distilled, as it is: all numbers, and the settings of every module."""
+    images, plain = state.parameterization, (bool, int, float, str, tuple, Config)
+    about = {"kind": type(images).__name__, "normalization": images.normalization.fingerprint}
+    for name, module in images.named_modules():
+        own = {k: repr(v) for k, v in vars(module).items() if isinstance(v, plain) and k[0] != "_"}
+        about[f"module {name}"] = own
+    return checksum({**images.state_dict(), **state.snapshot(), "targets": state.targets()}, about)
