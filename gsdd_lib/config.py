@@ -322,7 +322,8 @@ class CodecConfig(Config):
 
     means_bits: int = Field(6, ge=1, le=9, description="bits of each coordinate")
     cholesky_bits: int = Field(5, ge=1, le=8, description="bits of each of three numbers")
-    color_bits: int = Field(5, ge=1, le=8, description="bits of each channel")
+    color_bits: int = Field(5, ge=1, le=8, description="bits of gray, or of RGB's brightness")
+    chroma_bits: int = Field(4, ge=1, le=8, description="bits of each of two differences of RGB")
     opacity_bits: int = Field(4, ge=1, le=8, description="bits of the opacity")
     tail: float = Field(
         0.002, ge=0, lt=0.5, description="share of a column's values outside its grid at each end"
