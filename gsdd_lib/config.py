@@ -213,6 +213,9 @@ class DistillConfig(Config):
     lr_schedule: Literal["constant", "cosine"] = Field(
         "constant", description="of that rate; cosine ends at 0, which averages noise out"
     )
+    round_from: float = Field(
+        0.2, ge=0, lt=1, description="share of the steps before numbers are rounded by a codec"
+    )
     cholesky_lr_ratio: float = Field(
         1.0, gt=0, description="learning rate of Cholesky factors (pixels) over the others'"
     )
@@ -322,7 +325,8 @@ class CodecConfig(Config):
 
     means_bits: int = Field(6, ge=1, le=9, description="bits of each coordinate")
     cholesky_bits: int = Field(5, ge=1, le=8, description="bits of each of three numbers")
-    color_bits: int = Field(5, ge=1, le=8, description="bits of each channel")
+    color_bits: int = Field(5, ge=1, le=8, description="bits of gray, or of RGB's brightness")
+    chroma_bits: int = Field(4, ge=1, le=8, description="bits of each of two differences of RGB")
     opacity_bits: int = Field(4, ge=1, le=8, description="bits of the opacity")
     tail: float = Field(
         0.002, ge=0, lt=0.5, description="share of a column's values outside its grid at each end"
