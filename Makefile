@@ -7,6 +7,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 
 PROFILE ?= demo
+ONLY ?=
 CORES ?= 2
 BASE_PYTHON ?= python3
 VENV := .venv
@@ -17,16 +18,19 @@ SOURCES := gsdd_lib cuda_ext tests notebooks
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 REPORT = figures/$(PROFILE)/99_report
 
-.PHONY: help reproduce test lab data bench gpu-check clean compiler
+INDEX := $(wildcard notebooks/index.ipynb)
+RUNNER = $(PYTHON) -m gsdd_lib.experiment.runner
+
+.PHONY: help reproduce test lab data bench gpu-check clean clean-runs compiler
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
-reproduce: $(ENVIRONMENT) compiler ## Every figure and table of PROFILE=demo; goes on where it was stopped
-	@$(PYTHON) -m gsdd_lib.experiment.runner --check-all params/$(PROFILE)
-	@for name in $$(sed -n 's/^dataset: *//p' params/$(PROFILE)/*/*.yaml | sort -u); do \
-	  $(PYTHON) -m gsdd_lib.data $$name || exit 1; done
-	@$(PYTHON) -m snakemake --cores $(CORES) --nolock --rerun-incomplete \
+reproduce: $(ENVIRONMENT) compiler ## Every figure and table of PROFILE=demo (ONLY=04 or table_15 or ipc1); goes on where it was stopped
+	@$(RUNNER) --check-all params/$(PROFILE) --only '$(ONLY)'
+	@names=$$($(RUNNER) --data-sets params/$(PROFILE) --only '$(ONLY)'); \
+	  for name in $$names; do $(PYTHON) -m gsdd_lib.data "$$name" --fetch || exit 1; done
+	@ONLY='$(ONLY)' $(PYTHON) -m snakemake --cores $(CORES) --nolock --rerun-incomplete \
 	  --quiet all --config profile=$(PROFILE)
 	@printf '\nFigures and tables: figures/%s/\n' $(PROFILE)
 	@for table in $(REPORT)/*/*.md; do \
@@ -43,11 +47,16 @@ else
 	@echo "notebooks/ holds no notebook: nothing for nbval to run."
 endif
 
-lab: $(ENVIRONMENT) ## Open the notebooks in JupyterLab (ARGS="--no-browser" and the like)
-	$(PYTHON) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+lab: $(ENVIRONMENT) compiler ## Open the notebooks in JupyterLab (over SSH: ARGS="--no-browser --ip=127.0.0.1" and ssh -L 8888:localhost:8888)
+	@echo "Building the splatting operator (a minute the first time, nothing afterwards) ..."
+	@$(PYTHON) -c 'from gsdd_lib.splatting.splat import backend_ready as ready; \
+	  print("ready" if ready() else "not built: the slow reference renderer serves instead")'
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTHON) -m jupyterlab \
+	  --LabApp.default_url=/lab/tree/notebooks$(INDEX:notebooks%=%) \
+	  $$(test "$$(id -u)" != 0 || echo --allow-root) $(ARGS)
 
-data: $(ENVIRONMENT) ## Find Fashion-MNIST on this machine, or fetch and verify it
-	@$(PYTHON) -m gsdd_lib.data fashion_mnist
+data: $(ENVIRONMENT) ## Find Fashion-MNIST on this machine, or fetch it (30 MB) and verify it
+	@$(PYTHON) -m gsdd_lib.data fashion_mnist --fetch
 
 bench: $(ENVIRONMENT) compiler ## Time the splatting operator against the dense reference
 	@$(PYTHON) -m gsdd_lib.benchmarks.operator
@@ -65,9 +74,15 @@ gpu-check: $(ENVIRONMENT) ## GPU tests, memory checker and benchmark (PYTHON=pyt
 	else echo "compute-sanitizer is not on the PATH: the memory check is left out."; fi
 	$(PYTHON) -m gsdd_lib.benchmarks.operator --device cuda --json figures/gpu/benchmark.json
 
-clean: ## Remove .venv, caches and runs/ with its checkpoints; figures/ and data/ stay
-	rm -rf $(VENV) runs .snakemake .pytest_cache .ruff_cache .hypothesis *.egg-info
+clean: ## Remove .venv and caches; runs/ with its checkpoints, figures/ and data/ stay
+	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
+
+clean-runs: ## List what runs/ holds, checkpoints and experts; with CONFIRM=yes remove it
+	@if [ ! -d runs ]; then echo "runs/ is not there: nothing to remove."; \
+	elif [ "$(CONFIRM)" = yes ]; then rm -rf runs && echo "runs/ is removed."; \
+	else du -sh runs/*/*/* 2>/dev/null || true; du -sh runs; \
+	  echo "Nothing was removed. To remove all of it: make clean-runs CONFIRM=yes"; fi
 
 compiler:
 	@command -v g++ >/dev/null || command -v clang++ >/dev/null || echo "No C++ compiler found:" \

@@ -1,20 +1,26 @@
 """Every notebook with every parameter file of a profile; `make reproduce` calls it.
 
-    snakemake --cores 2 --config profile=demo
+    ONLY=04 snakemake --cores 2 --nolock --config profile=demo
+
+ONLY, where it is set, is a notebook, a case or a table of the paper, as for the runner.
 
 One job per params/<profile>/<stem>/<case>.yaml. Its output is a marker in runs/, not the results:
-those are committed, and a fresh clone's would look done. The executed notebook is a log, because
-Snakemake deletes the outputs of a failed job; checkpoints are neither, so a killed job goes on.
+those are committed, and a fresh clone's would look done. Checkpoints are no outputs, so Snakemake
+deletes none of them, and a killed job goes on.
+
+--nolock: Snakemake's own lock outlives a killed run, and every later one would stop and ask for
+--unlock. The runner locks each case instead, and the system releases that lock with the process.
 
 A case that names the experts of another (experts_folder: runs/<profile>/<stem>/<case>/experts)
 waits for it. Where there is one GPU, one notebook at a time: --cores 1, or make CORES=1.
 """
 
+import os
 import sys
 from pathlib import Path
 
-from gsdd_lib.experiment.parameters import load_parameters
-from gsdd_lib.experiment.runner import SOURCES
+from gsdd_lib.experiment.parameter_files import load_parameters
+from gsdd_lib.experiment.runner import SOURCES, cases
 
 PROFILE = config.get("profile", "demo")
 REPORT = "99_report"  # reads the results of all others, so it waits for them
@@ -25,22 +31,29 @@ THREADS = {"02_image_fitting": 2, "12_efficiency": 2}
 DEFAULT_THREADS = 1
 
 LIBRARY = sorted(str(path) for pattern in SOURCES for path in Path().glob(pattern))
-CASES = sorted(Path("params", PROFILE).glob("*/*.yaml"))
-DONE = [f"runs/{PROFILE}/{path.parent.name}/{path.stem}/done" for path in CASES]
+
+
+def markers(only=""):
+    chosen = cases(Path("params", PROFILE), only)
+    return [f"runs/{PROFILE}/{path.parent.name}/{path.stem}/done" for path in chosen]
+
+
+EVERY = markers()
+WANTED = markers(os.environ.get("ONLY", ""))  # --config would read 04 as a number
 
 
 def before(wildcards):
     if wildcards.stem == REPORT:
-        return [marker for marker in DONE if Path(marker).parts[2] != REPORT]
+        return [marker for marker in WANTED if Path(marker).parts[2] != REPORT]
     case = Path("params", PROFILE, wildcards.stem, f"{wildcards.case}.yaml")
     experts = Path(load_parameters(case).get("experts_folder") or "none")
     marker = str(experts.with_name("done"))
-    return [marker] if marker in DONE else []
+    return [marker] if marker in EVERY else []
 
 
 rule all:
     input:
-        DONE,
+        WANTED,
 
 
 rule notebook:
@@ -52,7 +65,7 @@ rule notebook:
     output:
         touch(f"runs/{PROFILE}/{{stem}}/{{case}}/done"),
     log:
-        f"runs/{PROFILE}/{{stem}}/{{case}}.ipynb",
+        f"runs/{PROFILE}/{{stem}}/{{case}}/run.log",
     threads: lambda wildcards: THREADS.get(wildcards.stem, DEFAULT_THREADS)
     shell:
         "OMP_NUM_THREADS={threads} {sys.executable:q}"

@@ -16,6 +16,7 @@ from gsdd_lib.benchmarks.operator import PASSES, Workload, fitted_gaussians
 from gsdd_lib.benchmarks.roofline import alive_samples, floor_ms
 from gsdd_lib.benchmarks.timing import Job, median_ms, peak_mib, run_alone
 from gsdd_lib.core.rng import generator
+from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.parameterizations.neural_field import NeuralFields
 from gsdd_lib.splatting.splat import splat
 
@@ -96,9 +97,10 @@ def _decoder(method: str, case: Decoding, gaussians: np.ndarray) -> tuple[list[T
         return [rows], lambda: splat(rows, *size)
     if method == "neural field":
         labels = torch.zeros(case.batch, dtype=torch.int64)
-        width = case.field_width
-        fields = NeuralFields(labels, CHANNELS, size, width=width, generator=draw)
-        return list(fields.parameters()), fields.render
+        identity = ChannelNormalization((0.0,) * CHANNELS, (1.0,) * CHANNELS)
+        more = {"width": case.field_width, "normalization": identity, "generator": draw}
+        fields = NeuralFields(labels, CHANNELS, size, **more)
+        return list(fields.parameters()), fields.pixels
     side = case.pixel_side
     small = torch.rand(case.batch, CHANNELS, side, side, generator=draw).requires_grad_()
     # At full size the pixels are the image: what is left is the copy into the batch.

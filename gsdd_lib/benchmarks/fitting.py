@@ -7,6 +7,7 @@ photographs where scikit-learn, which ships them, is there, and generated elsewh
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,6 @@ from torch import Tensor
 
 from gsdd_lib.benchmarks.timing import median_ms, peak_mib, run_alone
 from gsdd_lib.core.rng import generator
-from gsdd_lib.parameterizations.fit_loop import Plan, fit_packed
-from gsdd_lib.parameterizations.initialization import place
 from gsdd_lib.splatting.splat import splat
 
 PAPER_IMAGES, PAPER_TABLE = 1000, "table_20_rasterizer_across_gpus"
@@ -66,36 +65,32 @@ def photographs(count: int, size: int) -> tuple[Tensor, str]:
     return torch.stack(crops), "crops of two photographs"
 
 
-class _RoundToBf16(torch.autograd.Function):
-    """As the parameterization rounds what it will store, with the gradient straight through."""
+def _start(case: Fitting, device: str) -> tuple[Any, Tensor]:
+    """Gaussians before the fit, and what they are fitted to."""
+    from gsdd_lib.data.normalization import ChannelNormalization  # needs more than torch
+    from gsdd_lib.parameterizations.gaussian import GaussianImages
 
-    @staticmethod
-    def forward(ctx, values: Tensor) -> Tensor:
-        return values.bfloat16().float()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient
-
-
-def _start(case: Fitting, device: str) -> tuple[Tensor, Tensor]:
-    targets, _ = photographs(case.images, case.size)
-    return place(targets, case.points, seed=0).to(device), targets.to(device)
+    targets = photographs(case.images, case.size)[0].to(device)
+    labels = torch.zeros(case.images, dtype=torch.int64)
+    identity = ChannelNormalization((0.0,) * 3, (1.0,) * 3)
+    more = {"points": case.points, "normalization": identity, "seed": 0}
+    return GaussianImages.init_from(targets, labels, **more), targets
 
 
-def _fit(packed: Tensor, targets: Tensor, case: Fitting, steps: int) -> list[dict[str, float]]:
-    size = (case.size, case.size)
-    render = lambda rows: splat(_RoundToBf16.apply(rows), *size)  # noqa: E731
-    return list(fit_packed(packed, targets, render, Plan(steps)))
+def _fit(gaussians: Any, targets: Tensor, steps: int) -> list[dict[str, float]]:
+    from gsdd_lib.config import FitConfig
+    from gsdd_lib.parameterizations.fit import fit_rows
+
+    return list(fit_rows(gaussians, targets, FitConfig(fit_steps=steps)))
 
 
 def _fit_peak(case: Fitting, device: str) -> float | None:
-    packed, targets = _start(case, device)
-    few = Fitting(1, case.points, case.size, 1)
-    _fit(packed[:1].clone(), targets[:1], few, 2)  # loads what stays loaded
+    few, few_targets = _start(Fitting(1, case.points, case.size, 1), device)
+    _fit(few, few_targets, 2)  # loads what stays loaded
+    gaussians, targets = _start(case, device)
 
     def job() -> list[Tensor]:
-        _fit(packed, targets, case, 3)
+        _fit(gaussians, targets, 3)
         return []
 
     return peak_mib(job, device)
@@ -103,13 +98,13 @@ def _fit_peak(case: Fitting, device: str) -> float | None:
 
 def measure_fitting(case: Fitting, *, repeats: int, device: str = "cpu") -> dict:
     """The numbers of :data:`FIT_COLUMNS` as a row, and a word on the images."""
-    packed, targets = _start(case, device)
+    gaussians, targets = _start(case, device)
     mib = run_alone(_fit_peak, case, device)
     start = time.perf_counter()
-    curve = _fit(packed, targets, case, case.steps)  # its last row waits for the device
+    curve = _fit(gaussians, targets, case.steps)  # its last row waits for the device
     seconds = time.perf_counter() - start
     size = (case.size, case.size)
-    rows, v_images = packed.clone().requires_grad_(), torch.ones_like(targets)
+    rows, v_images = gaussians.packed.detach().clone().requires_grad_(), torch.ones_like(targets)
     operator = lambda: [*torch.autograd.grad(splat(rows, *size), rows, v_images)]  # noqa: E731
     return {
         "images": case.images,

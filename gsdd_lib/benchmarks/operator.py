@@ -190,8 +190,14 @@ def main(arguments: list[str] | None = None) -> None:
             print(table_line(row), flush=True)
     print("\n" + NOTE.format(gsplat=_gsplat_state(options.device)))
     case = fit_benchmark.QUICK_FITTING if options.quick else fit_benchmark.FITTING[options.device]
-    fitting = fit_benchmark.measure_fitting(case, repeats=options.repeats, device=options.device)
-    print(f"\n{fit_benchmark.fitting_table(fitting)}", flush=True)
+    fitting = None
+    try:
+        fitting = fit_benchmark.measure_fitting(
+            case, repeats=options.repeats, device=options.device
+        )
+        print(f"\n{fit_benchmark.fitting_table(fitting)}", flush=True)
+    except ImportError as error:  # a bare torch, as on a borrowed GPU
+        print(f"\nThe fit was not measured ({error}); install the library's requirements.")
     calls = fit_benchmark.call_costs(options.device)
     print(f"\n{fit_benchmark.call_line(calls)}")
     if options.kernels:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsdd_lib.core.processor import cpu_name
+from gsdd_lib.core.device import cpu_name
 
 LEVELS = ("portable", "v3", "v4")  # instruction sets of the CPU kernels, narrow to wide
 

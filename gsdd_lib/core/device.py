@@ -1,24 +1,35 @@
-"""Where a run computes: a CUDA device where there is one, else the CPU.
+"""Where a run computes: a CUDA device where there is one, else the CPU; and what it is called.
 
 Random numbers are drawn on the CPU and networks are made there, so that a seed means the same
 everywhere; images, Gaussians and networks are then moved. ``ImageData.to`` is where it starts:
 everything made for a data set is made on its device.
 """
 
-import torch
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gsdd_lib.core.errors import ConfigError
 
+if TYPE_CHECKING:  # imported where it is used: reading records needs a processor's name, no torch
+    import torch
 
-def choose_device(name: str = "auto") -> torch.device:
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def choose_device(name: str = "auto") -> "torch.device":
     """The device called ``name``; ``auto`` is the CUDA device if there is one, else the CPU.
 
-    Raises :class:`ConfigError` for a device that is not there.
+    Raises:
+        ConfigError: there is no such device.
 
     >>> choose_device("cpu")
     device(type='cpu')
     """
+    import torch
+
     available = torch.cuda.is_available()
+    count = torch.cuda.device_count() if available else 0
     if name == "auto":
         return torch.device("cuda" if available else "cpu")
     try:
@@ -27,13 +38,19 @@ def choose_device(name: str = "auto") -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device must be auto, cpu or cuda (or cuda:1 ...), got {name!r}")
-    if device.type == "cuda" and not (available and (device.index or 0) < _count()):
+    if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(
-            f"device '{name}' is not on this machine, which has {_count()} CUDA devices; choose "
+            f"device '{name}' is not on this machine, which has {count} CUDA devices; choose "
             "'auto' or 'cpu'"
         )
     return device
 
 
-def _count() -> int:
-    return torch.cuda.device_count()
+def cpu_name() -> str:
+    """As the system calls the processor ("AMD EPYC"); where it has no name, its architecture."""
+    try:
+        lines = CPU_INFO.read_text("utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, models), "") or platform.processor() or platform.machine()

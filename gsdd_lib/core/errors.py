@@ -19,3 +19,7 @@ class GsddError(Exception):
 
 class ConfigError(GsddError, ValueError):
     """A parameter has a wrong name, type or value; the message has one sentence per fault."""
+
+
+class DataError(GsddError, ValueError):
+    """Images cannot be read or used; the message is one sentence: what is wrong, what to do."""

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,25 @@ from gsdd_lib.core.errors import GsddError
 METADATA_KEY = "gsdd"  # one key: safetensors writes several in a random order
 
 
+class FolderInUseError(GsddError, RuntimeError):
+    """Another process is at work in a folder; the message names it."""
+
+
 class DamagedFileError(GsddError, ValueError):
     """A file is missing, cut off, altered, or of another kind; the message is the bare reason."""
+
+
+def project_root() -> Path:
+    """The folder with ``pyproject.toml``, upwards from the working directory.
+
+    A notebook runs in ``notebooks/`` and ``make`` beside it; relative paths mean the same to both.
+    Outside any project it is the working directory itself.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "pyproject.toml").is_file():
+            return folder
+    return here
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -40,6 +57,53 @@ def write_atomically(path: Path, data: bytes) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk says which file it could not hold
         raise
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Keep other processes out of ``folder`` while the block runs.
+
+    The lock is advisory and belongs to the open file, so the operating system releases it when the
+    process ends, however it ends. Where the platform or the file system has no such locks, the
+    block runs without one.
+
+    Args:
+        folder: made if it is missing.
+        name: of the lock file, which stays behind; it holds the process number of its last owner.
+            A program that locks a folder and starts another one that locks it too needs a name of
+            its own.
+
+    Raises:
+        FolderInUseError: the folder is locked already, or cannot be written to.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        fcntl = None
+    path = Path(folder) / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115 (closed below, where errors mean something else)
+    except OSError as error:
+        raise FolderInUseError(
+            f"The folder '{path.parent}' cannot be written to ({error.strerror}); choose another."
+        ) from None
+    with file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise FolderInUseError(
+                f"Process {file.read().strip() or 'unknown'} is at work in '{path.parent}'; wait "
+                "for it to end, stop it, or choose another folder."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, Any]) -> int:
@@ -132,3 +196,10 @@ def _bytes(tensor: Any) -> memoryview:
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())
+
+
+def cache_folder() -> Path:
+    """$GSDD_CACHE, else gsdd in the user's cache folder. Nothing in it is needed: all is remade."""
+    if own := os.environ.get("GSDD_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gsdd"

@@ -1,37 +1,41 @@
-"""``python -m gsdd_lib.data fashion_mnist``: get a data set onto this machine (``make data``)."""
+"""``python -m gsdd_lib.data NAME``: say where a data set is; ``--fetch`` gets what is missing."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 from gsdd_lib.config import DataConfig
-from gsdd_lib.data import DataError, reader
-from gsdd_lib.data.obtain import obtain_fashion_mnist
+from gsdd_lib.core.errors import GsddError
+from gsdd_lib.data import DataError, read_data
+from gsdd_lib.data.fashion_mnist import fetch_fashion_mnist
 
-OBTAIN = {"fashion_mnist": obtain_fashion_mnist}
-EMBEDDED = ("digits", "shapes")
+FETCH = {"fashion_mnist": fetch_fashion_mnist}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Say in one line where the data set is; returns the exit status."""
+    """Read a data set, which checks it, and say in one line what was found.
+
+    Returns:
+        The exit status: 1 where the data set is missing or damaged.
+    """
     parser = argparse.ArgumentParser(prog="python -m gsdd_lib.data", description=__doc__)
-    parser.add_argument("dataset", help="its name, e.g. fashion_mnist")
-    parser.add_argument("--folder", default="", help="where its files are, or shall be put")
-    parser.add_argument("--fetch", action="store_true", help="fetch it, install no package")
+    parser.add_argument("dataset", help="its name, such as fashion_mnist")
+    parser.add_argument("--folder", default="", help="where its files are, or where they should go")
+    parser.add_argument("--fetch", action="store_true", help="fetch it where it is missing")
     options = parser.parse_args(arguments)
     try:
-        read = reader(options.dataset)
-        if options.dataset in EMBEDDED:
-            line = "part of the library, nothing to get"
-        elif options.dataset in OBTAIN:
-            line = OBTAIN[options.dataset](options.folder, fetch_only=options.fetch, say=_note)
-        else:  # not fetched here: read once, which checks and decodes it, or says how to get it
-            read_once = read(DataConfig(dataset=options.dataset, folder=options.folder))
-            line = f"found: {read_once.provenance}"
-    except DataError as error:
+        config = DataConfig.from_params(dataset=options.dataset, folder=options.folder)
+        try:
+            raw = read_data(config)
+        except DataError:
+            if not options.fetch or config.dataset not in FETCH:
+                raise
+            FETCH[config.dataset](options.folder, say=_note)
+            raw = read_data(config)
+    except GsddError as error:
         print(f"{options.dataset}: {error}", file=sys.stderr)
         return 1
-    print(f"{options.dataset}: {line}")
+    print(f"{options.dataset}: {raw.provenance}")
     return 0
 
 

@@ -7,42 +7,27 @@ of it what the rest of the library works with: an :class:`ImageData` with a vali
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, Self
+from typing import Self
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from gsdd_lib.core.errors import GsddError
+from gsdd_lib.core.errors import DataError
 from gsdd_lib.core.files import checksum
 from gsdd_lib.core.rng import generator
-from gsdd_lib.data.sampling import keep_per_class, stratified_split
+from gsdd_lib.data.normalization import ChannelNormalization, Normalization, Whitening
 
 MAX_BYTES = 32 * 2**30  # a resolution mistyped by a digit should be an error, not a full memory
-
-
-class DataError(GsddError, ValueError):
-    """Images cannot be had or used; the message is one sentence: what is wrong, what to do."""
-
-
-class Transform(Protocol):
-    """An invertible map of whole images; :class:`gsdd_lib.data.normalization.Whitening` is one."""
-
-    def apply(self, images: Tensor) -> Tensor:
-        """Pixels [..., C, H, W] in [0, 1] to the space that networks see, float32."""
-
-    def invert(self, whitened: Tensor) -> Tensor:
-        """Undo :meth:`apply`."""
-
-    def to(self, device: str | torch.device) -> Self:
-        """The same map on another device."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """One split.
 
-    images: uint8 [N, C, H, W]
-    labels: int64 [N], in [0, number of classes)
+    Attributes:
+        images: uint8 [N, C, H, W].
+        labels: int64 [N], in [0, number of classes).
     """
 
     images: Tensor
@@ -74,11 +59,16 @@ class RawData:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set ready for use; mean and std per channel, of training pixels in [0, 1].
+    """A data set ready for use.
 
-    provenance: one line saying where the images came from, without the path of a user's folder
-    whitening: takes the place of mean and std, which are then 0 and 1: Gaussians made for this data
-        add up to whitened images, and :meth:`unit` brings them back to pixels
+    Attributes:
+        mean: per channel, of the training pixels in [0, 1].
+        std: likewise.
+        provenance: one line on where the images came from, without the path of a user's folder.
+        normalization: what networks see of the images; by default that of ``mean`` and ``std``.
+
+    Raises:
+        DataError: there is a single class, an empty split, or a class without training images.
     """
 
     name: str
@@ -89,7 +79,21 @@ class ImageData:
     validation: ImageSet
     test: ImageSet
     provenance: str
-    whitening: Transform | None = None
+    normalization: Normalization | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise DataError(f"'{self.name}' has a single class; classification needs at least two")
+        for name in ("train", "validation", "test"):
+            if not len(getattr(self, name)):
+                raise DataError(f"'{self.name}' has no {name} images; each split needs some")
+        counts = torch.bincount(self.train.labels.cpu(), minlength=self.num_classes)
+        if not counts.all():
+            missing = self.class_names[int(counts.argmin())]
+            raise DataError(f"'{self.name}' has no training images of class '{missing}'; add some")
+        if self.normalization is None:
+            default = ChannelNormalization(tuple(self.mean), tuple(self.std))
+            object.__setattr__(self, "normalization", default.to(self.device))
 
     @property
     def num_classes(self) -> int:
@@ -110,13 +114,11 @@ class ImageData:
 
         What a checkpoint or an expert keeps to know its data again.
         """
-        about = {"mean": self.mean, "std": self.std, "classes": self.class_names}
+        about = {"normalization": self.normalization.fingerprint, "classes": self.class_names}
         tensors = {}
         for name in ("train", "validation", "test"):
             split = getattr(self, name)
             tensors |= {f"{name} images": split.images, f"{name} labels": split.labels}
-        if self.whitening is not None:
-            about["whitening"] = self.whitening.source
         return checksum(tensors, about)
 
     @property
@@ -125,49 +127,22 @@ class ImageData:
         return self.train.images.device
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(x - mean) / std per channel, or the whitening; float32, differentiable.
-
-        images: [..., C, H, W], uint8 in [0, 255] or floating point in [0, 1], on any device
-        """
-        mean, std = self._statistics(images)
-        unit = 255.0 if images.dtype == torch.uint8 else 1.0
-        if self.whitening is not None:
-            return self.whitening.apply(images.to(torch.float32) / unit)
-        return images.to(torch.float32) * (1 / (unit * std)) - mean / std
+        """What networks see of images [..., C, H, W], uint8, or floating point in [0, 1]."""
+        return self.normalization.apply(images)
 
     def unit(self, normalized: Tensor) -> Tensor:
         """Undo :meth:`normalize`: [..., C, H, W] back to [0, 1], not clamped."""
-        mean, std = self._statistics(normalized)
-        if self.whitening is not None:
-            return self.whitening.invert(normalized)
-        return normalized * std + mean
+        return self.normalization.invert(normalized)
 
     def to(self, device: str | torch.device) -> Self:
         """The same data set on another device."""
-        splits = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
-        whitening = self.whitening.to(device) if self.whitening is not None else None
-        return replace(self, **splits, whitening=whitening)
+        parts = ("train", "validation", "test", "normalization")
+        return replace(self, **{name: getattr(self, name).to(device) for name in parts})
 
-    def whitened(self, whitening: Transform) -> Self:
-        """The same images with ``whitening`` in the place of mean and std."""
-        nothing, one = (0.0,) * self.channels, (1.0,) * self.channels
+    def whitened(self, whitening: Whitening) -> Self:
+        """The same images, normalized by ``whitening``."""
         note = f"{self.provenance}, ZCA"
-        return replace(self, whitening=whitening, mean=nothing, std=one, provenance=note)
-
-    def _statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        if images.dim() < 3 or images.shape[-3] != self.channels:
-            raise DataError(
-                f"images of shape {list(images.shape)} do not fit '{self.name}';"
-                f" pass [..., {self.channels}, height, width]"
-            )
-        if self.whitening is not None and tuple(images.shape[-2:]) != self.resolution:
-            raise DataError(
-                f"images of {images.shape[-2]}x{images.shape[-1]} pixels do not fit the whitening"
-                f" of '{self.name}', made for {self.resolution[0]}x{self.resolution[1]}"
-            )
-        both = torch.tensor([self.mean, self.std], device=images.device)
-        mean, std = both.view(2, -1, 1, 1)  # [C, 1, 1] each
-        return mean, std
+        return replace(self, normalization=whitening.to(self.device), provenance=note)
 
 
 def prepare(
@@ -181,30 +156,37 @@ def prepare(
 ) -> ImageData:
     """Hold out a validation split, thin the training images, bring all to one resolution.
 
-    holdout: fraction of every class of the training images, at least one image of each
-    max_per_class: training images kept per class *after* the hold-out (0: all), so that the
-        validation split does not depend on it
-    resolution: pixels per side (0: as it is); see :func:`resize`
+    Args:
+        name: of the data set.
+        raw: its images.
+        resolution: pixels per side (0: as it is); see :func:`resize`.
+        max_per_class: training images kept per class *after* the hold-out (0: all), so that the
+            validation split does not depend on it.
+        holdout: fraction of each class of the training images, at least one image of each.
+        seed: of both choices.
     """
-    smallest = torch.bincount(raw.train.labels, minlength=len(raw.class_names)).min()
-    if smallest < 2:
+    if not 0 < holdout < 1:
+        raise DataError(f"holdout must be greater than 0 and less than 1, got {holdout:g}")
+    counts = torch.bincount(raw.train.labels, minlength=len(raw.class_names))
+    if counts.min() < 2:
+        rarest = int(counts.argmin())
         raise DataError(
-            f"data set '{name}': a class has {smallest} training images;"
-            " each needs at least 2, one to train on and one to hold out"
+            f"class {rarest} ('{raw.class_names[rarest]}') has {counts[rarest]} training images but"
+            " needs at least 2, one to hold out; number the classes without gaps or add images"
         )
-    draw = generator(seed, "data", "holdout")
-    kept, held = stratified_split(raw.train.labels, holdout, generator=draw)
+    rng = generator(seed, "data", "holdout")
+    kept, held = stratified_split(raw.train.labels, holdout, generator=rng)
     if max_per_class:
-        draw = generator(seed, "data", "max_per_class")
-        kept = kept[keep_per_class(raw.train.labels[kept], max_per_class, generator=draw)]
+        rng = generator(seed, "data", "max_per_class")
+        kept = kept[keep_per_class(raw.train.labels[kept], max_per_class, generator=rng)]
     train, validation = raw.train.select(kept), raw.train.select(held)
-    splits = {"train": train, "validation": validation, "test": raw.test}
+    splits = [train, validation, raw.test]
     if resolution:
-        count = sum(len(split) for split in splits.values())
-        check_size(name, count, channels=train.images.shape[1], resolution=resolution)
-        splits = {key: _resized(split, resolution) for key, split in splits.items()}
-    fields = ("class_names", "mean", "std", "provenance")
-    return ImageData(name=name, **{key: getattr(raw, key) for key in fields}, **splits)
+        count, channels = sum(map(len, splits)), train.images.shape[1]
+        check_size(name, count, channels=channels, resolution=resolution)
+        splits = [replace(part, images=resize(part.images, resolution)) for part in splits]
+    provenance = f"{raw.provenance}, {100 * holdout:g}% of each class held out for validation"
+    return ImageData(name, raw.class_names, raw.mean, raw.std, *splits, provenance)
 
 
 def check_size(name: str, count: int, *, channels: int, resolution: int) -> None:
@@ -229,5 +211,64 @@ def resize(images: Tensor, resolution: int) -> Tensor:
     return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
 
 
-def _resized(split: ImageSet, resolution: int) -> ImageSet:
-    return replace(split, images=resize(split.images, resolution))
+def stratified_split(
+    labels: Tensor, fraction: float, *, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Split off the same fraction of each class, rounded, but at least one image and never all.
+
+    Args:
+        labels: int64 [N]; the only image of a class is kept.
+        fraction: in (0, 1).
+        generator: of the choice.
+
+    Returns:
+        Indices (kept, held), int64, ascending, every index once.
+    """
+    kept, held = [], []
+    for members in _shuffled_classes(labels, generator):
+        count = len(members)
+        share = min(max(round(count * fraction), 1), count - 1)
+        held.append(members[:share])
+        kept.append(members[share:])
+    return _ascending(kept), _ascending(held)
+
+
+def keep_per_class(labels: Tensor, count: int, *, generator: Generator) -> Tensor:
+    """Ascending indices of ``count`` random images of each class, all where there are fewer.
+
+    With the same seed a smaller ``count`` gives a subset of what a larger one gives.
+    """
+    return _ascending([members[:count] for members in _shuffled_classes(labels, generator)])
+
+
+def class_members(labels: Tensor) -> list[Tensor]:
+    """For each class that occurs, in their order, the ascending indices of its images.
+
+    Args:
+        labels: int64 [N], on any device; the indices are on the CPU, where they are sampled.
+    """
+    labels = labels.cpu()
+    order = torch.from_numpy(labels.numpy().argsort(kind="stable"))
+    counts = torch.bincount(labels)
+    return list(order.split(counts[counts > 0].tolist()))
+
+
+def sample_per_class(members: list[Tensor], count: int, *, generator: Generator) -> Tensor:
+    """``count`` random indices out of each of ``members``, without repetition, class by class.
+
+    A class with fewer images gives all of them.
+    """
+    return torch.cat([m[torch.randperm(len(m), generator=generator)[:count]] for m in members])
+
+
+def _shuffled_classes(labels: Tensor, generator: Generator) -> list[Tensor]:
+    """For each class that occurs, the indices of its images in random order."""
+    labels = labels.cpu()
+    shuffled = torch.randperm(len(labels), generator=generator).numpy()
+    by_class = labels.numpy()[shuffled].argsort(kind="stable")  # numpy's is a radix sort, fast
+    counts = torch.bincount(labels)
+    return list(torch.from_numpy(shuffled[by_class]).split(counts[counts > 0].tolist()))
+
+
+def _ascending(parts: list[Tensor]) -> Tensor:
+    return torch.from_numpy(np.sort(torch.cat(parts).numpy()))

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gsdd_lib.core.errors import DataError
 from gsdd_lib.core.rng import generator
-from gsdd_lib.data.dataset import DataError, ImageData, ImageSet, RawData, prepare
-from gsdd_lib.data.sampling import stratified_split
+from gsdd_lib.data.dataset import ImageData, ImageSet, RawData, prepare, stratified_split
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+TEST_FRACTION = 0.2
 
 
 def from_tensors(
@@ -25,27 +26,38 @@ def from_tensors(
 ) -> ImageData:
     """A data set of your own.
 
-    images: [N, C, H, W], C from 1 to 4, uint8, or floating point in [0, 1] (kept as 256 levels)
-    labels: integers [N] in [0, number of classes), every class at least twice
-    test_images, test_labels: the same; left out, a stratified fifth is split off, the same one
-        whatever ``seed`` is
-    holdout: fraction of the rest held out for validation, drawn by ``seed``
+    Args:
+        images: [N, C, H, W], C from 1 to 4, uint8, or floating point in [0, 1], which is rounded
+            to 256 levels.
+        labels: integers [N] in [0, number of classes), every class at least three times, or twice
+            where there are test images.
+        test_images: likewise; left out, a stratified fifth is split off, the same for any seed.
+        test_labels: of the test images.
+        class_names: one name per class; left out, the numbers.
+        name: of the data set.
+        holdout: fraction of each class, test images aside, held out for validation.
+        seed: of the validation split.
 
-    Raises :class:`DataError`, one sentence on what to change.
+    Raises:
+        DataError: one sentence on what to change.
     """
-    train = ImageSet(_checked_images(images, "images"), _checked_labels(labels, "labels"))
-    _check_lengths(train, "images", "labels")
+    train = _checked(images, labels, "images", "labels")
     names = _checked_names(class_names, train.labels)
     if (test_images is None) != (test_labels is None):
         raise DataError("test_images and test_labels go together: give both, or neither")
     if test_images is None:
-        _check_occupied(train.labels, names, at_least=3)
-        draw = generator(0, "data", "tensors", "test")
-        kept, held = stratified_split(train.labels, 0.2, generator=draw)
+        rng = generator(0, "data", "tensors", "test")
+        kept, held = stratified_split(train.labels, TEST_FRACTION, generator=rng)
         train, test = train.select(kept), train.select(held)
     else:
-        test = _checked_test(test_images, test_labels, train, len(names))
-    _check_occupied(train.labels, names, at_least=2)
+        test = _checked(test_images, test_labels, "test_images", "test_labels")
+        _check_range(test.labels, len(names), "test_labels")
+        shapes = [list(split.images.shape[1:]) for split in (test, train)]
+        if shapes[0] != shapes[1]:
+            raise DataError(
+                f"test_images are of shape {shapes[0]} but images of {shapes[1]}; bring them to one"
+                " shape"
+            )
     mean, std = channel_statistics(train.images)
     raw = RawData(names, mean, std, train, test, f"{name}, tensors in memory")
     return prepare(name, raw, holdout=holdout, seed=seed)
@@ -54,7 +66,11 @@ def from_tensors(
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of pixels in [0, 1]; exact, by counting.
 
-    images: uint8 [N, C, H, W]. Raises :class:`DataError` when a channel is constant.
+    Args:
+        images: uint8 [N, C, H, W].
+
+    Raises:
+        DataError: a channel is constant.
     """
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
@@ -68,50 +84,53 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(mean), tuple(std)
 
 
-def _checked_images(images: Tensor, what: str) -> Tensor:
+def _checked(images: Tensor, labels: Tensor, images_name: str, labels_name: str) -> ImageSet:
+    """Images and labels that go together, uint8 and int64 on the CPU."""
     if not isinstance(images, Tensor):
-        raise DataError(f"{what} must be a torch tensor, got {type(images).__name__}")
+        raise DataError(f"{images_name} must be a torch tensor, got {type(images).__name__}")
     shape = list(images.shape)
     if images.dim() != 4 or images.numel() == 0 or not 1 <= shape[1] <= 4:
-        hint = ""
-        if images.dim() == 3:
-            hint = "; add a channel with images[:, None]"
-        elif images.dim() == 4 and 1 <= shape[3] <= 4:
+        hint = "; add a channel with images[:, None]" if len(shape) == 3 else ""
+        if len(shape) == 4 and 1 <= shape[3] <= 4:
             hint = "; channels are last here, use images.permute(0, 3, 1, 2)"
-        raise DataError(f"{what} must be [N, C, H, W] with C from 1 to 4, got {shape}{hint}")
-    if images.dtype == torch.uint8:
-        return images.cpu()
-    if not images.is_floating_point():
-        raise DataError(f"{what} must be uint8 or floating point in [0, 1], got {images.dtype}")
-    low, high = float(images.min()), float(images.max())
-    if not 0 <= low <= high <= 1:  # also false for a NaN
-        raise DataError(
-            f"{what} of floating point must lie in [0, 1], got {low:g} to {high:g};"
-            " divide by the largest level, or pass uint8"
-        )
-    return (images.detach().cpu() * 255).round().to(torch.uint8)
-
-
-def _checked_labels(labels: Tensor, what: str) -> Tensor:
+        raise DataError(f"{images_name} must be [N, C, H, W] with C from 1 to 4, got {shape}{hint}")
     if not isinstance(labels, Tensor) or labels.dtype not in INTEGERS or labels.dim() != 1:
         found = type(labels).__name__
         if isinstance(labels, Tensor):
             found = f"{labels.dtype} of shape {list(labels.shape)}"
-        raise DataError(f"{what} must be a tensor of integers of shape [N], got {found}")
-    return labels.to("cpu", torch.int64)
+        raise DataError(f"{labels_name} must be a tensor of integers of shape [N], got {found}")
+    if len(images) != len(labels):
+        lengths = f"{len(images)} and {len(labels)}"
+        raise DataError(f"{images_name} and {labels_name} must be of one length, got {lengths}")
+    return ImageSet(_as_bytes(images.detach().cpu(), images_name), labels.to("cpu", torch.int64))
 
 
-def _check_lengths(split: ImageSet, images: str, labels: str) -> None:
-    if len(split.images) != len(split.labels):
+def _as_bytes(images: Tensor, name: str) -> Tensor:
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise DataError(f"{name} must be uint8 or floating point in [0, 1], got {images.dtype}")
+    low, high = float(images.min()), float(images.max())
+    if not 0 <= low <= high <= 1:  # also false for a NaN
         raise DataError(
-            f"{images} and {labels} must be of one length,"
-            f" got {len(split.images)} and {len(split.labels)}"
+            f"{name} of floating point must lie in [0, 1], got {low:g} to {high:g};"
+            " divide by the largest level, or remove what is not finite"
         )
+    return (images * 255).round().to(torch.uint8)
 
 
 def _checked_names(class_names: Sequence[str] | None, labels: Tensor) -> tuple[str, ...]:
     if class_names is None:
-        class_names = [str(label) for label in range(int(labels.max()) + 1)]
+        highest = int(labels.max())
+        if highest >= len(labels):
+            raise DataError(
+                f"labels reach {highest} but there are only {len(labels)} images; number the"
+                " classes 0, 1, 2, ... without gaps"
+            )
+        class_names = [str(label) for label in range(highest + 1)]
+    listed = isinstance(class_names, Sequence) and not isinstance(class_names, str)
+    if not listed or not all(isinstance(name, str) for name in class_names):
+        raise DataError("class_names must be a list with the name of each class")
     _check_range(labels, len(class_names), "labels")
     return tuple(class_names)
 
@@ -123,26 +142,3 @@ def _check_range(labels: Tensor, num_classes: int, what: str) -> None:
             f"{what} must lie in 0 to {num_classes - 1} for {num_classes} classes,"
             f" got {low} to {high}"
         )
-
-
-def _check_occupied(labels: Tensor, names: tuple[str, ...], *, at_least: int) -> None:
-    counts = torch.bincount(labels, minlength=len(names)).tolist()
-    poorest = min(range(len(names)), key=counts.__getitem__)
-    if counts[poorest] < at_least:
-        raise DataError(
-            f"class {poorest} ('{names[poorest]}') has {counts[poorest]} training images, but each"
-            f" needs at least {at_least}; number the classes without gaps or add images"
-        )
-
-
-def _checked_test(images: Tensor, labels: Tensor, train: ImageSet, num_classes: int) -> ImageSet:
-    images, labels = _checked_images(images, "test_images"), _checked_labels(labels, "test_labels")
-    test = ImageSet(images, labels)
-    _check_lengths(test, "test_images", "test_labels")
-    _check_range(labels, num_classes, "test_labels")
-    if test.images.shape[1:] != train.images.shape[1:]:
-        raise DataError(
-            f"test_images are of shape {list(test.images.shape[1:])} but images of"
-            f" {list(train.images.shape[1:])}; bring them to one shape"
-        )
-    return test

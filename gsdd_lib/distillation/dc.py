@@ -4,14 +4,14 @@ arXiv 2006.05929, eq. 7, and the metric ``ours`` of its published code: a weight
 into one vector per output node; biases and norms, whose parameters are vectors, do not count.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from gsdd_lib.distillation.microbatch import sum_in_parts
+from gsdd_lib.distillation.microbatch import sum_micro_batches
 
 # Least product of two norms that a cosine divides by. The published code adds it to the product
 # instead, by which equal gradients are not at distance 0.
@@ -33,44 +33,50 @@ def network_gradients(
         params: by name, leaves or not.
         images: normalized [N, C, H, W].
         labels: int64 [N], or probabilities [N, K].
-        create_graph: whether the gradients shall be differentiable in ``images``.
+        create_graph: whether the gradients can be differentiated in images and labels.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
     loss = F.cross_entropy(functional_call(network, leaves, (images,)), labels)
     return list(torch.autograd.grad(loss, list(leaves.values()), create_graph=create_graph))
 
 
-def gradients_in_parts(
+def batch_gradients(
     network: nn.Module,
     params: Mapping[str, Tensor],
     images: Tensor,
     labels: Tensor,
+    prepare: Callable[[Tensor], Tensor] | None = None,
     *,
     micro_batch: int,
 ) -> list[Tensor]:
     """:func:`network_gradients`, with ``micro_batch`` images in the network at a time.
 
     Differentiable in images and labels, exactly: more images than ``micro_batch`` go through the
-    network without a graph first, and again part by part when the result is differentiated.
+    network without a graph first, and again when the result is differentiated.
+
+    Args:
+        prepare: applied to the images of a micro-batch before the network sees them, each image by
+            itself; real images are normalized and augmented by it.
     """
+
+    def share(few: Tensor, own: Tensor, *, create_graph: bool) -> list[Tensor]:
+        ready = prepare(few) if prepare else few
+        grads = network_gradients(network, params, ready, own, create_graph=create_graph)
+        return [grad * (len(few) / len(images)) for grad in grads]
+
     if len(images) <= micro_batch:
-        create = images.requires_grad or labels.requires_grad
-        return network_gradients(network, params, images, labels, create_graph=create)
-
-    def share(part: Tensor, own: Tensor, *, create_graph: bool) -> list[Tensor]:
-        grads = network_gradients(network, params, part, own, create_graph=create_graph)
-        return [grad * (len(part) / len(images)) for grad in grads]
-
-    return sum_in_parts(share, micro_batch, images, labels)
+        return share(images, labels, create_graph=images.requires_grad or labels.requires_grad)
+    return sum_micro_batches(share, micro_batch, images, labels)
 
 
 def gradient_distance(real_grads: Sequence[Tensor], syn_grads: Sequence[Tensor]) -> Tensor:
-    """1 - cosine per output node, summed over nodes and layers; a scalar.
+    """1 - cosine per output node, summed over nodes and layers.
 
     Args:
         real_grads, syn_grads: one tensor per parameter, [out, ...] each; vectors are skipped.
 
-    Differentiable in both. A node whose gradient is zero is at distance 1.
+    Returns:
+        A scalar, differentiable in both. A node whose gradient is zero is at distance 1.
 
     >>> along, across = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])
     >>> gradient_distance([along], [2 * along]), gradient_distance([along], [across])

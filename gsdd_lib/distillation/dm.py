@@ -4,29 +4,28 @@ arXiv 2110.04181, eq. 5, and its published code: the embedding is what a freshly
 network computes before its linear layer; squared distances are summed over features and classes.
 """
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 
 def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean embedding of every class, [num_classes, features].
-
-    embeddings: [N, features]
-    labels: int64 [N], in [0, num_classes), every class at least once, in any order; or
-        probabilities [N, num_classes], by which the means are weighted: ``sum_n p_nc e_n / sum_n
-        p_nc``, differentiable in them too
+    """Mean embedding of every class.
 
     A product with a matrix, not an atomic scatter: equal inputs give equal bits on every device.
+
+    Args:
+        embeddings: [N, features].
+        labels: int64 [N], in [0, num_classes), every class at least once, in any order; or
+            probabilities [N, num_classes], by which the means are weighted: ``sum_n p_nc e_n /
+            sum_n p_nc``, differentiable in them too.
+
+    Returns:
+        [num_classes, features].
 
     >>> import torch
     >>> class_means(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]), 2)
     tensor([[2.], [5.]])
     """
-    _check_labels(embeddings, labels, num_classes)
     hard = not labels.is_floating_point()
     members = F.one_hot(labels, num_classes).to(embeddings) if hard else labels  # [N, K]
     counts = members.sum(0)  # [K]
@@ -39,48 +38,16 @@ def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return (members.T @ embeddings) / counts[:, None]  # [K, features]
 
 
-def embed_in_parts(embed: Callable[[Tensor], Tensor], images: Tensor, micro_batch: int) -> Tensor:
-    """``embed(images)``, [N, features], with ``micro_batch`` images in the network at a time.
-
-    Differentiable in images, exactly: more images than ``micro_batch`` go through the network
-    without a graph first, and again part by part when the result is differentiated.
-    """
-    if len(images) <= micro_batch:
-        return embed(images)
-    once = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in there is random
-    return torch.cat([checkpoint(embed, part, **once) for part in images.split(micro_batch)])
-
-
 def dm_loss(real_means: Tensor, syn_embeddings: Tensor, syn_labels: Tensor) -> Tensor:
     """Squared distance between real and synthetic mean embeddings, summed over classes.
 
-    real_means: [K, features], from :func:`class_means`, usually without gradient
-    syn_embeddings: [N, features]
-    syn_labels: int64 [N], every class at least once, or probabilities [N, K]
+    Args:
+        real_means: [K, features], from :func:`class_means`, usually without gradient.
+        syn_embeddings: [N, features].
+        syn_labels: int64 [N], every class at least once, or probabilities [N, K].
 
-    Returns a scalar, differentiable in both embeddings, and in probabilities.
+    Returns:
+        A scalar, differentiable in both embeddings, and in probabilities.
     """
     syn_means = class_means(syn_embeddings, syn_labels, len(real_means))
-    if syn_means.shape != real_means.shape:
-        raise ValueError(
-            f"real and synthetic embeddings have {real_means.shape[1]} and {syn_means.shape[1]} "
-            "features; embed both with the same network"
-        )
     return (real_means - syn_means).square().sum()
-
-
-def _check_labels(embeddings: Tensor, labels: Tensor, num_classes: int) -> None:
-    hard = not labels.is_floating_point()
-    expected = [len(embeddings)] if hard else [len(embeddings), num_classes]
-    if embeddings.dim() != 2 or list(labels.shape) != expected:
-        wanted = "labels [N]" if hard else f"probabilities [N, {num_classes}]"
-        raise ValueError(
-            f"embeddings must be [N, features] and {wanted}, got {list(embeddings.shape)} "
-            f"and {list(labels.shape)}"
-        )
-    if hard and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        low, high = int(labels.min()), int(labels.max())
-        raise ValueError(
-            f"labels must lie in 0 to {num_classes - 1}, got {low} to {high}; "
-            "number the classes from 0"
-        )

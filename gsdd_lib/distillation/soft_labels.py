@@ -10,16 +10,16 @@ of any objective, and are stored in bf16 and paid for (``BudgetConfig`` has ``so
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
-from gsdd_lib.data.sampling import keep_per_class
-from gsdd_lib.networks import make_network, unflatten
+from gsdd_lib.data.dataset import keep_per_class
+from gsdd_lib.networks import network_for, unflatten
 from gsdd_lib.parameterizations.budget import LABEL_BITS
 from gsdd_lib.parameterizations.gaussian import RoundToBf16
-from gsdd_lib.training.expert_files import Experts
+from gsdd_lib.parameterizations.label_codec import LabelCodec, encode_labels
+from gsdd_lib.training.experts import Experts
 from gsdd_lib.training.train import train_network
 
 BATCH = 256  # images shown to the teacher at once
@@ -28,15 +28,20 @@ TEACHER_BATCH = 64  # of them per step
 
 
 class SoftLabels(nn.Module):
-    """Logits [N, num_classes] as the one parameter; their probabilities are the labels."""
+    """Logits [N, num_classes] as the one parameter; their probabilities are the labels.
 
-    def __init__(self, logits: Tensor) -> None:
+    codec: a grid of a few bits per logit in the place of bf16; it may be set at any moment, as in
+        ``soft.codec = LabelCodec.fit(soft.logits)``
+    """
+
+    def __init__(self, logits: Tensor, codec: LabelCodec | None = None) -> None:
         super().__init__()
         if logits.dim() != 2 or not torch.isfinite(logits).all():
             raise ValueError(
                 f"soft labels need finite logits [N, num_classes], got {list(logits.shape)}"
             )
         self.logits = nn.Parameter(logits.detach().to(torch.float32, copy=True))
+        self.codec = codec
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -44,16 +49,15 @@ class SoftLabels(nn.Module):
     @property
     def bits(self) -> int:
         """Bits of all labels as they are stored."""
+        if self.codec is not None:
+            return 8 * len(encode_labels(self.codec.quantize(self.logits.detach()), self.codec))
         return self.logits.numel() * LABEL_BITS
 
     def probabilities(self, index: Tensor | None = None) -> Tensor:
         """[n, num_classes], rows that sum to 1, of the logits as stored; differentiable."""
         logits = self.logits if index is None else self.logits[index]
-        return RoundToBf16.apply(logits).softmax(1)
-
-    def loss(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
-        """Cross-entropy of a network's logits [n, num_classes], a scalar, with these labels."""
-        return F.cross_entropy(logits, self.probabilities(index))
+        stored = self.codec.round(logits) if self.codec else RoundToBf16.apply(logits)
+        return stored.softmax(1)
 
 
 @torch.no_grad()
@@ -67,7 +71,7 @@ def labels_of_teacher(teacher: nn.Module, images: Tensor, labels: Tensor) -> Sof
             that no image starts under a wrong label.
     """
     was_training = teacher.training
-    logits = torch.cat([teacher.eval()(part) for part in images.split(BATCH)])
+    logits = torch.cat([teacher.eval()(few) for few in images.split(BATCH)])
     teacher.train(was_training)
     rows, top = torch.arange(len(logits), device=logits.device), logits.argmax(1)
     own, highest = logits[rows, labels], logits[rows, top]
@@ -87,27 +91,27 @@ def labels_of_expert(
     settings = experts.about[index]["settings"]
     name, width = settings["expert_network"], settings["expert_width"]
     experts.check(data, name, width, experts.epochs)
-    network = _network(data, name, width, generator(0, "soft labels"))  # its weights are replaced
+    network = network_for(data, name, width, generator=generator(0, "soft labels"))
     (params,) = experts.snapshots(index, experts.epochs)
-    network.load_state_dict(unflatten(params, network))
-    return labels_of_teacher(network.to(images.device), images, labels)
+    network.load_state_dict(unflatten(params, network))  # the fresh weights are replaced
+    return labels_of_teacher(network, images, labels)
 
 
 def train_teacher(data: ImageData, config: EvalConfig, *, seed: int, epochs: int = 20) -> nn.Module:
     """A network for :func:`labels_of_teacher` where there are no experts.
 
     ``config.eval_network`` trained for ``epochs`` passes over at most :data:`TEACHER_IMAGES` random
-    images of the training split: enough to say which classes look alike, in seconds to minutes.
+    images of the training split: enough to say which classes are alike, in seconds to minutes.
     """
-    draw = generator(seed, "soft labels", "images")
+    rng = generator(seed, "soft labels", "images")
     per_class = max(1, TEACHER_IMAGES // data.num_classes)
-    real = data.train.select(keep_per_class(data.train.labels, per_class, generator=draw))
-    network = _network(
-        data, config.eval_network, config.eval_width, generator(seed, "soft labels", "weights")
-    )
+    real = data.train.select(keep_per_class(data.train.labels, per_class, generator=rng))
+    weights = generator(seed, "soft labels", "weights")
+    network = network_for(data, config.eval_network, config.eval_width, generator=weights)
     short = config.model_copy(update={"epochs": epochs, "eval_batch": TEACHER_BATCH})
-    draw = generator(seed, "soft labels", "training")
-    return train_network(data.normalize(real.images), real.labels, network, short, generator=draw)
+    rng = generator(seed, "soft labels", "training")
+    train_network(data.normalize(real.images), real.labels, network, short, generator=rng)
+    return network
 
 
 def labels_of_classes(labels: Tensor, num_classes: int, *, confidence: float = 0.9) -> SoftLabels:
@@ -122,14 +126,3 @@ def labels_of_classes(labels: Tensor, num_classes: int, *, confidence: float = 0
         raise ValueError(f"confidence must lie between 1/{num_classes} and 1, got {confidence}")
     rest = torch.full((len(labels), num_classes), (1 - confidence) / (num_classes - 1))
     return SoftLabels(rest.scatter(1, labels[:, None].cpu(), confidence).log())
-
-
-def _network(data: ImageData, name: str, width: int, draw: torch.Generator) -> nn.Module:
-    return make_network(
-        name,
-        channels=data.channels,
-        num_classes=data.num_classes,
-        resolution=data.resolution,
-        width=width,
-        generator=draw,
-    )

@@ -1,26 +1,21 @@
 """Trajectory matching: ``|| student - target ||^2 / || start - target ||^2``.
 
 arXiv 2203.11932, eq. 3: a student starts where an expert was after some epoch of training on real
-data, takes steps of SGD on the synthetic images, and shall end where the expert was some epochs
-later. Parameters travel as one flat vector [P], in the order of ``network.named_parameters()``.
+data, takes steps of SGD on the synthetic images, and is to end where the expert was some epochs
+later. Parameters are one flat vector [P], in the order of ``network.named_parameters()``.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from gsdd_lib.distillation.microbatch import recomputed
 from gsdd_lib.networks import unflatten
-
-
-class Augment(Protocol):
-    """Changes the images of an inner step, in the same way whenever it is called for that step."""
-
-    def __call__(self, images: Tensor, *, step: int) -> Tensor: ...
+from gsdd_lib.training.experts import ExpertError
 
 
 def synthetic_batches(
@@ -45,10 +40,10 @@ def student_path(
     lr: Tensor,
     *,
     batches: Sequence[Tensor],
-    augment: Augment | None = None,
+    augment: Callable[..., Tensor] | None = None,
     keep_steps: int = 0,
 ) -> Tensor:
-    """Where SGD on synthetic images leads from ``start``: parameters [P].
+    """Where SGD on synthetic images leads from ``start``.
 
     Args:
         network: its structure alone is used.
@@ -57,22 +52,23 @@ def student_path(
         labels: int64 [N], or probabilities [N, K].
         lr: scalar, the learning rate of every inner step.
         batches: for each inner step the indices of its images (:func:`synthetic_batches`).
-        augment: applied to a step's images, once or, where it is run again, twice.
+        augment: changes the images of a step, ``augment(images, step=t)``; the same whenever it is
+            called for that step.
         keep_steps: how many of the last inner steps keep their activations for the gradient. The
             others keep the parameters they start from and are computed again, one at a time, so
             the memory is that of ``max(1, keep_steps)`` steps. The gradient is exact either way.
 
-    Differentiable once in images, labels and lr.
+    Returns:
+        Parameters [P], differentiable once in images, labels and lr.
     """
     params = start
     for number, batch in enumerate(batches):
         change = partial(augment, step=number) if augment else None
         step = partial(_inner_step, network=network, batch=batch, augment=change)
         if number < len(batches) - keep_steps:
-            params = _Recomputed.apply(step, params, images, labels, lr)
+            (params,) = recomputed(step, params, images, labels, lr)
         else:
-            params = params if params.requires_grad else params.detach().requires_grad_()
-            params = step(params, images, labels, lr)
+            (params,) = step(params, images, labels, lr, create_graph=True)
     return params
 
 
@@ -85,63 +81,34 @@ def _inner_step(
     network: nn.Module,
     batch: Tensor,
     augment: Callable[[Tensor], Tensor] | None,
-    second_order: bool = True,
-) -> Tensor:
-    """Parameters [P] after a step of SGD on the images at ``batch``; ``params`` need a gradient."""
+    create_graph: bool,
+) -> list[Tensor]:
+    """Parameters [P], the one of the list, after a step of SGD on the images at ``batch``."""
+    params = params if params.requires_grad else params.detach().requires_grad_()
     chosen = augment(images[batch]) if augment else images[batch]
     logits = functional_call(network, unflatten(params, network), (chosen,))
     loss = F.cross_entropy(logits, labels[batch])
-    (gradient,) = torch.autograd.grad(loss, params, create_graph=second_order)
-    return params - lr * gradient
-
-
-class _Recomputed(torch.autograd.Function):
-    """An inner step that keeps its inputs alone and is computed again for its gradient.
-
-    What ``torch.utils.checkpoint`` does, which runs a step that differentiates inside itself three
-    times and builds the graph of the second derivative each time; here it runs twice, the first
-    time without that graph.
-    """
-
-    @staticmethod
-    def forward(ctx, step, *inputs: Tensor) -> Tensor:
-        ctx.step = step
-        ctx.save_for_backward(*inputs)
-        params, *others = inputs
-        with torch.enable_grad():
-            leaf = params.detach().requires_grad_()
-            moved = step(leaf, *[other.detach() for other in others], second_order=False)
-        return moved.detach()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, v_moved: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
-        with torch.enable_grad():
-            params, *others = [
-                value.detach().requires_grad_(need)
-                for value, need in zip(ctx.saved_tensors, needed, strict=True)
-            ]
-            inputs = (params.requires_grad_(), *others)  # the inner step differentiates in them
-            moved = ctx.step(*inputs)
-            wanted = [value for value, need in zip(inputs, needed, strict=True) if need]
-            gradients = iter(torch.autograd.grad(moved, wanted, v_moved))
-        return None, *[next(gradients) if need else None for need in needed]
+    (gradient,) = torch.autograd.grad(loss, params, create_graph=create_graph)
+    return [params - lr * gradient]
 
 
 def tm_loss(student: Tensor, start: Tensor, target: Tensor) -> Tensor:
     """``||student - target||^2 / ||start - target||^2``: 1 for a student that did not move.
 
-    student, start, target: parameters [P]. Raises ValueError where the expert did not move.
+    Args:
+        student, start, target: parameters [P].
+
+    Raises:
+        ExpertError: the expert did not move.
 
     >>> zero, one = torch.zeros(3), torch.ones(3)
     >>> tm_loss(zero, zero, one), tm_loss(one, zero, one)
     (tensor(1.), tensor(0.))
     """
     distance = (start - target).square().sum()
-    if not distance > 0:  # also where it is not a number
-        raise ValueError(
-            "the expert's parameters are the same, or not numbers, at the start and at the end of "
-            "the matched epochs; train the experts with a larger expert_lr or match more epochs"
+    if not distance > 0:  # also where it is NaN
+        raise ExpertError(
+            "the expert's parameters are equal or non-finite at the start and at the end of the "
+            "matched epochs; train the experts with a larger expert_lr or match more epochs"
         )
     return (student - target).square().sum() / distance

@@ -1,29 +1,93 @@
-"""Sets at the same bits, judged alike: distilled ones, what they started from, real images.
+"""Rivals of a distilled set at equal storage, and the whole data set, evaluated alike.
 
-A distilled set means something beside its rivals only: the same parameters before distillation,
-and random real images stored as bytes. All are judged on the test split by networks from the same
-seeds.
+A distilled set means something only beside its rivals: the same parameters before distillation,
+and real images stored as cheaply as serves them. All are evaluated on the test split by networks
+that begin with the same weights, so that methods can be compared network by network.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from gsdd_lib.config import EvalConfig
+from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
-from gsdd_lib.evaluation.evaluate import evaluate, format_accuracy, random_real_images, summarize
+from gsdd_lib.data.dataset import class_members, keep_per_class
+from gsdd_lib.evaluation.evaluate import Row, evaluate, format_accuracy, summarize
 from gsdd_lib.parameterizations.budget import Budget
+from gsdd_lib.parameterizations.downsampled import (
+    DownsampledImages,
+    affordable_images,
+    stored_size,
+)
+from gsdd_lib.parameterizations.initialization import representatives
+from gsdd_lib.parameterizations.pixel import BITS, Storage
 
 INITIAL = "initial"  # the parameters before distillation
-RANDOM_REAL = "random real"  # real images as uint8 pixels, at the same bits
+RANDOM_REAL = "random real"  # real images as uint8 pixels
+WHOLE_DATA = "whole data"  # every training image: what a distilled set is to come close to
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class RealImages:
+    """Real training images as a rival: which ones of each class, and how they are stored.
+
+    coreset: the images nearest to the k-means centers of their class, in place of random ones
+    storage: of a pixel value
+    factor: how many times smaller each side is stored; interpolated bilinearly to its full size
+    """
+
+    coreset: bool = False
+    storage: Storage = "uint8"
+    factor: int = 1
+
+    def per_class(self, budget: Budget) -> int:
+        """Images of each class that ``budget`` buys."""
+        return affordable_images(budget, factor=self.factor, storage=self.storage)
+
+    @torch.no_grad()
+    def choose(self, data: ImageData, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
+        """``count`` images of each class, all of a smaller class, as they are stored.
+
+        Returns:
+            Normalized images [N, C, H, W], and their labels [N].
+        """
+        if self.coreset:
+            members = class_members(data.train.labels)
+            index = torch.cat([_coreset(data, part, count, seed) for part in members])
+        else:
+            order = generator(seed, "evaluate", "random real")
+            index = keep_per_class(data.train.labels, count, generator=order)
+        chosen = data.train.select(index)
+        stored = DownsampledImages.init_from(
+            chosen.images.float() / 255,
+            chosen.labels,
+            factor=self.factor,
+            storage=self.storage,
+            normalization=data.normalization,
+        )
+        return stored.render(), chosen.labels
 
 
-def judge(
+def _coreset(data: ImageData, members: Tensor, count: int, seed: int) -> Tensor:
+    if len(members) <= count:
+        return members
+    return members[representatives(data.train.images[members], count, seed=seed)]
+
+
+REAL = {
+    RANDOM_REAL: RealImages(),
+    "random real, 4 bits": RealImages(storage="uint4"),
+    "random real, half size, 4 bits": RealImages(storage="uint4", factor=2),
+    "k-means coreset": RealImages(coreset=True),
+}
+
+
+def set_rows(
     sets: Mapping[str, tuple[Tensor, Tensor]],
     data: ImageData,
     config: EvalConfig | Mapping[str, EvalConfig],
@@ -32,41 +96,52 @@ def judge(
 ) -> list[Row]:
     """The rows of ``evaluate`` on the test split for every set, with its name as ``method``.
 
+    Prints a line per set as it is done.
+
     Args:
-        sets: by name, normalized images [N, C, H, W] and labels as ``evaluate`` takes them.
+        sets: by name, images and labels as ``evaluate`` takes them.
         config: how networks are trained; or one for each name, where one of them has a learning
             rate of its own.
-
-    Prints a line per set as it is done.
     """
     rows = []
     for name, (images, labels) in sets.items():
         own = config if isinstance(config, EvalConfig) else config[name]
-        own_rows = evaluate(images, labels, data, own, seed=seed, split="test")
-        print(f"{name}: {format_accuracy(summarize(own_rows))}", flush=True)
-        rows += [{"method": name, **row} for row in own_rows]
+        rows += _named(name, evaluate(images, labels, data, own, seed=seed, split="test"))
     return rows
 
 
-def random_real_rows(data: ImageData, count: int, config: EvalConfig, *, seed: int) -> list[Row]:
-    """``count`` random training images per class, drawn anew for each of ``config.networks``.
+def real_rows(
+    method: str, data: ImageData, budget: Budget, config: EvalConfig, *, seed: int
+) -> list[Row]:
+    """Real images at the storage of ``budget``, chosen anew for each of ``config.networks``.
 
-    Their spread is that of the draws and of the networks together.
+    Their spread is that of the choice and of the networks together.
+
+    Args:
+        method: a key of :data:`REAL`.
     """
-    one, rows = config.model_copy(update={"networks": 1}), []
-    for draw in range(config.networks):
-        images, labels = random_real_images(data, count, seed=seed + draw)
-        row = evaluate(images, labels, data, one, seed=seed + draw, split="test")[0]
-        rows.append({"method": RANDOM_REAL, **row, "network_index": draw})
-    print(f"{RANDOM_REAL}: {format_accuracy(summarize(rows))}", flush=True)
-    return rows
+    rival, one, rows = REAL[method], config.model_copy(update={"networks": 1}), []
+    for index in range(config.networks):
+        images, labels = rival.choose(data, rival.per_class(budget), seed=seed + index)
+        (row,) = evaluate(images, labels, data, one, seed=seed + index, split="test")
+        rows.append(row | {"network_index": index})
+    return _named(method, rows)
+
+
+def whole_data_rows(
+    data: ImageData, config: EvalConfig, *, seed: int, steps: int = 2_000
+) -> list[Row]:
+    """Networks trained on all of ``data.train`` for at least ``steps`` steps, whole epochs."""
+    epochs = math.ceil(steps / math.ceil(len(data.train) / config.eval_batch))
+    own = config.model_copy(update={"epochs": epochs})
+    return set_rows({WHOLE_DATA: (data.train.images, data.train.labels)}, data, own, seed=seed)
 
 
 def equal_steps(config: EvalConfig, images: int, rival: int) -> EvalConfig:
     """``config`` for a set of ``rival`` images with the SGD steps that ``images`` get in it.
 
     In the field's 1,000 epochs every set is learned to the end; in a few epochs a smaller set,
-    which has fewer steps in each, would stand below what it is worth.
+    which has fewer steps in each, would seem worse than it is.
 
     >>> equal_steps(EvalConfig(epochs=30, eval_batch=64), 1000, 400).epochs
     69
@@ -90,43 +165,71 @@ def summary_table(rows: Sequence[Row]) -> pd.DataFrame:
     )
 
 
-def gain_table(rows: Sequence[Row], *, over: str = INITIAL) -> pd.DataFrame:
-    """By how much every other method is above ``over``: method, gain, std, n, ci95 (points).
+def paired(rows: Sequence[Row], method: str, over: str) -> dict[str, str | float]:
+    """By how much ``method`` is above ``over``, network by network.
 
-    Taken network by network, as the networks of one ``network_index`` begin with the same weights:
-    the interval is that of the mean difference. Methods whose networks are not those of ``over``
-    (other seeds, another number of them) are left out.
+    Networks of one ``network_index`` and seed begin with the same weights, so the interval of
+    their mean difference is narrower than those of the two means.
+
+    Returns:
+        method, over, gain (percentage points), and std, n and ci95 of the differences; 0 lies
+        outside ``gain ± ci95`` where one is better at the 95 % level.
+
+    Raises:
+        ValueError: the two were not evaluated by the same networks.
 
     >>> rows = [{"method": m, "network_index": i, "seed": 1, "accuracy": a}
     ...         for m, i, a in [("initial", 0, 70.0), ("initial", 1, 72.0),
     ...                         ("ours", 0, 75.0), ("ours", 1, 77.0)]]
-    >>> gain_table(rows)[["method", "gain", "ci95"]].values.tolist()
-    [['ours', 5.0, 0.0]]
+    >>> paired(rows, "ours", "initial")["gain"]
+    5.0
     """
-    accuracies = {method: {} for method in dict.fromkeys(row["method"] for row in rows)}
-    for row in rows:
-        accuracies[row["method"]][row["network_index"], row["seed"]] = row["accuracy"]
-    base, lines = accuracies.pop(over), []
-    for method, found in accuracies.items():
-        if found.keys() == base.keys():
-            gains = summarize([{"accuracy": found[key] - base[key]} for key in base])
-            lines.append({"method": method, "gain": gains.pop("mean"), **gains})
-    return pd.DataFrame(lines, columns=["method", "gain", "std", "n", "ci95"])
+    first, second = (_by_network(rows, name) for name in (method, over))
+    if not first or first.keys() != second.keys():
+        raise ValueError(f"'{method}' and '{over}' were not evaluated by the same networks")
+    gains = summarize([{"accuracy": first[key] - second[key]} for key in first])
+    return {"method": method, "over": over, "gain": gains.pop("mean"), **gains}
+
+
+def gain_table(rows: Sequence[Row], *, over: str = INITIAL) -> pd.DataFrame:
+    """:func:`paired` of every other method and ``over``; methods of other networks are left out."""
+    base = _by_network(rows, over).keys()
+    methods = dict.fromkeys(row["method"] for row in rows if row["method"] != over)
+    alike = [name for name in methods if _by_network(rows, name).keys() == base]
+    lines = [paired(rows, name, over) for name in alike]
+    return pd.DataFrame(lines, columns=["method", "over", "gain", "std", "n", "ci95"])
 
 
 def cost_table(
-    file_bytes: Mapping[str, int], budget: Budget, *, initial: str = INITIAL
+    file_bytes: Mapping[str, int],
+    budget: Budget,
+    *,
+    initial: str = INITIAL,
+    real: Sequence[str] = (RANDOM_REAL,),
 ) -> pd.DataFrame:
     """What every rival costs: images and Gaussians per class, bits per class, bytes of its file.
 
-    file_bytes: of each distilled set, by its name. ``initial`` has as many numbers as they, and
-        random real images have no file here.
+    Args:
+        file_bytes: of each distilled set, by its name. ``initial`` has as many numbers as they.
+        real: keys of :data:`REAL`, which have no file.
     """
-    columns = ["method", "images_per_class", "points", "bits_per_class", "file_bytes"]
     own = (budget.gpc, budget.points, budget.bits_per_class)
-    lines = [(name, *own, size) for name, size in file_bytes.items()]
-    real = budget.uint8_images_per_class
-    real_bits = real * budget.channels * budget.height * budget.width * 8
-    lines += [(initial, *own, None), (RANDOM_REAL, real, None, real_bits, None)]
+    lines = [(name, *own, size) for name, size in file_bytes.items()] + [(initial, *own, None)]
+    for name in real:
+        count = REAL[name].per_class(budget)
+        height, width = stored_size(budget.height, budget.width, REAL[name].factor)
+        bits = count * budget.channels * height * width * BITS[REAL[name].storage]
+        lines.append((name, count, None, bits, None))
+    columns = ["method", "images_per_class", "points", "bits_per_class", "file_bytes"]
     whole = {"points": "Int64", "file_bytes": "Int64"}
     return pd.DataFrame(lines, columns=columns).astype(whole)
+
+
+def _by_network(rows: Sequence[Row], method: str) -> dict[tuple[int, int], float]:
+    own = (row for row in rows if row["method"] == method)
+    return {(row["network_index"], row["seed"]): row["accuracy"] for row in own}
+
+
+def _named(method: str, rows: Sequence[Row]) -> list[Row]:
+    print(f"{method}: {format_accuracy(summarize(rows))}", flush=True)
+    return [{"method": method, **row} for row in rows]

@@ -1,8 +1,7 @@
-"""How good is a distilled set? Train fresh networks on it alone and test them on real images.
+"""How good is a distilled set? Train fresh networks on nothing else and test them on real ones.
 
 The ``validation`` split serves every choice; ``test`` is read only when it is asked for by name.
-How a network is trained is in :mod:`gsdd_lib.training.train`, how rows are summed up in
-:mod:`gsdd_lib.evaluation.summary`; their public names can be had from here too.
+How a network is trained is in :mod:`gsdd_lib.training.train`.
 
 The networks are trained one after another: all five in one ``torch.func.vmap`` pass, whose
 convolutions become grouped ones, are slower on a CPU. ConvNetD3 at width 64 on 28x28, two shared
@@ -10,31 +9,25 @@ cores, forward, backward and step of five: loop 0.07 s, vmap 0.19 s for 10 image
 for 100.
 """
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
+from scipy import stats
 from torch import Tensor
 
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.core.progress import Progress
-from gsdd_lib.core.rng import generator as make_generator
+from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
-from gsdd_lib.data.sampling import keep_per_class
-from gsdd_lib.evaluation.summary import format_accuracy, summarize
-from gsdd_lib.networks import make_network
-from gsdd_lib.training.train import EvaluationError, accuracy, learning_rate, train_network
+from gsdd_lib.networks import network_for
+from gsdd_lib.training.train import EvaluationError, accuracy, passes, train_network
 
-__all__ = [
-    "EvaluationError",
-    "accuracy",
-    "evaluate",
-    "format_accuracy",
-    "learned_eval_config",
-    "learning_rate",
-    "random_real_images",
-    "summarize",
-    "train_network",
-]
+SUMMARY = ("mean", "std", "n", "ci95")  # what :func:`summarize` gives
+
+Row = dict[str, Any]
 
 
 def evaluate(
@@ -45,122 +38,120 @@ def evaluate(
     *,
     seed: int,
     split: str = "validation",
-) -> list[dict[str, float | int | str]]:
-    """Train ``config.networks`` networks on a distilled set; one row per network.
+) -> list[Row]:
+    """Train ``config.networks`` networks on a set of images and test each.
+
+    Network i has generators of its own: the same rows come out whatever was evaluated before, and
+    the first rows are the same for any number of networks.
 
     Args:
-        images: normalized, [N, C, H, W].
+        images: [N, C, H, W], normalized; or real ones as uint8, normalized batch by batch.
         labels: int64 [N], or probabilities [N, num_classes].
         data: real images to test on, and their normalization.
         split: ``validation`` or ``test``; the other one is not read.
 
-    A row holds network_index, seed, split, accuracy (percent), train_loss (mean of the last epoch)
-    and seconds. Network i draws from generators of its own: the same rows come out whatever was
-    evaluated before, and the first rows are the same for any number of networks.
+    Returns:
+        A row per network: network_index, seed, split, accuracy (percent), train_loss (mean of the
+        last epoch) and seconds.
+
+    Raises:
+        EvaluationError: the images or labels do not fit, or the training diverges.
     """
     _check(images, labels, data, split)
-    images, labels = images.detach(), labels.detach()
-    with Progress(config.networks * config.epochs, f"evaluate on {split}") as progress:
-        return [
-            _train_and_test(
+    images, labels = images.detach().to(data.device), labels.detach().to(data.device)
+    normalize = data.normalize if images.dtype == torch.uint8 else None
+    real, rows = getattr(data, split), []
+    with Progress(config.networks * passes(config), f"evaluate on {split}") as progress:
+        for index in range(config.networks):
+            started = time.perf_counter()
+            network = network_for(
+                data,
+                config.eval_network,
+                config.eval_width,
+                generator=generator(seed, "evaluate", index, "weights"),
+                **_choices(config),
+            )
+            loss = train_network(
                 images,
                 labels,
-                data,
+                network,
                 config,
-                seed=seed,
-                split=split,
-                index=index,
+                generator=generator(seed, "evaluate", index, "training"),
+                normalize=normalize,
                 progress=progress,
             )
-            for index in range(config.networks)
-        ]
+            percent = accuracy(network, real.images, real.labels, normalize=data.normalize)
+            row = {"network_index": index, "seed": seed, "split": split, "accuracy": percent}
+            seconds = time.perf_counter() - started
+            rows.append(row | {"train_loss": loss, "seconds": seconds})
+    return rows
 
 
-def learned_eval_config(eval_config: EvalConfig, rows: Sequence[dict[str, float]]) -> EvalConfig:
-    """``eval_config`` with the learned learning rate of the row whose Gaussians were kept.
+def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What several networks say together of one set.
 
-    Unchanged where ``rows`` hold none, which is so for every objective but trajectory matching.
+    Returns:
+        Mean accuracy in percent, std (of a sample, n - 1), n, and ci95, the half-width of the 95 %
+        interval for the mean: Student's t times std / sqrt(n). Over n networks of one distillation
+        seed, it says nothing of the spread between distillations. Both are NaN for one network.
+
+    >>> summarize([{"accuracy": 70.0}, {"accuracy": 72.0}])["mean"]
+    71.0
     """
-    best = max(rows, key=lambda row: row["mean"])
-    return eval_config.model_copy(update={"eval_lr": best.get("syn_lr", eval_config.eval_lr)})
+    if not rows:
+        raise ValueError("no rows to summarize; evaluate at least one network")
+    values = torch.tensor([float(row["accuracy"]) for row in rows], dtype=torch.float64)
+    n = len(values)
+    std = values.std(correction=1).item() if n > 1 else math.nan
+    ci95 = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n) if n > 1 else math.nan
+    return dict(zip(SUMMARY, (values.mean().item(), std, n, ci95), strict=True))
 
 
-def random_real_images(data: ImageData, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """The honest rival: ``count`` random training images per class, normalized, and their labels.
+def format_accuracy(summary: Mapping[str, float]) -> str:
+    """Mean ± half-width of the 95 % interval, in percent, and the number of networks.
 
-    What ``count`` the same bits buy as uint8 pixels says ``Budget.uint8_images_per_class``.
+    >>> format_accuracy({"mean": 78.81, "std": 0.43, "n": 5, "ci95": 0.53})
+    '78.8 ± 0.5 (n=5)'
     """
-    draw = make_generator(seed, "evaluate", "random real")
-    chosen = data.train.select(keep_per_class(data.train.labels, count, generator=draw))
-    return data.normalize(chosen.images), chosen.labels
-
-
-def _train_and_test(
-    images: Tensor,
-    labels: Tensor,
-    data: ImageData,
-    config: EvalConfig,
-    *,
-    seed: int,
-    split: str,
-    index: int,
-    progress: Progress,
-) -> dict[str, float | int | str]:
-    started, losses = time.perf_counter(), []
-
-    def after_epoch(epoch: int, loss: float) -> None:
-        losses.append(loss)
-        progress.update(network=index + 1, loss=loss)
-
-    network = make_network(
-        config.eval_network,
-        channels=images.shape[1],
-        num_classes=data.num_classes,
-        resolution=tuple(images.shape[2:]),
-        width=config.eval_width,
-        generator=make_generator(seed, "evaluate", index, "weights"),
-        **_choices(config),
-    ).to(images.device)
-    draws = make_generator(seed, "evaluate", index, "training")
-    train_network(images, labels, network, config, generator=draws, progress=after_epoch)
-    real = getattr(data, split).to(images.device)
-    percent = accuracy(network, real.images, real.labels, normalize=data.normalize)
-    return {
-        "network_index": index,
-        "seed": seed,
-        "split": split,
-        "accuracy": percent,
-        "train_loss": losses[-1],
-        "seconds": time.perf_counter() - started,
-    }
+    mean, ci95, n = summary["mean"], summary["ci95"], summary["n"]
+    return f"{mean:.1f}" + ("" if math.isnan(ci95) else f" ± {ci95:.1f}") + f" (n={n:.0f})"
 
 
 def _choices(config: EvalConfig) -> dict[str, str]:
-    """The settings of a ConvNet that are not the usual ones; the other networks have none."""
-    names = ("norm", "pooling", "activation")
-    fields = EvalConfig.model_fields
-    values = {name: getattr(config, f"eval_{name}") for name in names}
-    return {name: v for name, v in values.items() if v != fields[f"eval_{name}"].default}
+    """The settings of a ConvNet that are not the defaults; the other networks have none."""
+    fields = {name: f"eval_{name}" for name in ("norm", "pooling", "activation")}
+    values = {name: getattr(config, field) for name, field in fields.items()}
+    default = {name: EvalConfig.model_fields[field].default for name, field in fields.items()}
+    return {name: value for name, value in values.items() if value != default[name]}
 
 
 def _check(images: Tensor, labels: Tensor, data: ImageData, split: str) -> None:
     if split not in ("validation", "test"):
-        raise ValueError(f"unknown split '{split}'; choose 'validation' or 'test'")
+        raise EvaluationError(f"unknown split '{split}'; choose 'validation' or 'test'")
     expected = (data.channels, *data.resolution)
     if images.dim() != 4 or tuple(images.shape[1:]) != expected or not len(images):
-        raise ValueError(
+        raise EvaluationError(
             f"images to evaluate must be [N, {', '.join(map(str, expected))}] to be tested on "
             f"'{data.name}', got {list(images.shape)}; render them at its resolution"
         )
+    if images.is_floating_point() and not images.isfinite().all():
+        raise EvaluationError("the images to evaluate have non-finite pixels; repair them first")
     hard = labels.dim() == 1 and not labels.is_floating_point()
     soft = labels.shape[1:] == (data.num_classes,) and labels.is_floating_point()
     if len(labels) != len(images) or not (hard or soft):
-        raise ValueError(
+        raise EvaluationError(
             f"labels must be integers [{len(images)}] or probabilities "
             f"[{len(images)}, {data.num_classes}], got {labels.dtype} {list(labels.shape)}"
         )
     if hard and not 0 <= int(labels.min()) <= int(labels.max()) < data.num_classes:
-        raise ValueError(
+        raise EvaluationError(
             f"labels must lie in 0 to {data.num_classes - 1}, got {int(labels.min())} to "
             f"{int(labels.max())}; number the classes as '{data.name}' does"
+        )
+    counts = torch.bincount(labels, minlength=data.num_classes) if hard else labels.sum(0)
+    if not counts.all():
+        name = data.class_names[int((counts == 0).nonzero()[0])]
+        raise EvaluationError(
+            f"no image to train on is of class '{name}', so no network could ever name it; give "
+            "every class at least one"
         )

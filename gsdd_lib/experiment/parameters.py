@@ -1,138 +1,218 @@
-"""Parameter files: every wrong name, type or value is found before a notebook starts.
+"""A notebook's parameters: every wrong name, type or value is found before any work is done.
 
-papermill itself only warns about an unknown parameter and then runs with the default, so a typing
-mistake would cost hours and look like a result. A file is a flat mapping that overrides literals of
-the notebook's one ``parameters`` cell; the notebook's metadata ``{"gsdd": {"configs": [...]}}``
-names the settings models of :mod:`gsdd_lib.config` that also have to accept the values.
+A notebook has one ``parameters`` cell of ``name: type = literal  # meaning`` lines, and builds its
+settings from them by name in its setup cell::
+
+    from gsdd_lib.experiment import parameters, results
+    settings = parameters.pick(globals(), DataConfig, BudgetConfig, own=("photos",))
+    folder = results.open_run(output_folder, run_folder)  # prints where results go
+
+A name is known if it is a field of :class:`RunConfig` or of a model named there (``ipc``); such a
+field for one objective (``dm_steps``); the plural of one, for a list of values to compare
+(``objectives``); or one of ``own``, which the notebook alone uses. The same rules hold for a file
+of parameters (:mod:`gsdd_lib.experiment.parameter_files`), which reads the models off that call.
 """
 
 import ast
-import json
+import math
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import yaml
-
-from gsdd_lib import config
-from gsdd_lib.config import Config, nearest
+from gsdd_lib.config import DATASETS, BudgetConfig, Config, DataConfig, RunConfig, nearest
 from gsdd_lib.core.errors import ConfigError, GsddError
+from gsdd_lib.experiment.tables import paper_number
 
-# Where a run writes follows from the parameter file's own place, so a file may not set these.
-FOLDERS = ("output_folder", "run_folder")
-
-SCALARS: Mapping[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (float, int),
-    "bool": (bool,),
-    "str": (str,),
-}
+PREFIXES = ("dm_", "dc_", "tm_")
+SCALARS = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}
+INJECTED = "# Parameters"  # first line of the cell that papermill adds
+LONGEST = 220  # characters of a message's faults
 
 
 class ParameterError(GsddError, ValueError):
     """A parameter file or a notebook's parameters cell is wrong; one sentence says how."""
 
+    def __init__(self, where: object, *faults: str) -> None:
+        more = f"; and {len(faults) - 2} more" if faults[2:] else ""
+        sentence = "; ".join(faults[:2]) + more
+        if len(sentence) > LONGEST:
+            sentence = f"{sentence[:LONGEST]} ..."
+        super().__init__(f"{where}: {sentence}{'' if sentence.endswith('?') else '.'}")
+
+
+class Settings(SimpleNamespace):
+    """A notebook's settings: one per model, called by its name (``data`` is a DataConfig).
+
+    ``values`` holds every parameter and every field by name, for the run's record and for
+    ``DistillConfig.pick(settings.values, prefix="dm_")``.
+    """
+
+    values: dict[str, Any]
+    run: RunConfig
+
 
 @dataclass(frozen=True)
 class Interface:
-    """What a notebook can be told: parameter types and defaults, and the models that judge them."""
+    """What a notebook can be told: types and defaults by name, and what checks the values."""
 
     types: Mapping[str, str]
-    defaults: Mapping[str, Any]
-    configs: tuple[str, ...]
+    defaults: Mapping[str, Any]  # and what follows from parameters
+    models: tuple[type[Config], ...]
+    own: frozenset[str] | None  # None: not said, so any other name may be the notebook's own
+
+    def field(self, name: str) -> tuple[type[Config], str, bool] | None:
+        """The model and field that ``name`` stands for, and whether it lists several values."""
+        without = name[3:] if name.startswith(PREFIXES) else name
+        singular = name[:-1] if "list" in self.types.get(name, "") else name
+        for candidate in (name, without, singular):
+            for model in self.models:
+                if candidate in model.model_fields:
+                    return model, candidate, candidate == singular != name
+        return None
+
+    def unknown(self) -> list[str]:
+        """A sentence for each name of the cell that nothing answers to."""
+        if self.own is None:
+            return []
+        fields = [field for model in self.models for field in model.model_fields]
+        known = [*self.own, *fields, *(prefix + field for prefix in PREFIXES for field in fields)]
+        wrong = [name for name in self.types if not (name in self.own or self.field(name))]
+        return [f"unknown parameter '{name}'{nearest(name, known)}" for name in wrong]
+
+    def faults(self, values: Mapping[str, Any]) -> list[str]:
+        """A sentence for each wrong value; if there is none, what is wrong with them together."""
+        faults = [fault for name, value in values.items() if (fault := self._fault(name, value))]
+        return faults or self._joint_faults({**self.defaults, **values})
+
+    def _fault(self, name: str, value: Any) -> str:
+        shown, parts = reprlib.repr(value), value if isinstance(value, list) else [value]
+        if name not in self.types:
+            return f"unknown parameter {reprlib.repr(name)}{nearest(name, self.types)}"
+        if not fits(value, self.types[name]):
+            return f"'{name}' must be {self.types[name]}, not {shown} ({kind_of(value)})"
+        if not parts:
+            return f"'{name}' is an empty list"
+        if not (found := self.field(name)):
+            sound = all(isinstance(p, str) or (math.isfinite(p) and p >= 0) for p in parts)
+            return "" if sound else f"'{name}' must be finite and not negative, not {shown}"
+        model, field, many = found
+        try:
+            for part in parts if many else [value]:
+                model(**{field: part})
+        except ConfigError as error:
+            return f"'{name}': {str(error).partition(f'{field}: ')[2]}"
+        return ""
+
+    def _joint_faults(self, values: Mapping[str, Any]) -> list[str]:
+        try:
+            picked = {model: model.pick(values) for model in self.models}
+            run = picked[RunConfig]
+            paper_number(run.paper_item, run.paper_method, run.paper_setting)
+            if {BudgetConfig, DataConfig} <= picked.keys():
+                _check_budget(picked[BudgetConfig], picked[DataConfig])
+        except GsddError as error:
+            return [str(error)]
+        return []
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core rules, so that ``1e-3`` is a number and ``no`` a word; no key twice."""
+def _check_budget(budget: BudgetConfig, data: DataConfig) -> None:
+    """Raise where the budget buys nothing, if the images' size is known without reading them."""
+    from gsdd_lib.parameterizations.budget import points_per_image
 
-    yaml_implicit_resolvers: Mapping[str, Any] = {}
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                problem = f"'{key}' stands there twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _pattern in {
-    "null": r"null|~|",
-    "bool": r"true|false",
-    "int": r"[-+]?(0|[1-9][0-9]*)",
-    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?",
-}.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"({_pattern})$"), None)
+    if size := DATASETS[data.dataset]:
+        side = data.resolution or size[1]
+        points_per_image(
+            ipc=budget.ipc,
+            gpc=budget.gpc,
+            opacity=budget.opacity,
+            channels=size[0],
+            height=side,
+            width=side,
+        )
 
 
-def load_parameters(path: Path) -> dict[str, Any]:
-    """The file's flat mapping of names to numbers, booleans, texts or flat lists of them."""
-    try:
-        values = yaml.load(path.read_text("utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise ParameterError(f"{path}: cannot be read: {error.strerror}.") from None
-    except yaml.MarkedYAMLError as error:
-        line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
-        raise ParameterError(f"{path}: not valid YAML: {error.problem}{line}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path}: not a YAML text: {error}.".replace("\n", " ")) from None
-    if values is None:
-        raise ParameterError(f"{path}: holds no parameter; write {{}} to keep every default.")
-    if not isinstance(values, dict):
-        raise ParameterError(f"{path}: must be lines of 'name: value', not a {_kind(values)}.")
-    for name, value in values.items():
-        _require_flat(path, name, value)
-    return values
+def pick(
+    namespace: Mapping[str, Any], *models: type[Config], own: Iterable[str] = (), **others: Any
+) -> Settings:
+    """All settings of a notebook, built by name from its parameters cell.
+
+    Args:
+        namespace: the notebook's ``globals()``. IPython keeps there the source of the cells that
+            were run, which tells the parameters from other variables.
+        models: what is built, beside :class:`RunConfig`.
+        own: parameters that belong to no model.
+        others: fields that follow from parameters, such as ``eval_width=width``.
+
+    Raises:
+        ParameterError: an unknown name, a wrong type or a wrong value.
+    """
+    where = "The parameters cell"
+    types, assigned = _executed(where, namespace)
+    face = Interface(types, others, (RunConfig, *models), frozenset(own))
+    values = {name: namespace.get(name) for name in {**types, **dict.fromkeys(assigned)}}
+    fields = {field for model in face.models for field in model.model_fields}
+    if wrong := [name for name in others if name not in fields]:
+        raise ParameterError("parameters.pick", f"no model has a field '{wrong[0]}'")
+    if faults := face.unknown() or face.faults(values):
+        raise ParameterError(where, *faults)
+    settings = Settings(values={})
+    for model in face.models:
+        mine = {name: value for name, value in others.items() if name in model.model_fields}
+        picked = model.pick(values, **mine)
+        setattr(settings, model.__name__.removesuffix("Config").lower(), picked)
+        settings.values |= picked.model_dump()
+    settings.values |= values
+    return settings
 
 
-def _require_flat(path: Path, name: Any, value: Any) -> None:
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ParameterError(f"{path}: {name!r} is not a parameter's name.")
-    if value is None:
-        raise ParameterError(f"{path}: '{name}' has no value; leave the line out for the default.")
-    inner = value if isinstance(value, list) else [value]
-    if any(isinstance(part, dict | list) or part is None for part in inner):
-        raise ParameterError(f"{path}: '{name}' is nested; a value is a scalar or a flat list.")
+def _executed(where: str, namespace: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Types of the parameters cell as it was last run, and the names that papermill's cell sets."""
+    cells = namespace.get("_ih", ())
+    ours = [at for at, cell in enumerate(cells) if re.search(r"(?m)^output_folder\s*:", cell)]
+    if ours:
+        added = [cell for cell in cells[ours[-1] :] if cell.startswith(INJECTED)]
+        names = [name for name, *_ in _assignments("\n".join(added))]
+        return read_cell(where, cells[ours[-1]])[0], names
+    kinds = namespace.get("__annotations__", {})  # a notebook that was exported as a script
+    if "output_folder" not in kinds:
+        raise ParameterError(where, "was not run; run it before this one")
+    plain = {name: kind.__name__ for name, kind in kinds.items() if type(kind) is type}
+    return {name: plain.get(name, str(kind)) for name, kind in kinds.items()}, []
 
 
-def read_interface(notebook: Path) -> Interface:
-    """Read the notebook's one ``parameters`` cell and the models that its metadata names."""
-    try:
-        content = json.loads(notebook.read_text("utf-8"))
-        cells, facts = content["cells"], content.get("metadata", {}).get("gsdd", {})
-        tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
-    except OSError as error:
-        raise ParameterError(f"{notebook}: cannot be read: {error.strerror}.") from None
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise ParameterError(f"{notebook}: not a Jupyter notebook (format 4).") from None
-    if len(tagged) != 1:
-        found = f"{len(tagged)} cells are" if tagged else "no cell is"
-        raise ParameterError(f"{notebook}: {found} tagged 'parameters'; exactly one must be.")
-    types, defaults = _read_cell(notebook, "".join(tagged[0]["source"]))
-    return Interface(types, defaults, tuple(facts.get("configs", ())))
-
-
-def _read_cell(notebook: Path, source: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """Types and defaults of ``name: type = literal  # meaning`` lines."""
+def read_cell(where: str, source: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Types and defaults of a parameters cell, ``name: type = literal  # meaning`` lines."""
     types, defaults = {}, {}
     try:
-        lines = ast.parse(source).body
+        lines = list(_assignments(source))
     except SyntaxError as error:
-        problem = f"parameters cell, line {error.lineno}: {error.msg}"
-        raise ParameterError(f"{notebook}: {problem}.") from None
-    for line in lines:
+        raise ParameterError(where, f"line {error.lineno}: {error.msg}") from None
+    for name, kind, node, line in lines:
+        if name and not kind:
+            hint = nearest(name, [other for other, typed, *_ in lines if typed])
+            hint = hint or f"; write '{name}: type = value'"
+            raise ParameterError(where, f"line {line} sets '{name}', which has no type{hint}")
         try:
-            name, kind = line.target.id, ast.unparse(line.annotation)
-            value = ast.literal_eval(line.value)
-        except (AttributeError, ValueError, TypeError):
-            problem = f"parameters cell, line {line.lineno} is not 'name: type = literal'"
-            raise ParameterError(f"{notebook}: {problem}.") from None
+            value = ast.literal_eval(node)
+        except (AttributeError, ValueError, TypeError, RecursionError):
+            problem = f"line {line} is not 'name: type = literal'"
+            raise ParameterError(where, problem) from None
         if not fits(value, kind):
-            raise ParameterError(f"{notebook}: parameters cell: '{name}' is not of type {kind}.")
+            raise ParameterError(where, f"'{name}' is not of type {kind}")
         types[name], defaults[name] = kind, value
     return types, defaults
+
+
+def _assignments(source: str) -> Iterator[tuple[str, str | None, ast.AST | None, int]]:
+    """Name, annotation, value and line of each statement; name and value only of assignments."""
+    for line in ast.parse(source).body:
+        target = getattr(line, "target", None) or next(iter(getattr(line, "targets", [])), None)
+        kind = ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else None
+        value = getattr(line, "value", None) if isinstance(target, ast.Name) else None
+        yield getattr(target, "id", ""), kind, value, line.lineno
 
 
 def fits(value: Any, kind: str) -> bool:
@@ -148,47 +228,6 @@ def fits(value: Any, kind: str) -> bool:
     return isinstance(value, SCALARS.get(kind, ()))
 
 
-def check(notebook: Path, path: Path) -> dict[str, Any]:
-    """The file's values, once its names, types and values are all right for the notebook."""
-    values, interface = load_parameters(path), read_interface(notebook)
-    if path.parent.name != notebook.stem:
-        raise ParameterError(f"{path}: belongs to '{path.parent.name}', not to '{notebook.stem}'.")
-    for name in FOLDERS:
-        if interface.types.get(name) != "str":
-            raise ParameterError(f"{notebook}: the parameters cell lacks '{name}: str = ...'.")
-    faults = [_fault(name, value, interface.types) for name, value in values.items()]
-    if not any(faults):
-        faults = _model_faults(notebook, interface, dict(interface.defaults) | values)
-    if any(faults):
-        sentence = "; ".join(filter(None, faults))
-        raise ParameterError(f"{path}: {sentence}{'' if sentence.endswith('?') else '.'}")
-    return values
-
-
-def _fault(name: str, value: Any, types: Mapping[str, str]) -> str:
-    if name in FOLDERS:
-        return f"'{name}' follows from the file's place and cannot be set"
-    if name not in types:
-        return f"unknown parameter '{name}'{nearest(name, list(types))}"
-    if not fits(value, types[name]):
-        return f"'{name}' must be {types[name]}, not {value!r} ({_kind(value)})"
-    return ""
-
-
-def _model_faults(notebook: Path, interface: Interface, values: Mapping[str, Any]) -> list[str]:
-    """What the notebook's settings models object to, one sentence per model."""
-    faults = []
-    for name in interface.configs:
-        model = getattr(config, name, None)
-        if not (isinstance(model, type) and issubclass(model, Config)):
-            raise ParameterError(f"{notebook}: metadata names no known model: {name!r}.")
-        own = {field: values[field] for field in model.model_fields if field in values}
-        try:
-            model.from_params(**own)
-        except ConfigError as error:
-            faults.append(str(error))
-    return faults
-
-
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """The type of ``value``, as YAML's users call it."""
     return {"str": "text", "dict": "mapping"}.get(type(value).__name__, type(value).__name__)

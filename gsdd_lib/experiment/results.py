@@ -1,4 +1,4 @@
-"""What a run leaves behind: its record (``run.json``) and its tables (csv and Markdown).
+"""What a run leaves behind: its record (``run.json``) and its tables (csv, Markdown and LaTeX).
 
 A record says what produced the numbers beside it, and nothing about whose machine it was: an
 absolute path among the parameters is reduced to its last part.
@@ -12,30 +12,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any, Self
 
 import pandas as pd
 
-from gsdd_lib.core.files import write_atomically
-from gsdd_lib.core.processor import cpu_name
-from gsdd_lib.experiment.tables import to_markdown
+from gsdd_lib.core.device import cpu_name
+from gsdd_lib.core.files import project_root, write_atomically
+from gsdd_lib.experiment.tables import to_latex, to_markdown
 
 RECORD = "run.json"
-
-
-def project_root() -> Path:
-    """The folder with ``pyproject.toml``, upwards from the working directory.
-
-    A notebook runs in ``notebooks/`` and ``make`` beside it; both mean the same ``figures/``.
-    Outside any project it is the working directory itself.
-    """
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "pyproject.toml").is_file():
-            return folder
-    return here
+COMMITS = "commits.json"  # in a run's folder: whose code worked there, the oldest first
 
 
 def open_folder(folder: str | Path) -> Path:
@@ -43,6 +32,33 @@ def open_folder(folder: str | Path) -> Path:
     path = project_root() / folder
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def open_run(output_folder: str, run_folder: str) -> Path:
+    """Print where the results of a run go, and whether it may go on from other code's checkpoints.
+
+    Checkpoints are used where settings, data and seed are the same, whatever the code is; the
+    record then says ``resumed_from``.
+
+    Returns:
+        ``run_folder``, made where it was missing.
+    """
+    folder = open_folder(run_folder)
+    print(f"Figures and tables: {output_folder}; checkpoints: {run_folder}")
+    now = _commit()["commit"]
+    known = _commits(folder) if any(folder.rglob("*checkpoint*")) else []
+    if earlier := [commit[:10] for commit in known if commit != now]:
+        print(f"Checkpoints of commit {', '.join(earlier)} serve where the settings are the same.")
+    commits = [*(commit for commit in known if commit != now), now]
+    write_atomically(folder / COMMITS, json.dumps(commits).encode())
+    return folder
+
+
+def _commits(folder: Path) -> list[str]:
+    try:
+        return [str(commit) for commit in json.loads((folder / COMMITS).read_text("utf-8"))]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 class Recorder:
@@ -92,9 +108,12 @@ def run_record(
         extra: further entries, e.g. the budget's line; they may not replace one of the record's.
         device: where the tensors were; ``"cuda..."`` names the GPU and adds its peak memory.
     """
+    source = _commit()
+    worked = _commits(project_root() / str(parameters.get("run_folder", "")))
     record = {
         "parameters": {name: _portable(value) for name, value in parameters.items()},
-        **_commit(),
+        **source,
+        "resumed_from": [commit for commit in worked if commit != source["commit"]],
         **_versions(),
         **_machine(device),
         "seconds": round(float(seconds), 2),
@@ -114,11 +133,16 @@ def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
 
 
 def write_table(folder: str | Path, name: str, frame: pd.DataFrame, *, digits: int = 2) -> Path:
-    """Write ``name.csv`` (six digits) and ``name.md`` (``digits`` decimals); returns the csv."""
+    """Write ``name.csv`` (six digits), ``name.md`` and ``name.tex`` (``digits`` decimals).
+
+    Returns:
+        The path of the csv.
+    """
     path = open_folder(folder) / f"{name}.csv"
     csv = frame.to_csv(index=False, lineterminator="\n", float_format=_six_digits)
     write_atomically(path, csv.encode())
-    write_atomically(path.with_suffix(".md"), to_markdown(frame, digits=digits).encode())
+    for suffix, printed in {".md": to_markdown, ".tex": to_latex}.items():
+        write_atomically(path.with_suffix(suffix), printed(frame, digits=digits).encode())
     return path
 
 
@@ -152,8 +176,7 @@ def read_records(folder: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows) if rows else _nothing()
 
 
-def _nothing() -> pd.DataFrame:
-    return pd.DataFrame(columns=["notebook", "case"])
+_nothing = partial(pd.DataFrame, columns=["notebook", "case"])
 
 
 def _portable(value: Any) -> Any:
@@ -186,11 +209,10 @@ def _git(*arguments: str) -> str:
 
 
 def _versions() -> dict[str, str]:
+    loaded = getattr(sys.modules.get("torch"), "__version__", None)  # tells its build too
     return {
         "gsdd": _version("gsdd"),
-        "torch": getattr(
-            sys.modules.get("torch"), "__version__", _version("torch")
-        ),  # with its build
+        "torch": loaded or _version("torch"),
         "numpy": _version("numpy"),
         "python": platform.python_version(),
     }

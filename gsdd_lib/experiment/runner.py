@@ -1,22 +1,22 @@
 """Run a notebook with a parameter file through papermill, checked first, visible throughout.
 
     python -m gsdd_lib.experiment.runner notebooks/04_x.ipynb params/demo/04_x/ipc1.yaml [--check]
-    python -m gsdd_lib.experiment.runner --check-all params/demo
+    python -m gsdd_lib.experiment.runner --check-all params/demo [--only 04]
 
-``params/<profile>/<stem>/<case>.yaml`` writes its results to ``figures/<profile>/<stem>/<case>/``;
-the executed notebook, its log and its checkpoints go to ``runs/<profile>/<stem>/<case>*``.
+The results of ``params/<profile>/<notebook>/<case>.yaml``, the executed notebook among them, go to
+``figures/<profile>/<notebook>/<case>/``; log, checkpoints and experts to the same place in runs/.
+Nothing there is ever moved or deleted: a distillation goes on from a checkpoint of the same
+settings, data and seed, and starts anew otherwise.
 """
 
 import argparse
-import hashlib
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import papermill
 from nbclient.exceptions import DeadKernelError
@@ -24,12 +24,15 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from gsdd_lib.config import nearest
-from gsdd_lib.core.files import write_atomically
-from gsdd_lib.experiment.parameters import ParameterError, check
-from gsdd_lib.experiment.results import project_root
+from gsdd_lib.core.errors import GsddError
+from gsdd_lib.core.files import lock_folder, project_root, write_atomically
+from gsdd_lib.experiment.parameter_files import check, load_parameters, place
+from gsdd_lib.experiment.parameters import ParameterError
+from gsdd_lib.experiment.results import RECORD
 
 ENGINE = "gsdd"
 SOURCES = ("gsdd_lib/**/*.py", "cuda_ext/*.py", "cuda_ext/*.h", "cuda_ext/*.c*")
+INTERRUPTED = "interrupted, the same command goes on from the last checkpoint"
 
 
 class _Lines:
@@ -68,35 +71,34 @@ class _AnnouncingEngine(NBClientEngine):
 
 def run(notebook: Path, params: Path) -> int:
     """Check, then execute; returns the exit code: 0 done, 1 failed, 130 interrupted."""
-    values = check(notebook, params)
-    place = Path(*params.resolve().with_suffix("").parts[-3:])  # profile/stem/case
-    folder = project_root() / "runs" / place
-    _open_run(folder, _fingerprint(notebook, params))
-    folders = {"output_folder": f"figures/{place}", "run_folder": f"runs/{place}"}
+    values, where = check(notebook, params), place(notebook, params)
     name = f"[{notebook.stem.partition('_')[0]} {params.stem}]"
-    started = time.perf_counter()
-    with open(folder.with_name(f"{folder.name}.log"), "w", encoding="utf-8") as log:
-        failure = _execute(notebook, folder, values | folders, _Lines(name, log))
-    if failure:
-        executed = os.path.relpath(_executed(folder))
-        print(f"{name} stopped: {failure}; the executed notebook is {executed}.", file=sys.stderr)
-        return 130 if failure == INTERRUPTED else 1
-    minutes, seconds = divmod(round(time.perf_counter() - started), 60)
-    print(f"{name} done in {minutes}:{seconds:02d}, results in figures/{place}", flush=True)
+    folder, output = project_root() / "runs" / where, project_root() / "figures" / where
+    with lock_folder(folder, "case.lock"):
+        print(f"{name} {_expected_time(where)}; results go to figures/{where}", flush=True)
+        started, executed = time.perf_counter(), folder / f"{params.stem}.ipynb"
+        values |= {"output_folder": f"figures/{where}", "run_folder": f"runs/{where}"}
+        with open(folder / "run.log", "w", encoding="utf-8") as log:
+            failure = _execute(notebook, executed, values, _Lines(name, log))
+        if failure:
+            left = os.path.relpath(executed)
+            print(f"{name} stopped: {failure}; the executed notebook is {left}.", file=sys.stderr)
+            return 130 if failure == INTERRUPTED else 1
+        # Only a whole run replaces the notebook that stands beside the results.
+        write_atomically(output / executed.name, executed.read_bytes())
+        executed.unlink()
+    print(f"{name} done in {_clock(time.perf_counter() - started)}, results in figures/{where}")
     return 0
 
 
-INTERRUPTED = "interrupted, the same command goes on from the last checkpoint"
-
-
-def _execute(notebook: Path, folder: Path, parameters: dict, lines: _Lines) -> str:
+def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], lines: _Lines) -> str:
     """Execute in a kernel of this Python; returns what went wrong, or nothing."""
-    os.environ["TQDM_DISABLE"] = "1"  # a saved bar stays at 0 %; the library prints lines instead
+    os.environ["TQDM_DISABLE"] = "1"  # progress as lines, which papermill passes on
     papermill_engines.register(ENGINE, _AnnouncingEngine)
     try:
         papermill.execute_notebook(
             os.path.relpath(notebook),
-            os.path.relpath(_executed(folder)),
+            os.path.relpath(executed),
             parameters=parameters,
             engine_name=ENGINE,
             kernel_name="python3",
@@ -116,74 +118,101 @@ def _execute(notebook: Path, folder: Path, parameters: dict, lines: _Lines) -> s
     return ""
 
 
-def _executed(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.ipynb")
+def _last_run(where: Path) -> tuple[float, str] | None:
+    """Seconds and device of the record beside the results of a case, if it was ever run."""
+    try:
+        record = json.loads((project_root() / "figures" / where / RECORD).read_text("utf-8"))
+        return float(record["seconds"]), str(record["device"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _open_run(folder: Path, fingerprint: str) -> None:
-    """Keep the checkpoints of the same inputs; move those of others aside, to ``<case>.before``.
+def _expected_time(where: Path) -> str:
+    if not (last := _last_run(where)):
+        return "no earlier run says how long this takes"
+    seconds, device = last
+    length = "under a minute" if seconds < 45 else f"about {round(seconds / 60)} min"
+    return f"{length} (last run: {_clock(seconds)} on {device})"
 
-    Without this, a run repeated after a change of the code would go on from the old code's
-    finished checkpoint and report the old code's numbers.
+
+def _clock(seconds: float) -> str:
+    return "{}:{:02d}".format(*divmod(round(seconds), 60))
+
+
+def cases(folder: Path, only: str = "") -> list[Path]:
+    """The parameter files of a profile.
+
+    Args:
+        folder: ``params/<profile>``.
+        only: those of one notebook ("04", or its whole name), of one item of the paper
+            ("table_15") or of one name ("ipc1"); empty: all.
+
+    Raises:
+        ParameterError: there is none.
     """
-    stamp = folder / "inputs.sha256"
-    known = stamp.read_text("utf-8") if stamp.is_file() else ""
-    if known != fingerprint and folder.is_dir() and any(folder.iterdir()):
-        before = folder.with_name(f"{folder.name}.before")
-        shutil.rmtree(before, ignore_errors=True)
-        folder.rename(before)
-    write_atomically(stamp, fingerprint.encode())
-
-
-def _fingerprint(notebook: Path, params: Path) -> str:
-    """Hash of what decides the results: the notebook's cells, the parameters, the library."""
-    cells = json.loads(notebook.read_text("utf-8"))["cells"]
-    digest = hashlib.sha256(json.dumps([cell["source"] for cell in cells]).encode())
-    digest.update(params.read_bytes())
-    root = project_root()
-    for path in sorted(path for pattern in SOURCES for path in root.glob(pattern)):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def check_all(folder: Path) -> int:
-    """Check every parameter file of a profile; prints a line per fault, returns the exit code."""
     files = sorted(folder.glob("*/*.yaml"))
     if not files:
         profiles = [path.name for path in folder.parent.glob("*") if path.is_dir()]
-        print(f"{folder}: no parameter files{nearest(folder.name, profiles)}", file=sys.stderr)
-        return 1
-    faults = []
+        raise ParameterError(folder, f"no parameter files{nearest(folder.name, profiles)}")
+    chosen = [path for path in files if not only or _matches(path, only)]
+    if not chosen:
+        raise ParameterError(folder, f"no case is called '{only}', nor its notebook, nor its table")
+    return chosen
+
+
+def _matches(path: Path, only: str) -> bool:
+    stem, item = path.parent.name, str(load_parameters(path).get("paper_item", ""))
+    return path.stem == only or any(
+        name == only or name.startswith(f"{only}_") for name in (stem, item)
+    )
+
+
+def check_all(folder: Path, only: str = "") -> int:
+    """Check the parameter files of a profile; prints a line per fault, returns the exit code."""
+    files, faults, times = cases(folder, only), 0, []
     for path in files:
+        notebook = project_root() / "notebooks" / f"{path.parent.name}.ipynb"
         try:
-            check(project_root() / "notebooks" / f"{path.parent.name}.ipynb", path)
+            check(notebook, path)
+            times.append(_last_run(place(notebook, path)))
         except ParameterError as error:
-            faults.append(str(error))
-    print("\n".join(faults), file=sys.stderr, end="\n" if faults else "")
-    print(f"{len(files) - len(faults)} of {len(files)} parameter files are valid.")
+            print(error, file=sys.stderr)
+            faults += 1
+    known = [last[0] for last in times if last]
+    total = f", {round(sum(known) / 60)} min by the last runs of {len(known)} of them" * bool(known)
+    print(f"{len(files) - faults} of {len(files)} parameter files are valid{total}.", flush=True)
     return 1 if faults else 0
+
+
+def data_sets(folder: Path, only: str = "") -> list[str]:
+    """The data sets that the parameter files of a profile name."""
+    values = [load_parameters(path) for path in cases(folder, only)]
+    named = {name for one in values for name in [one.get("dataset"), *one.get("datasets", [])]}
+    return sorted(named - {None})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gsdd_lib.experiment.runner", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m gsdd_lib.experiment.runner")
     parser.add_argument("notebook", type=Path, nargs="?", help="notebooks/<stem>.ipynb")
-    parser.add_argument("params", type=Path, nargs="?", help="params/<profile>/<stem>/<case>.yaml")
+    parser.add_argument("params", type=Path, nargs="?", help="a parameter file, in params/ or not")
     parser.add_argument("--check", action="store_true", help="check the file and run nothing")
     parser.add_argument("--check-all", type=Path, metavar="FOLDER", help="check a whole profile")
+    parser.add_argument("--data-sets", type=Path, metavar="FOLDER", help="print what it reads")
+    parser.add_argument("--only", default="", help="a notebook, a case or a table of the paper")
     options = parser.parse_args(arguments)
-    if options.check_all:
-        return check_all(options.check_all)
-    if not options.params:
-        parser.error("a notebook and a parameter file are needed, or --check-all")
     try:
+        if options.check_all:
+            return check_all(options.check_all, options.only)
+        if options.data_sets:
+            print(*data_sets(options.data_sets, options.only))
+            return 0
+        if not options.params:
+            parser.error("a notebook and a parameter file are needed, or --check-all")
         if not options.check:
             return run(options.notebook, options.params)
         check(options.notebook, options.params)
-    except ParameterError as error:
+    except GsddError as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{options.params}: valid.")

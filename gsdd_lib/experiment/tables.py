@@ -1,10 +1,11 @@
-"""Tables: DataFrames to Markdown, and our results beside the published numbers.
+"""Tables: DataFrames to Markdown and LaTeX, and our results beside the published numbers.
 
 The published numbers stand in ``paper_numbers.yaml`` and only ever appear in columns that say so;
-what was not run here reads "not run", never blank.
+what was not run here reads "not run", never blank. A ± of ours is the 95 % interval of a mean over
+``n`` networks; a published one is a deviation, as its authors print it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -13,22 +14,22 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from gsdd_lib.config import nearest
+from gsdd_lib.config import IMAGENET_SUBSETS, nearest
 from gsdd_lib.core.errors import ConfigError
 
+TEX = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$"})
 NOT_RUN = "not run"
 NOT_REPORTED = "not reported"
 
-SUBSETS = ("nette", "woof", "fruit", "yellow", "meow", "squawk")
 CIFAR = tuple(f"{name} IPC {ipc}" for name in ("CIFAR-10", "CIFAR-100") for ipc in (1, 10, 50))
 # What the positions of a list mean, by the item's first words.
 AXES = {
-    "table_1_": SUBSETS,
-    "table_2_": SUBSETS,
-    "table_3_": SUBSETS,
-    "table_4_": SUBSETS,
+    "table_1_": IMAGENET_SUBSETS,
+    "table_2_": IMAGENET_SUBSETS,
+    "table_3_": IMAGENET_SUBSETS,
+    "table_4_": IMAGENET_SUBSETS,
     "table_15_": CIFAR,
-    "table_16_": SUBSETS,
+    "table_16_": IMAGENET_SUBSETS,
     "table_20_": ("21 points", "170 points", "682 points", "2730 points"),
     "table_21_": ("accuracy", "difference", "ratio"),
     "fashion_mnist": ("IPC 1", "IPC 10", "IPC 50"),
@@ -39,8 +40,14 @@ METHOD_IS_SECOND = ("table_2_", "table_6_", "table_16_", "table_21_")
 NOT_SCORES = {"points", "k", "gpc"}
 # Items that hold settings alone; a test sees that params/paper/ follows them.
 SETTINGS = tuple(f"table_{number}_" for number in range(7, 13))
-# Both ways to report a run, and how the report's columns call ours (see ``protocols``).
-PROTOCOLS = {"clean": "ours (clean)", "paper": "ours (the paper's rule)"}
+# Items all of whose rows are GSDD; elsewhere its rows have "gsdd" in their name.
+ALL_OWN = ("table_6_", "table_13_", "table_14_", "table_20_")
+PAPER, AS_PAPER, SCALED, WHAT = (
+    "the paper",
+    "ours (the paper's settings)",
+    "ours (scaled)",
+    "scaled",
+)
 
 
 def to_markdown(frame: pd.DataFrame, *, digits: int = 2, missing: str = "") -> str:
@@ -52,18 +59,38 @@ def to_markdown(frame: pd.DataFrame, *, digits: int = 2, missing: str = "") -> s
     | a | 22.34 |
     <BLANKLINE>
     """
+    rows, numeric = _cells(frame, digits, missing)
+    rows.insert(1, ["---:" if number else "---" for number in numeric])
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def to_latex(frame: pd.DataFrame, *, digits: int = 2, missing: str = "") -> str:
+    """``frame`` as a ``tabular`` with the rules of booktabs, aligned as in :func:`to_markdown`.
+
+    >>> print(to_latex(pd.DataFrame({"method": ["a_1"], "%": [22.345]})))
+    \\begin{tabular}{lr}
+    \\toprule
+    method & \\% \\\\
+    \\midrule
+    a\\_1 & 22.34 \\\\
+    \\bottomrule
+    \\end{tabular}
+    <BLANKLINE>
+    """
+    rows, numeric = _cells(frame, digits, missing)
+    columns = "".join("r" if number else "l" for number in numeric)
+    head, *body = (" & ".join(cell.translate(TEX) for cell in row) + r" \\" for row in rows)
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _cells(frame: pd.DataFrame, digits: int, missing: str) -> tuple[list[list[str]], list[bool]]:
+    """The head and every row as text, and which columns are numbers."""
+    body = frame.itertuples(index=False, name=None)
+    rows = [[_cell(value, digits, missing) for value in values] for values in body]
     numeric = [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]
-    lines = [
-        _row(str(name) for name in frame.columns),
-        _row("---:" if number else "---" for number in numeric),
-    ]
-    for values in frame.itertuples(index=False, name=None):
-        lines.append(_row(_cell(value, digits, missing) for value in values))
-    return "\n".join(lines) + "\n"
-
-
-def _row(cells: Iterator[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return [[str(name) for name in frame.columns], *rows], numeric
 
 
 def _cell(value: Any, digits: int, missing: str) -> str:
@@ -126,9 +153,10 @@ class PaperNumber:
 
 
 def paper_number(item: str, method: str, setting: str) -> PaperNumber | None:
-    """The published number that a run is to be read beside; an empty ``item``: it has none.
+    """The published number that a run is to be read beside; None without item or setting.
 
-    Raises :class:`ConfigError` naming the nearest item, method or setting that exists.
+    Raises:
+        ConfigError: there is no such item, method or setting; it names the nearest.
 
     >>> str(paper_number("table_15_cifar_tm", "gsdd", "CIFAR-10 IPC 1"))
     '67.6 ± 0.4 (table 15, CIFAR-10 IPC 1)'
@@ -137,6 +165,8 @@ def paper_number(item: str, method: str, setting: str) -> PaperNumber | None:
         return None
     rows = pd.DataFrame({"item": list(paper_numbers())})
     for name, value in {"item": item, "method": method, "setting": setting}.items():
+        if not setting and name != "item":
+            return None
         found = rows[rows[name] == value]
         if found.empty:
             hint = nearest(value, rows[name].unique().tolist())
@@ -146,29 +176,65 @@ def paper_number(item: str, method: str, setting: str) -> PaperNumber | None:
     return PaperNumber(item, method, setting, float(row.paper), float(row.deviation))
 
 
-def beside_paper(ours: pd.DataFrame) -> pd.DataFrame:
-    """Every result in the paper's tables, ours beside it under both protocols: strings.
+def beside_paper(ours: pd.DataFrame, *, protocol: str = "paper") -> pd.DataFrame:
+    """Every result in the paper's tables with ours beside it, scaled runs in their own column.
 
     Args:
         ours: what runs left: ``paper_item, paper_method, paper_setting`` say what a row is to be
-            read beside, ``protocol`` is a key of :data:`PROTOCOLS`, ``mean, ci95, n`` are its
-            numbers. Rows and columns that are missing count as not run.
+            read beside, ``protocol`` how it was reported, ``scaled`` what was smaller than in the
+            paper ("nothing": the paper's settings), ``mean, ci95, n`` are its numbers. A row that
+            does not say what was scaled counts as scaled.
+        protocol: "paper", the rule that published numbers stand on, or "clean".
+
+    Returns:
+        Strings, with columns ``item, method, setting``, :data:`PAPER`, :data:`AS_PAPER`,
+        :data:`SCALED` and :data:`WHAT`. Where several runs are to be read beside one number, the
+        last one is shown.
     """
-    keys = ["paper_item", "paper_method", "paper_setting", "protocol"]
-    ours = ours.reindex(columns=[*keys, "mean", "ci95", "n"])
-    ours = ours.rename(columns={"paper_method": "method", "paper_setting": "setting"})
-    parts = []
-    for item in paper_numbers():
-        if not item.startswith("table_") or item.startswith(SETTINGS):
-            continue
-        columns = []
-        for protocol, heading in PROTOCOLS.items():
-            run = ours[(ours.paper_item == item) & (ours.protocol == protocol)]
-            columns.append(compare(paper_rows(item), run).rename(columns={"ours": heading}))
-        clean, paper = columns
-        clean.insert(3, PROTOCOLS["paper"], paper[PROTOCOLS["paper"]])
-        parts.append(clean.assign(item=item)[["item", *clean.columns]])
-    return pd.concat(parts, ignore_index=True)
+    keys = ["item", "method", "setting"]
+    columns = [*(f"paper_{key}" for key in keys), "protocol", WHAT, "mean", "ci95", "n"]
+    ours = ours.reindex(columns=columns).set_axis([*keys, *columns[3:]], axis=1)
+    ours = ours[ours.protocol == protocol].astype({WHAT: object})
+    ours[WHAT] = [text if isinstance(text, str) and text else "not said" for text in ours[WHAT]]
+    full = ours[WHAT] == "nothing"
+    items = [name for name in paper_numbers() if name.startswith("table_")]
+    parts = [paper_rows(item) for item in items if not item.startswith(SETTINGS)]
+    rows = pd.concat(parts, ignore_index=True)
+    table = rows[keys].assign(**{PAPER: _texts(_published, rows[["paper", "deviation"]])})
+    for heading, part in ((AS_PAPER, ours[full]), (SCALED, ours[~full])):
+        part = part.drop_duplicates(keys, keep="last")
+        found = rows[keys].merge(part, on=keys, how="left")
+        table[heading] = _texts(_ours, found[["mean", "ci95", "n"]])
+    return table.assign(**{WHAT: found[WHAT].where(found[WHAT].notna(), "")})
+
+
+def coverage(table: pd.DataFrame, cases: Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:
+    """How many of GSDD's own numbers have a case and were run, by item, and in all.
+
+    Args:
+        table: of :func:`beside_paper`.
+        cases: parameters of the cases there are; ``paper_item`` and, where a case is about one
+            number, ``paper_method`` and ``paper_setting``.
+    """
+    own = table[table.method.str.contains("gsdd") | table["item"].str.startswith(ALL_OWN)]
+    keys = ("paper_item", "paper_method", "paper_setting")
+    listed = {
+        tuple(case.get(key, "gsdd" if "method" in key else "") for key in keys) for case in cases
+    }
+    whole = {item for item, _, setting in listed if not setting}
+    places = own[["item", "method", "setting"]].itertuples(index=False, name=None)
+    counted = pd.DataFrame(
+        {
+            "item": own["item"],
+            "own numbers": 1,
+            "with a case": [int(place in listed or place[0] in whole) for place in places],
+            "run at the paper's settings": (own[AS_PAPER] != NOT_RUN).astype(int),
+            "run scaled": (own[SCALED] != NOT_RUN).astype(int),
+        }
+    )
+    counted = counted.groupby("item", sort=False).sum()
+    counted.loc["all"] = counted.sum()
+    return counted.reset_index()
 
 
 def fashion_mnist_rivals(ipc: int) -> pd.DataFrame:
@@ -202,10 +268,14 @@ def compare(paper: pd.DataFrame, ours: pd.DataFrame, *, source: str = "") -> pd.
         {
             "method": rows.method,
             "setting": rows.setting,
-            "ours": [_ours(*values) for values in rows[["mean", "ci95", "n"]].to_numpy()],
-            published: [_published(*values) for values in rows[["paper", "deviation"]].to_numpy()],
+            "ours": _texts(_ours, rows[["mean", "ci95", "n"]]),
+            published: _texts(_published, rows[["paper", "deviation"]]),
         }
     )
+
+
+def _texts(printed: Callable[..., str], numbers: pd.DataFrame) -> list[str]:
+    return [printed(*values) for values in numbers.to_numpy(dtype=float)]
 
 
 def _ours(mean: float, ci95: float, n: float) -> str:

@@ -1,44 +1,48 @@
 """The field's networks: ConvNetD1 to D6, AlexNet, VGG11, ResNet18 and ViT.
 
-``make_network(name, ...)`` draws every weight from a generator that is passed in, with torch's
-default distributions; the global generator is neither read nor moved. A new architecture is a
-subclass of :class:`~gsdd_lib.networks.layers.Network` and a line in :data:`NETWORKS`.
+:func:`network_for` makes one for a data set. Every weight is sampled from a generator that is
+passed in, with torch's default distributions. A new architecture is a subclass of
+:class:`~gsdd_lib.networks.layers.Network` and a line in :data:`NETWORKS`.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gsdd_lib.core.errors import ConfigError
+from gsdd_lib.networks import layers
 from gsdd_lib.networks.alexnet_vgg import VGG11, AlexNet
 from gsdd_lib.networks.convnet import ConvNet
-from gsdd_lib.networks.layers import Network, check_choice, initialize_
+from gsdd_lib.networks.layers import Network
 from gsdd_lib.networks.resnet import ResNet18
 from gsdd_lib.networks.vit import ViT
 
-CONVNETS: dict[str, Callable[..., Network]] = {
-    f"ConvNetD{depth}": partial(ConvNet, depth=depth) for depth in range(1, 7)
-}
 NETWORKS: dict[str, Callable[..., Network]] = {
-    **CONVNETS,
+    **{f"ConvNetD{depth}": partial(ConvNet, depth=depth) for depth in range(1, 7)},
     "AlexNet": AlexNet,
     "VGG11": VGG11,
     "ResNet18": ResNet18,
     "ViT": ViT,
 }
 
-__all__ = [
-    "CONVNETS",
-    "NETWORKS",
-    "Network",
-    "empty_network",
-    "flatten",
-    "initialize_",
-    "make_network",
-    "unflatten",
-]
+
+def network_for(
+    data: Any, name: str, width: int = 128, *, generator: torch.Generator, **choices: str
+) -> Network:
+    """:func:`make_network` for the images and classes of an ``ImageData``, on its device."""
+    network = make_network(
+        name,
+        channels=data.channels,
+        num_classes=data.num_classes,
+        resolution=data.resolution,
+        width=width,
+        generator=generator,
+        **choices,
+    )
+    return network.to(data.device)
 
 
 def make_network(
@@ -61,39 +65,29 @@ def make_network(
         choices: of a ConvNet, ``norm`` (instance, batch, layer, group, none), ``pooling`` (avg,
             max, none) and ``activation`` (relu, leakyrelu, sigmoid).
 
-    The result maps images [N, C, H, W] to logits, and by ``.embed`` to [N, features]. Raises
-    :class:`ConfigError` for an unknown name or choice and for images that do not fit it.
+    Returns:
+        A map of images [N, C, H, W] to logits, and by ``.embed`` to [N, features].
+
+    Raises:
+        ConfigError: the name or a choice is unknown, or the images are too small.
 
     >>> net = make_network("ConvNetD3", channels=3, num_classes=10, resolution=(32, 32),
     ...                    generator=torch.Generator().manual_seed(0))
     >>> sum(parameter.numel() for parameter in net.parameters())
     320010
     """
-    size = (channels, *resolution)
-    network = empty_network(name, size, num_classes=num_classes, width=width, **choices)
-    network.to_empty(device=generator.device)
-    initialize_(network, generator)
-    return network
-
-
-def empty_network(
-    name: str, size: tuple[int, int, int], *, num_classes: int, width: int = 128, **choices: str
-) -> Network:
-    """The network of :func:`make_network` without its weights, on the meta device.
-
-    size: (channels, height, width) of the images
-
-    It takes no memory and computes shapes alone, and no random number is drawn for it.
-    """
-    check_choice("network", name, tuple(NETWORKS))
-    if name in CONVNETS:
+    layers.check_choice("network", name, tuple(NETWORKS))
+    if name.startswith("ConvNet"):
         choices = {"width": width, **choices}
     elif choices:
         raise ConfigError(
-            f"{', '.join(choices)} can be chosen for a ConvNet alone; {name} is as published"
+            f"{', '.join(choices)} can be chosen for a ConvNet only; {name} is as published"
         )
-    with torch.device("meta"):
-        return NETWORKS[name](size, num_classes, **choices)
+    with torch.device("meta"):  # takes no memory and no random numbers
+        network = NETWORKS[name]((channels, *resolution), num_classes, **choices)
+    network.to_empty(device=generator.device)
+    layers.initialize_(network, generator)
+    return network
 
 
 def flatten(params: Mapping[str, Tensor]) -> Tensor:

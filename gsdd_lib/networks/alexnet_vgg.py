@@ -8,8 +8,7 @@ networks/), which the cross-architecture tables of the field use.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsdd_lib.core.errors import ConfigError
-from gsdd_lib.networks.layers import Network, first_padding
+from gsdd_lib.networks.layers import Network, first_padding, pooled_size
 
 POOL = "pool"
 VGG11_LAYERS = (64, POOL, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL)
@@ -21,7 +20,7 @@ class AlexNet(Network):
     """Two 5x5 and three 3x3 convolutions with ReLU, three 2x2 maxima; no norm, no dropout."""
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
-        size = _pooled_size("AlexNet", input_shape, times=3)
+        size = pooled_size("AlexNet", input_shape, 3)
         super().__init__(
             input_shape,
             num_classes,
@@ -43,7 +42,7 @@ class VGG11(Network):
     """
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
-        size = _pooled_size("VGG11", input_shape, times=5)
+        size = pooled_size("VGG11", input_shape, 5)
         self.grid = 1 if size == (1, 1) else VGG_GRID
         super().__init__(
             input_shape,
@@ -79,14 +78,3 @@ def _layers(
         layers.append(nn.ReLU(inplace=True))
         channels = entry
     return layers
-
-
-def _pooled_size(name: str, input_shape: tuple[int, int, int], *, times: int) -> tuple[int, int]:
-    extra = 2 * first_padding(input_shape, 0)
-    height, width = (side + extra for side in input_shape[1:])
-    if min(height, width) >> times == 0:
-        raise ConfigError(
-            f"{name} halves an image {times} times and needs {2**times} pixels per side, not "
-            f"{input_shape[1]}x{input_shape[2]}; choose another network or larger images"
-        )
-    return height >> times, width >> times

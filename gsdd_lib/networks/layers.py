@@ -1,7 +1,7 @@
-"""What the networks are made of: their common base, the selectable layers, their weights' source.
+"""What the networks are made of: their common base, the selectable layers, their initialization.
 
-Nothing here reads torch's global generator: :func:`initialize_` draws every weight from the one it
-is given, and :class:`Dropout` carries a generator of its own.
+Nothing here reads torch's global generator: :func:`initialize_` samples every weight from the one
+it is given, and :class:`Dropout` has a generator of its own.
 """
 
 import math
@@ -30,7 +30,7 @@ class Network(nn.Module):
 
     Args:
         input_shape: (channels, height, width) of the images.
-        features: numbers per image before the linear layer.
+        features: features per image before the linear layer.
         image_bytes: size of one image's first activation in float32, which sets the pieces.
         in_pieces: whether an image's features are independent of the others' (no batch norm).
     """
@@ -52,7 +52,7 @@ class Network(nn.Module):
         self.num_features, self.num_classes = features, num_classes
 
     def add_classifier(self) -> None:
-        """The linear layer; called last by a subclass, so that weights are drawn in order."""
+        """The linear layer; called last by a subclass, so that weights are sampled in order."""
         self.classifier = nn.Linear(self.num_features, self.num_classes)
 
     def features(self, images: Tensor) -> Tensor:
@@ -68,13 +68,8 @@ class Network(nn.Module):
             )
         if images.device.type not in self.piece_devices or not self._in_pieces:
             return self.features(images).flatten(1)
-        pieces = max(1, math.ceil(len(images) / self.images_per_piece))
+        pieces = max(1, math.ceil(len(images) * self.image_bytes / CHUNK_BYTES))
         return torch.cat([self.features(part).flatten(1) for part in images.chunk(pieces)])
-
-    @property
-    def images_per_piece(self) -> float:
-        """How many images go through together on a CPU."""
-        return CHUNK_BYTES / self.image_bytes
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] to logits [N, num_classes]."""
@@ -84,10 +79,28 @@ class Network(nn.Module):
 def first_padding(input_shape: tuple[int, int, int], usual: int) -> int:
     """Padding of the first convolution: two more for 1x28x28, which so becomes 32x32.
 
-    The published codes do it for one-channel images of any size; here 28x28 alone, as an 8x8 image
-    would mostly become padding.
+    The published codes do so for one-channel images of any size; 8x8 would mostly become padding.
     """
     return usual + 2 if tuple(input_shape) == (1, 28, 28) else usual
+
+
+def pooled_size(name: str, input_shape: tuple[int, int, int], times: int) -> tuple[int, int]:
+    """(height, width) after ``times`` 2x2 poolings.
+
+    Raises:
+        ConfigError: nothing is left, naming the deepest ConvNet that fits.
+    """
+    extra = 2 * first_padding(input_shape, 0)
+    height, width = (side + extra for side in input_shape[1:])
+    if min(height, width) >> times == 0:
+        deepest = min(min(height, width).bit_length() - 1, 6)
+        raise ConfigError(
+            f"{name} halves an image {times} times and needs {2**times} pixels per side, not "
+            f"{input_shape[1]}x{input_shape[2]}; choose "
+            + f"ConvNetD{deepest} or " * (deepest > 0)
+            + "larger images"
+        )
+    return height >> times, width >> times
 
 
 def norm_layer(norm: Norm, channels: int, size: tuple[int, int]) -> nn.Module:
@@ -138,7 +151,7 @@ def mean_pool(x: Tensor) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """Dropout that draws from a generator of its own, seeded when the weights are drawn."""
+    """Dropout with a generator of its own, seeded when the weights are initialized."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -157,7 +170,7 @@ class Dropout(nn.Module):
 
 
 def initialize_(network: nn.Module, generator: torch.Generator) -> None:
-    """Fill all weights with torch's defaults, drawn from ``generator`` in torch's own order."""
+    """Fill all weights with torch's defaults, sampled from ``generator`` in torch's own order."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)

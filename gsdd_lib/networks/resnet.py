@@ -2,12 +2,13 @@
 
 The definition of github.com/VICO-UoE/DatasetCondensation and github.com/GeorgeCazenavette/glad
 (networks/resnet.py): four stages of two basic blocks, 64 to 512 filters, the later three halving
-the image, then the mean over pixels, so any image size will do.
+the image, then the mean over pixels.
 """
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.networks.layers import Network
 
 STAGES = (64, 128, 256, 512)
@@ -18,6 +19,11 @@ class ResNet18(Network):
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
         channels, height, width = input_shape
+        if max(height, width) <= 8:  # the instance norm of a single pixel is a constant
+            raise ConfigError(
+                f"ResNet18 ends in one pixel for images of {height}x{width}, which its instance "
+                "norm turns into a constant; choose a ConvNet or images of more than 8 pixels"
+            )
         image_bytes = 4 * STAGES[0] * height * width
         super().__init__(input_shape, num_classes, features=STAGES[-1], image_bytes=image_bytes)
         self.stem, self.stem_norm = _conv_norm(channels, STAGES[0], kernel=3)

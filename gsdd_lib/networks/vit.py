@@ -25,8 +25,8 @@ class ViT(Network):
         self.patch, depth = (4, 6) if small else (16, 10)
         if height % self.patch or width % self.patch:
             raise ConfigError(
-                f"ViT cuts an image into patches of {self.patch}x{self.patch} pixels, which "
-                f"{height}x{width} is no multiple of; choose another resolution"
+                f"ViT cuts an image into patches of {self.patch}x{self.patch} pixels and "
+                f"{height}x{width} is not a multiple of that; choose another resolution"
             )
         patches = height * width // self.patch**2
         image_bytes = 4 * patches * 3 * HEADS * HEAD_DIM

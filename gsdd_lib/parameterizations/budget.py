@@ -7,13 +7,14 @@ two bytes (bf16). Shared evenly by ``GPC`` Gaussian images per class, that buys
     points = floor(H * W * C * IPC * 4 / (GPC * (5 + C + opacity) * 2))    Gaussians per image.
 
 Learned labels are paid for too: a bf16 number per class and image, taken from the budget first. A
-label that is a class's number is counted by nobody, and not here.
+label that is a class's number is not counted, as in the field.
 """
 
 from dataclasses import dataclass
 
 from gsdd_lib.config import BudgetConfig
 from gsdd_lib.core.errors import GsddError
+from gsdd_lib.data import ImageData
 
 PIXEL_BYTES = 4  # the field counts a budget in fp32 pixels
 GAUSSIAN_BYTES = 2  # bf16
@@ -133,30 +134,21 @@ class Budget:
         return pixel_bits_per_class(images, bits=bits, **size)
 
 
-def plan_budget(
-    config: BudgetConfig, *, channels: int, height: int, width: int, num_classes: int = 0
-) -> Budget:
-    """Spend the budget of ``config`` on images of this size.
+def plan_budget(config: BudgetConfig, data: ImageData) -> Budget:
+    """Spend the budget of ``config`` on images of the size of ``data``.
 
-    num_classes: needed where labels are learned, which take a number per class
+    Raises:
+        BudgetError: it buys no Gaussian per image.
 
-    Raises :class:`BudgetError` when it buys no Gaussian per image.
-
-    >>> plan_budget(BudgetConfig(), channels=1, height=28, width=28).describe()
-    'IPC 1 (25,088 bits per class) -> GPC 10 x 22 points x 7 bf16 numbers = 24,640 bits per class'
+    >>> from gsdd_lib.config import DataConfig
+    >>> from gsdd_lib.data import load_data
+    >>> digits = load_data(DataConfig(dataset="digits"))  # 8x8
+    >>> plan_budget(BudgetConfig(ipc=2, gpc=4), digits).describe()
+    'IPC 2 (4,096 bits per class) -> GPC 4 x 9 points x 7 bf16 numbers = 4,032 bits per class'
     """
-    if config.soft_labels and num_classes < 1:
-        raise BudgetError("soft_labels are paid for per class; pass num_classes to the budget")
-    label_bits = config.soft_labels * num_classes * LABEL_BITS
-    points = points_per_image(
-        ipc=config.ipc,
-        gpc=config.gpc,
-        height=height,
-        width=width,
-        channels=channels,
-        opacity=config.opacity,
-        label_bits=label_bits,
-    )
-    return Budget(
-        config.ipc, config.gpc, points, channels, height, width, config.opacity, label_bits
-    )
+    height, width = data.resolution
+    size = {"height": height, "width": width, "channels": data.channels}
+    spent = {"ipc": config.ipc, "gpc": config.gpc, "opacity": config.opacity}
+    label_bits = config.soft_labels * data.num_classes * LABEL_BITS
+    points = points_per_image(**spent, **size, label_bits=label_bits)
+    return Budget(points=points, **spent, **size, label_bits=label_bits)

@@ -1,26 +1,45 @@
-"""Initialize Gaussians from real images: choose images, place Gaussians, fit them (section 3.4).
+"""Fit Gaussians to images by the mean squared error (paper, section 3.4).
 
-``real`` and ``kmeans`` choose images of each class and fit one Gaussian image to each by the mean
-squared error; ``warmup`` fits all to the data set's mean color, which spreads and sizes the
-Gaussians without showing them an image; ``random`` does not fit at all (paper, table 17).
+Adam moves every number by about its learning rate per step. By default positions and Cholesky
+factors take steps in proportion to the spacing of the Gaussians, so that one ``fit_lr`` suits any
+resolution and number of Gaussians, and the Gaussians that do least move to where most is wrong.
+``FitConfig(init="first", fit_start="published", fit_rates="uniform", fit_schedule="halving",
+fit_relocate=0)`` is the fit of the published code.
+
+All numbers are one tensor, each measured in its own rate: one fused kernel steps them all. Within
+the loop nothing waits for the device but a row of the curve and a relocation now and then.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from gsdd_lib.config import FitConfig, RenderConfig
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.rng import generator
+from gsdd_lib.core.schedule import cosine
 from gsdd_lib.data import ImageData
-from gsdd_lib.data.sampling import class_members
 from gsdd_lib.parameterizations.budget import Budget
-from gsdd_lib.parameterizations.fit_loop import Plan, fit_packed
 from gsdd_lib.parameterizations.gaussian import GaussianImages, Space
-from gsdd_lib.parameterizations.initialization import place
+from gsdd_lib.parameterizations.initialization import (
+    MAX_POSITION,
+    choose_images,
+    relocate,
+    spacing,
+)
+from gsdd_lib.splatting.splat import GEOMETRY
+
+POSITION_RATE = 3.0  # pixels that a position moves per unit of spacing and learning rate
+CHOLESKY_RATE = 1.0  # the same for a Cholesky factor
+BETAS = (0.9, 0.98)  # of Adam; a short memory of the squares: a fit lasts a few hundred steps
+PUBLISHED_BETAS = (0.9, 0.999)
+CONSTANT = 0.5  # share of the steps after which the cosine schedule falls
+LAST_RATE = 0.02  # of the cosine schedule, over the first
+HALF_LIFE = 20_000  # steps of the halving schedule
+MOVES, MOVE_EVERY, STEPS_TO_MOVE = 8, 0.05, 40  # relocations, the fits' share between two, minimum
+CURVE_POINTS = 25
 
 
 @dataclass
@@ -28,7 +47,7 @@ class Fit:
     """Fitted Gaussians, the images they were fitted to, and how it went."""
 
     gaussians: GaussianImages
-    targets: Tensor  # normalized [N, C, H, W]
+    targets: Tensor  # pixel values [N, C, H, W] in [0, 1]
     curve: list[dict[str, float]] = field(default_factory=list)  # step, psnr_db
 
 
@@ -41,100 +60,138 @@ def initial_gaussians(
     render_config: RenderConfig | None = None,
     space: Space = "unit",
 ) -> Fit:
-    """``budget.gpc`` Gaussian images per class, initialized as ``config.init`` says.
+    """``budget.gpc`` Gaussian images per class, initialized as ``config`` says.
 
     Reads the training split only. Equal arguments give equal Gaussians, bit for bit.
     """
-    labels = torch.arange(data.num_classes).repeat_interleave(budget.gpc)
-    images = _targets(data, budget.gpc, config.init, seed)
-    whitened = data.whitening is not None  # Gaussians then add up to whitened values in any space
-    canvas = images if whitened or space == "normalized" else data.unit(images)
-    gaussians = GaussianImages(
-        place_gaussians(canvas.cpu(), budget, seed=seed),
-        labels,
-        resolution=(budget.height, budget.width),
-        mean=data.mean,
-        std=data.std,
-        render_config=render_config,
+    images = choose_images(data, budget.gpc, config.init, seed=seed)
+    gaussians = GaussianImages.init_from(
+        images,
+        torch.arange(data.num_classes).repeat_interleave(budget.gpc),
+        points=budget.points,
+        seed=seed,
+        start=config.fit_start,
         opacity=budget.opacity,
+        normalization=data.normalization,
+        render_config=render_config,
         space=space,
-    ).to(data.device)
-    if config.init == "random":
-        return Fit(gaussians, images)
-    unit = data.unit if whitened else None
-    return Fit(gaussians, images, fit_images(gaussians, images, config, unit=unit))
-
-
-def _targets(data: ImageData, count: int, init: str, seed: int) -> Tensor:
-    """Normalized images to fit, ``count`` per class in the classes' order."""
-    if init in ("warmup", "random"):
-        solid = torch.zeros(
-            1, data.channels, 1, 1, device=data.device
-        )  # the mean color after normalization
-        return solid.expand(count * data.num_classes, -1, *data.resolution).contiguous()
-    members = class_members(data.train.labels)
-    pick = _random_images if init == "real" else _representatives
-    return torch.cat([pick(data, part, count, seed) for part in members])
-
-
-def _random_images(data: ImageData, members: Tensor, count: int, seed: int) -> Tensor:
-    draw = generator(seed, "fit", "real", int(data.train.labels[members[0]]))
-    order = torch.randperm(len(members), generator=draw)
-    repeats = -(-count // len(members))  # a class smaller than gpc is used more than once
-    return data.normalize(data.train.images[members[order.repeat(repeats)[:count]]])
-
-
-def _representatives(data: ImageData, members: Tensor, count: int, seed: int) -> Tensor:
-    """The real image nearest to each of ``count`` k-means centers of the class."""
-    if len(members) <= count:
-        return _random_images(data, members, count, seed)
-    images = data.train.images[members]
-    flat = images.flatten(1).float().cpu()
-    kmeans = MiniBatchKMeans(count, n_init=1, batch_size=1024, random_state=seed % 2**32)
-    centers = torch.from_numpy(kmeans.fit(flat.numpy()).cluster_centers_).float()
-    return data.normalize(images[torch.cdist(centers, flat).argmin(1)])
-
-
-def place_gaussians(images: Tensor, budget: Budget, *, seed: int) -> Tensor:
-    """Packed Gaussians [N, M, 5 + C + opacity] of a budget (:func:`place`)."""
-    return place(images, budget.points, opacity=budget.opacity, seed=seed)
+    )
+    curve = [] if config.init == "random" else fit_images(gaussians, images, config)
+    return Fit(gaussians, images, curve)
 
 
 def fit_images(
-    gaussians: GaussianImages,
-    targets: Tensor,
-    config: FitConfig,
-    *,
-    unit: Callable[[Tensor], Tensor] | None = None,
+    gaussians: GaussianImages, targets: Tensor, config: FitConfig
 ) -> list[dict[str, float]]:
-    """Fit ``gaussians`` in place to ``targets`` (:func:`fit_packed`).
-
-    Args:
-        targets: normalized [N, C, H, W], one per Gaussian image.
-        unit: brings normalized images to pixel values, ``data.unit``; needed for whitened ones,
-            whose PSNR is that of pixels too.
-
-    Returns:
-        The curve: rows of step and PSNR in dB (:func:`psnr`), about 25 of them.
-    """
-    plan = Plan(config.fit_steps, config.fit_lr, config.fit_schedule, config.fit_relocate)
-    canvas, packed = gaussians.canvas(targets), gaussians.packed.detach()
+    """Fit ``gaussians`` in place and show the progress; returns the rows of :func:`fit_rows`."""
     curve = []
-
-    def pixels(error: Tensor) -> Tensor:
-        if unit is None:
-            return error * gaussians.canvas_std
-        return unit(error) - unit(torch.zeros_like(error[:1]))  # unit is linear up to a constant
-
-    rows = fit_packed(packed, canvas, gaussians.splat_packed, plan, pixels=pixels)
     with Progress(config.fit_steps, "fit") as progress:
-        for row in rows:
+        for row in fit_rows(gaussians, targets, config):
             curve.append(row)
             progress.update(row["step"] - progress.done, psnr_db=row["psnr_db"])
     return curve
 
 
-def psnr(rendered: Tensor, targets: Tensor, std: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio [N] in dB of normalized images, for pixel values in [0, 1]."""
-    error = ((rendered - targets) * std).square().flatten(1).mean(1)
+def fit_rows(
+    gaussians: GaussianImages, targets: Tensor, config: FitConfig
+) -> Iterator[dict[str, float]]:
+    """Fit ``gaussians`` in place to ``targets`` by the squared error in the Gaussians' own space.
+
+    A generator: every row, ``step`` and ``psnr_db`` (the mean of :func:`psnr` over the images),
+    comes as soon as it is known, about 25 of them. Equal arguments give equal numbers, bit for bit.
+
+    Args:
+        targets: pixel values [N, C, H, W] in [0, 1], one image per Gaussian image.
+        config: all of it but ``init`` and ``fit_start``, which come before.
+    """
+    rates = column_rates(gaussians, config).to(targets.device)
+    packed, scaled = gaussians.packed, (gaussians.packed.detach() / rates).requires_grad_()
+    unit, normalization = gaussians.space == "unit", gaussians.normalization
+    goal = targets if unit else normalization.apply(targets)
+    bound = MAX_POSITION / rates[:2]
+    betas = BETAS if config.fit_rates == "spaced" else PUBLISHED_BETAS
+    adam = torch.optim.Adam([scaled], betas=betas, fused=True)
+    draw = generator(0, "fit", "relocate")
+    every, moves = max(1, config.fit_steps // CURVE_POINTS), relocation_steps(config)
+    count = max(1, round(config.fit_relocate * gaussians.points))
+
+    def row(step: int, images: Tensor) -> dict[str, float]:
+        pixels = images if unit else normalization.invert(images)
+        return {"step": step, "psnr_db": psnr(pixels, targets).mean().item()}
+
+    for step in range(config.fit_steps):
+        with torch.no_grad():
+            packed.copy_(scaled * rates)
+        images = gaussians.splat()
+        if step % every == 0:
+            yield row(step, images.detach())
+        error = images.detach() - goal
+        # Of half the sum of squares, to the rows: Adam sees no difference in a gradient's scale.
+        (scaled.grad,) = torch.autograd.grad(images, packed, error)
+        adam.param_groups[0]["lr"] = learning_rate(config, step)
+        adam.step()
+        with torch.no_grad():
+            scaled[..., :2].clamp_(-bound, bound)
+            if step + 1 in moves:
+                _relocate(scaled, rates, -error, count, adam, draw)
+    with torch.no_grad():
+        if config.fit_steps:
+            packed.copy_(scaled * rates)
+            gaussians.constrain_()
+        last = gaussians.splat()
+    yield row(config.fit_steps, last)
+
+
+def learning_rate(config: FitConfig, step: int) -> float:
+    """The rate of a step, counted from 0, of colors and opacities.
+
+    >>> [learning_rate(FitConfig(fit_lr=1.0, fit_schedule="halving"), t) for t in (0, 45_000)]
+    [1.0, 0.25]
+    """
+    if config.fit_schedule == "constant":
+        return config.fit_lr
+    if config.fit_schedule == "halving":
+        return config.fit_lr * 0.5 ** (step // HALF_LIFE)
+    fallen = max(0.0, (step / config.fit_steps - CONSTANT) / (1 - CONSTANT))
+    return config.fit_lr * (LAST_RATE + (1 - LAST_RATE) * cosine(fallen, 1))
+
+
+def column_rates(gaussians: GaussianImages, config: FitConfig) -> Tensor:
+    """Learning rates [numbers] of the columns of a packed row, over that of colors and opacity."""
+    rates = torch.ones(gaussians.packed.shape[-1])
+    if config.fit_rates == "spaced":
+        height, width = gaussians.resolution
+        apart = spacing(gaussians.points, height, width)
+        rates[0] = POSITION_RATE * apart * 2 / width
+        rates[1] = POSITION_RATE * apart * 2 / height
+        rates[2:GEOMETRY] = CHOLESKY_RATE * apart
+    return rates
+
+
+def relocation_steps(config: FitConfig) -> set[int]:
+    """The steps before which Gaussians are relocated: in the first two fifths of the fit."""
+    if config.fit_relocate == 0 or config.fit_steps < STEPS_TO_MOVE:
+        return set()
+    return {round(MOVE_EVERY * config.fit_steps * (turn + 1)) for turn in range(MOVES)}
+
+
+def _relocate(
+    scaled: Tensor,
+    rates: Tensor,
+    missing: Tensor,
+    count: int,
+    adam: torch.optim.Adam,
+    draw: torch.Generator,
+) -> None:
+    """Relocate ``count`` Gaussians of each image and reset Adam's moments of these."""
+    least, rows = relocate(scaled * rates, missing, count, draw)
+    where = least.expand_as(rows)
+    scaled.scatter_(1, where, rows / rates)
+    for moment in ("exp_avg", "exp_avg_sq"):
+        adam.state[scaled][moment].scatter_(1, where, torch.zeros_like(rows))
+
+
+def psnr(images: Tensor, targets: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio [N] in dB, of pixel values [N, C, H, W] in [0, 1]."""
+    error = (images - targets).square().flatten(1).mean(1)
     return -10 * torch.log10(error.clamp(min=1e-12))

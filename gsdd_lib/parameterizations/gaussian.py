@@ -1,15 +1,20 @@
 """Images as sums of 2D Gaussians (paper, section 3.1): the parameterization of this project."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from gsdd_lib.config import RenderConfig
-from gsdd_lib.parameterizations.initialization import MAX_POSITION
+from gsdd_lib.data.normalization import Normalization
+from gsdd_lib.parameterizations.base import Parameterization
+from gsdd_lib.parameterizations.codec import Codec, encode
+from gsdd_lib.parameterizations.initialization import MAX_POSITION, place, place_as_published
 from gsdd_lib.splatting.splat import GEOMETRY, splat
 
 Space = Literal["unit", "normalized"]
+Start = Literal["detail", "published"]
 
 
 class RoundToBf16(torch.autograd.Function):
@@ -24,21 +29,23 @@ class RoundToBf16(torch.autograd.Function):
         return gradient
 
 
-class GaussianImages(nn.Module):
+class GaussianImages(Parameterization):
     """``N`` images of ``M`` Gaussians each, in one packed tensor.
 
     Args:
         packed: float32 [N, M, 5 + C + opacity], rows as :func:`splat` wants them.
         labels: int64 [N].
         resolution: (height, width) in pixels at which the Cholesky factors are measured.
-        mean, std: per channel, of pixel values in [0, 1]; the normalization networks expect.
+        normalization: from pixel values to what networks see.
         render_config: switches of the operator.
         opacity: whether a row ends in an opacity.
-        space: what the Gaussians add up to. ``unit``: pixel values in [0, 1], so that where no
-            Gaussian is, the image is black. ``normalized``: values after normalization, so that
-            there it has the data set's mean color.
+        space: what the Gaussians add up to. ``unit``: pixel values, so that an image is black where
+            no Gaussian is; the normalization is applied to the rendering, as published.
+            ``normalized``: normalized values, the space of files written before version 3.
         store_bf16: render from values rounded to bf16, as they are stored (paper, section 3.2);
             the gradient goes straight through to the float32 masters.
+        codec: grids of a few bits per number that take the place of bf16. It may be set at any
+            moment, as in ``images.codec = Codec.fit(images.packed, config, channels=1)``.
     """
 
     def __init__(
@@ -47,31 +54,54 @@ class GaussianImages(nn.Module):
         labels: Tensor,
         *,
         resolution: tuple[int, int],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        normalization: Normalization,
         render_config: RenderConfig | None = None,
         opacity: bool = True,
         space: Space = "unit",
         store_bf16: bool = True,
+        codec: Codec | None = None,
     ) -> None:
-        super().__init__()
-        channels = packed.shape[-1] - GEOMETRY - opacity
-        if packed.dim() != 3 or len(labels) != len(packed) or len(mean) != channels:
+        super().__init__(labels, resolution, normalization)
+        if packed.dim() != 3 or len(labels) != len(packed):
             raise ValueError(
-                f"packed {list(packed.shape)}, labels {list(labels.shape)} and {len(mean)} channel "
-                f"means do not fit: expected [N, M, 5 + C + opacity], [N] and C values."
+                f"packed {list(packed.shape)} and labels {list(labels.shape)} do not fit: expected "
+                "[N, M, 5 + C + opacity] and [N]."
             )
         self.packed = nn.Parameter(packed.to(torch.float32))
-        self.register_buffer("labels", labels.to(torch.int64))
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
-        self.resolution = tuple(resolution)
         self.render_config = render_config or RenderConfig()
         self._switches = self.render_config.model_dump()  # once, not at every call
         self.opacity, self.space, self.store_bf16 = opacity, space, store_bf16
+        self.codec = codec
 
-    def __len__(self) -> int:
-        return len(self.packed)
+    @classmethod
+    def init_from(
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        points: int,
+        seed: int,
+        start: Start = "detail",
+        opacity: bool = True,
+        **more: Any,
+    ) -> Self:
+        """Gaussians before any fitting.
+
+        Args:
+            images: pixel values [N, C, H, W] in [0, 1].
+            labels: int64 [N].
+            points: Gaussians per image.
+            start: where the images have ``detail`` (:func:`place`), or at random as ``published``
+                (:func:`place_as_published`).
+            more: ``normalization``, and other arguments of the class.
+        """
+        empty = images.new_zeros(len(images), points, GEOMETRY + images.shape[1] + opacity)
+        made = cls(empty, labels, resolution=images.shape[2:], opacity=opacity, **more)
+        canvas = images if made.space == "unit" else made.normalization.apply(images)
+        placed = place if start == "detail" else place_as_published
+        with torch.no_grad():
+            made.packed.copy_(placed(canvas.cpu(), points, opacity=opacity, seed=seed))
+        return made.to(images.device)
 
     @property
     def points(self) -> int:
@@ -106,53 +136,38 @@ class GaussianImages(nn.Module):
         self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
     ) -> Tensor:
         """Normalized images [n, C, height, width] at any resolution (default: the native one)."""
-        return self._normalized(self.splat(index, resolution))
+        images = self.splat(index, resolution)
+        return images if self.space == "normalized" else self.normalization.apply(images)
 
-    def render_unit(
+    def pixels(
         self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
     ) -> Tensor:
-        """Pixel values, [0, 1] up to overshoot, for looking at: [n, C, height, width].
+        """Pixel values, [0, 1] up to overshoot: [n, C, height, width]."""
+        images = self.splat(index, resolution)
+        return images if self.space == "unit" else self.normalization.invert(images)
 
-        Not of whitened data, whose pixels are ``data.unit(gaussians.render())``.
-        """
-        canvas = self.splat(index, resolution)
-        return canvas if self.space == "unit" else canvas * self.std + self.mean
+    @property
+    def bits(self) -> int:
+        """Bits of all Gaussians as they are stored."""
+        if self.codec is not None:
+            return 8 * len(encode(self.codec.quantize(self.packed.detach()), self.codec))
+        return self.packed.numel() * (16 if self.store_bf16 else 32)
 
     def splat(
         self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
     ) -> Tensor:
-        """The bare sum of Gaussians, in this parameterization's own space."""
-        return self._splat(self.packed, resolution or self.resolution, index)
-
-    def render_packed(self, packed: Tensor) -> Tensor:
-        """Normalized images of other numbers than this object's own, in its place: [n, C, H, W]."""
-        return self._normalized(self._splat(packed, self.resolution))
-
-    def splat_packed(self, packed: Tensor) -> Tensor:
-        """The bare sum of other numbers than this object's own, in its place: [n, C, H, W]."""
-        return self._splat(packed, self.resolution)
-
-    def canvas(self, images: Tensor) -> Tensor:
-        """Normalized images [n, C, H, W] in the space that the Gaussians add up in."""
-        return images if self.space == "normalized" else images * self.std + self.mean
-
-    @property
-    def canvas_std(self) -> Tensor:
-        """Pixel values per unit of that space, by channel [C, 1, 1]."""
-        return self.std if self.space == "normalized" else torch.ones_like(self.std)
-
-    def _normalized(self, canvas: Tensor) -> Tensor:
-        return canvas if self.space == "normalized" else (canvas - self.mean) / self.std
-
-    def _splat(
-        self, packed: Tensor, resolution: tuple[int, int], index: Tensor | None = None
-    ) -> Tensor:
-        if self.store_bf16:
-            packed = RoundToBf16.apply(packed)
-        height, width = resolution
+        """The bare sum of the Gaussians, in their own space: [n, C, height, width]."""
+        packed = self._stored()
+        height, width = resolution or self.resolution
         if (height, width) != self.resolution:
             packed = self._rescaled(packed, height, width)
         return splat(packed, height, width, opacity=self.opacity, index=index, **self._switches)
+
+    def _stored(self) -> Tensor:
+        """The Gaussians as they are stored."""
+        if self.codec is not None:
+            return self.codec.round_packed(self.packed)
+        return RoundToBf16.apply(self.packed) if self.store_bf16 else self.packed
 
     def _rescaled(self, packed: Tensor, height: int, width: int) -> Tensor:
         """Cholesky rows scale with their axis: l11 with the width, l21 and l22 with the height."""
@@ -167,15 +182,20 @@ class GaussianImages(nn.Module):
         return -torch.log1p(-inside.square()).sum(-1).mean()
 
     @torch.no_grad()
-    def scale_step_(self, before: Tensor, ratio: float) -> None:
-        """Make a step from ``before`` [N, M, ...] ``ratio`` times as long in the Cholesky factors.
+    def scale_step_(self, before: Mapping[str, Tensor], ratio: float) -> None:
+        """Make the last step ``ratio`` times as long in the Cholesky factors.
 
         Adam moves every number alike, and these are the ones measured in pixels.
         """
-        start = before[..., 2:GEOMETRY]
+        start = before["packed"][..., 2:GEOMETRY]
         self.cholesky.copy_(start + ratio * (self.cholesky - start))
 
     @torch.no_grad()
     def constrain_(self) -> None:
-        """Clip the positions into the image, so that no Gaussian escapes (paper, section 3.4)."""
+        """Clip the positions into the image, so that no Gaussian escapes (paper, section 3.4).
+
+        With a codec, all numbers into its grids.
+        """
         self.means.clamp_(-MAX_POSITION, MAX_POSITION)
+        if self.codec is not None:
+            self.codec.clip_(self.packed)

@@ -1,17 +1,64 @@
-"""Where Gaussians go: at first where an image has detail, later where it is still wrong."""
+"""Where Gaussians start: the images they are fitted to, their first places, and relocation."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from gsdd_lib.core.rng import generator
+from gsdd_lib.data import ImageData
+from gsdd_lib.data.dataset import class_members
 from gsdd_lib.splatting.splat import GEOMETRY
+
+Init = Literal["real", "first", "kmeans", "warmup", "random"]
 
 # The largest bf16 number below 1: a position clipped to it stays inside when it is stored.
 MAX_POSITION = 1 - 2**-8
 START_SIZE, MOVED_SIZE = 0.4, 0.3  # standard deviation over the spacing of the Gaussians
+PUBLISHED_OFFSET = 0.5  # that the published code adds to the diagonal of a stored Cholesky factor
+
+
+def choose_images(data: ImageData, count: int, init: Init, *, seed: int) -> Tensor:
+    """Training images to fit, ``count`` per class in the classes' order (paper, table 17).
+
+    Args:
+        init: ``real``, random images of each class; ``first``, its first ones, as published;
+            ``kmeans``, the ones nearest to k-means centers of the class; ``warmup`` and
+            ``random``, the data set's mean color, which shows the Gaussians no image.
+
+    Returns:
+        Pixel values [classes * count, C, H, W] in [0, 1]. A class of fewer images than ``count``
+        gives some more than once.
+    """
+    if init in ("warmup", "random"):
+        solid = torch.tensor(data.mean, device=data.device).view(1, -1, 1, 1)
+        return solid.expand(count * data.num_classes, -1, *data.resolution).contiguous()
+    members = [_choose(data, part, count, init, seed) for part in class_members(data.train.labels)]
+    return data.unit(data.normalize(data.train.images[torch.cat(members)]))
+
+
+def _choose(data: ImageData, members: Tensor, count: int, init: Init, seed: int) -> Tensor:
+    """``count`` of the indices ``members`` of one class."""
+    if init == "kmeans" and len(members) > count:
+        return members[representatives(data.train.images[members], count, seed=seed)]
+    order = torch.arange(len(members))
+    if init != "first":
+        draw = generator(seed, "fit", "real", int(data.train.labels[members[0]]))
+        order = torch.randperm(len(members), generator=draw)
+    repeats = -(-count // len(members))
+    return members[order.repeat(repeats)[:count]]
+
+
+def representatives(images: Tensor, count: int, *, seed: int) -> Tensor:
+    """Indices [count] of the images [N, C, H, W] nearest to as many k-means centers."""
+    from sklearn.cluster import MiniBatchKMeans  # takes a second to import
+
+    flat = images.flatten(1).float().cpu()
+    kmeans = MiniBatchKMeans(count, n_init=1, batch_size=1024, random_state=seed % 2**32)
+    centers = torch.from_numpy(kmeans.fit(flat.numpy()).cluster_centers_).float()
+    return torch.cdist(centers, flat).argmin(1)
 
 
 def spacing(points: int, height: int, width: int) -> float:
@@ -20,13 +67,13 @@ def spacing(points: int, height: int, width: int) -> float:
 
 
 def place(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Tensor:
-    """Packed Gaussians [N, points, 5 + C + opacity] before any fitting.
+    """Packed Gaussians [N, points, 5 + C + opacity] where the images have detail.
 
-    Positions are drawn where an image has detail (its gradient's magnitude), sizes follow from the
-    spacing of the Gaussians, colors are half of the image's there, since neighbors overlap.
+    Positions are sampled by the magnitude of an image's gradient, sizes follow from the spacing of
+    the Gaussians, colors are half of the image's there, since neighbors overlap.
 
     Args:
-        images: [N, C, H, W] in the space that the Gaussians render to.
+        images: [N, C, H, W] in the space that the Gaussians add up in.
     """
     height, width = images.shape[2:]
     detail = _gradient_magnitude(images).flatten(1) + 0.1 * images.abs().mean(1).flatten(1)
@@ -35,6 +82,21 @@ def place(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Te
     pixel = torch.multinomial(weight, points, replacement=points > height * width, generator=draw)
     size = START_SIZE * spacing(points, height, width)
     return _gaussians_at(pixel, 0.5 * images, size, opacity)
+
+
+def place_as_published(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Tensor:
+    """Packed Gaussians [N, points, 5 + C + opacity] that do not depend on the images.
+
+    As in the published code: positions uniform in [-1, 1], colors and stored Cholesky factors
+    uniform in [0, 1], to whose diagonal it adds 0.5 pixels, opacities 1.
+    """
+    draw = generator(seed, "fit", "place")
+    packed = torch.rand(len(images), points, GEOMETRY + images.shape[1] + opacity, generator=draw)
+    packed[..., :2] = 2 * packed[..., :2] - 1
+    packed[..., [2, 4]] += PUBLISHED_OFFSET
+    if opacity:
+        packed[..., -1] = 1
+    return packed
 
 
 def _gradient_magnitude(images: Tensor) -> Tensor:
@@ -63,10 +125,10 @@ def _gaussians_at(pixel: Tensor, images: Tensor, size: float, opacity: bool) -> 
 def relocate(
     packed: Tensor, missing: Tensor, count: int, draw: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Which ``count`` Gaussians of each image do least, and what they become where most is wrong.
+    """Move the ``count`` Gaussians of each image that do least to where most is wrong.
 
     A Gaussian does as much as the square of its peak times its area. It starts again, small and
-    round, at a pixel drawn by the fourth power of the smoothed error, with the error's color.
+    round, at a pixel sampled by the fourth power of the smoothed error, with the error's color.
 
     Args:
         packed: [N, M, 5 + C + opacity].
@@ -87,7 +149,7 @@ def relocate(
     least = (peak.square() * area).topk(count, dim=1, largest=False).indices
     weight = smooth.square().sum(1).flatten(1).square()
     weight = weight / weight.amax(1, keepdim=True).clamp(min=1e-30) + 1e-9
-    weight = weight.to(draw.device)  # drawn there, the places are the same for every device
+    weight = weight.to(draw.device)  # sampled there, the places are the same for every device
     pixel = torch.multinomial(weight, count, replacement=count > height * width, generator=draw)
     pixel = pixel.to(missing.device)
     return least[..., None], _gaussians_at(pixel, smooth, MOVED_SIZE * apart, opacity)

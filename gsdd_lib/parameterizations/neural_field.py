@@ -2,30 +2,36 @@
 
 The rival of notebook 12. A field maps a pixel's coordinates to its color,
 
-    h_0 = (x, y) in [-1, 1]^2,   h_l = sin(w_l (W_l h_{l-1} + b_l)),   color = W h_L + b,
+    h_0 = (row, column) in [-1, 1]^2,   h_l = sin(w_l (W_l h_{l-1} + b_l)),   color = W h_L + b,
 
-with ``w_1 = 30`` and ``w_l`` a setting (40 at 128 pixels, 10 at 32). Settings and initialization
-follow the published ones (Sitzmann et al. 2020; DDiF, table of decoders). The published code calls
-one network after the other; here all images go through each layer at once, so that a comparison
-measures the method and not the loop around it.
+with ``w_1 = 30`` and ``w_l`` a setting (40 at 128 pixels, 10 at 32). Settings, initialization and
+coordinates follow the published ones (Sitzmann et al. 2020; DDiF, table of decoders). The published
+code calls one network after the other; here all images go through each layer at once, so that a
+comparison measures the method and not the loop around it.
 """
 
 from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from gsdd_lib.data.normalization import Normalization
+from gsdd_lib.parameterizations.base import Parameterization
+
 FIRST_FREQUENCY = 30.0
 COORDINATES = 2
+FIT_LR = 5e-4  # the published warm-up's, for 5,000 steps
 
 
-class NeuralFields(nn.Module):
+class NeuralFields(Parameterization):
     """``N`` images, each a SIREN of ``layers`` sine layers of ``width`` units.
 
     Args:
         labels: int64 [N].
         channels: colors of a pixel.
-        resolution: (height, width) in pixels at which ``render`` draws unless told otherwise.
+        resolution: (height, width) in pixels at which images are rendered by default.
+        normalization: from pixel values, which the fields give, to what networks see.
         layers, width: 3 x 20 at 128 pixels, 2 x 6 at 32 (DDiF at IPC 1 and 10).
         frequency: ``w_l`` of the layers after the first.
         generator: the source of the initial weights, which are uniform.
@@ -37,16 +43,16 @@ class NeuralFields(nn.Module):
         channels: int,
         resolution: tuple[int, int],
         *,
+        normalization: Normalization,
         layers: int = 3,
         width: int = 20,
         frequency: float = 40.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(labels, resolution, normalization)
         if layers < 1 or width < 1:
             raise ValueError(f"a field needs a layer and a unit, got {layers} x {width}.")
-        self.register_buffer("labels", labels.to(torch.int64))
-        self.resolution, self.frequency = tuple(resolution), frequency
+        self.frequency = frequency
         sizes = [COORDINATES, *[width] * layers, channels]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for depth, (size_in, size_out) in enumerate(pairwise(sizes)):
@@ -55,18 +61,39 @@ class NeuralFields(nn.Module):
                 uniform = torch.rand(len(labels), rows, size_out, generator=generator)
                 group.append(nn.Parameter(bound * (2 * uniform - 1)))
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @classmethod
+    def init_from(cls, images: Tensor, labels: Tensor, *, steps: int = 5000, **more) -> Self:
+        """Fields fitted to the images by Adam on the squared error, as published.
+
+        Args:
+            images: pixel values [N, C, H, W] in [0, 1].
+            labels: int64 [N].
+            steps: of Adam; none leaves the random initial weights.
+            more: ``normalization``, and other arguments of the class.
+        """
+        fields = cls(labels, images.shape[1], images.shape[2:], **more).to(images.device)
+        adam = torch.optim.Adam(fields.parameters(), lr=FIT_LR)
+        for _ in range(steps):
+            adam.zero_grad(set_to_none=True)
+            (fields.pixels() - images).square().flatten(1).mean(1).sum().backward()
+            adam.step()
+        adam.zero_grad(set_to_none=True)
+        return fields
 
     @property
     def numbers_per_image(self) -> int:
-        """Weights and biases of one field; stored as fp32, four bytes each."""
+        """Weights and biases of one field."""
         return sum(part[0].numel() for part in self.parameters())
 
-    def render(
+    @property
+    def bits(self) -> int:
+        """Bits of all fields, stored as fp32."""
+        return len(self) * self.numbers_per_image * 32
+
+    def pixels(
         self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
     ) -> Tensor:
-        """Images [n, C, height, width] at any resolution, differentiable in all weights."""
+        """Pixel values [n, C, height, width] at any resolution, differentiable in all weights."""
         height, width = resolution or self.resolution
         like = self.weights[0]
         picked = slice(None) if index is None else index
@@ -78,16 +105,13 @@ class NeuralFields(nn.Module):
                 hidden = torch.sin((self.frequency if depth else FIRST_FREQUENCY) * hidden)
         return hidden.transpose(1, 2).unflatten(2, (height, width)).contiguous()
 
-    def penalty(self) -> Tensor:
-        """A field has no place to escape to: 0."""
-        return self.weights[0].new_zeros(())
-
-    def constrain_(self) -> None:
-        """Weights may be any number: nothing to do."""
-
 
 def pixel_coordinates(height: int, width: int) -> Tensor:
-    """Centers of the pixels as (x, y) in [-1, 1]: [height * width, 2], row by row."""
-    y = (torch.arange(height) + 0.5) / height * 2 - 1
-    x = (torch.arange(width) + 0.5) / width * 2 - 1
-    return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).flatten(0, 1)
+    """(row, column) of each pixel, row by row: [height * width, 2].
+
+    -1 and 1 are the centers of the outer pixels, as in the published code; of a single one, 0.
+    """
+    rows, columns = (
+        torch.linspace(-1, 1, size) if size > 1 else torch.zeros(1) for size in (height, width)
+    )
+    return torch.cartesian_prod(rows, columns)

@@ -1,7 +1,7 @@
-"""Differentiable siamese augmentation (DSA, arXiv 2102.08259), as draws and their application.
+"""Differentiable siamese augmentation (DSA, arXiv 2102.08259): parameters, and their application.
 
-:func:`sample_dsa` draws parameters, :func:`apply_dsa` applies them, so that real and synthetic
-images share one draw by value. The six transformations are those of the published code, which
+:func:`sample_dsa` samples parameters and :func:`apply_dsa` applies them, so that real and synthetic
+images can share them by value. The six transformations are those of the published code, which
 augments *normalized* images: the zeros that crop, cutout, scale and rotate fill in are the mean
 color of the data set, not black.
 """
@@ -25,16 +25,16 @@ ROTATE = math.radians(15)  # largest angle
 
 @dataclass(frozen=True, eq=False)
 class DsaParams:
-    """G draws; which image uses which draw is decided by :func:`apply_dsa`.
+    """G sets of parameters; :func:`apply_dsa` says which image uses which.
 
-    size: (height, width) of the images that the draws are for, in pixels
+    size: (height, width) in pixels of the images that they are for
     kind: int64 [G], the transformation, an index into :data:`TRANSFORMS`; -1: none
     brightness: [G] in [-0.5, 0.5], added
     saturation: [G] in [0, 2], factor about the mean of a pixel's channels
     contrast: [G] in [0.5, 1.5], factor about the mean of the image
     shift: int64 [G, 2], rows and columns by which the window of crop moves
     cutout: int64 [G, 2], row and column of the square's center
-    flip: bool [G], left and right exchanged
+    flip: bool [G], whether left and right are exchanged
     scale: [G, 2], factor of the sampling grid's x and y: above 1 the image shrinks
     angle: [G], radians by which the sampling grid turns
     """
@@ -53,14 +53,16 @@ class DsaParams:
     def __len__(self) -> int:
         return len(self.kind)
 
-    def select(self, draws: Tensor) -> "DsaParams":
-        """The draws at the indices ``draws``, with repetition, in its order."""
-        tensors = [getattr(self, field.name)[draws] for field in fields(self)[1:]]
-        return DsaParams(self.size, *tensors)
+    def select(self, index: Tensor) -> "DsaParams":
+        """The parameters at ``index``, with repetition, in its order."""
+        return self._map(lambda values: values[index])
 
     def to(self, device: torch.device) -> "DsaParams":
-        """The same draws on another device."""
-        return DsaParams(self.size, *[getattr(self, f.name).to(device) for f in fields(self)[1:]])
+        """The same parameters on another device."""
+        return self._map(lambda values: values.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "DsaParams":
+        return DsaParams(self.size, *[change(getattr(self, f.name)) for f in fields(self)[1:]])
 
 
 def sample_dsa(
@@ -69,21 +71,24 @@ def sample_dsa(
     size: tuple[int, int],
     *,
     generator: torch.Generator,
-    siamese: bool,
+    siamese: bool = False,
     mixed: bool = False,
 ) -> DsaParams:
-    """Draw augmentation parameters; equal generator states give equal draws.
+    """Sample augmentation parameters; equal generator states give equal parameters.
 
     Args:
-        strategy: names out of :data:`TRANSFORMS` joined by ``_``; one of them is drawn. Empty:
-            nothing is done.
-        count: number of draws: one per image, or one per class (see ``groups`` of
+        strategy: names out of :data:`TRANSFORMS` joined by ``_``, of which one is chosen at random.
+            Empty: nothing is done.
+        count: sets of parameters: one per image, or one per class (``groups`` of
             :func:`apply_dsa`).
         size: (height, width) of the images, in pixels.
-        siamese: one draw for everything, whatever ``count`` is.
-        mixed: every draw has its own transformation, as DM's published code has one per class;
-            otherwise one transformation is drawn and only its parameters differ, as in the
+        siamese: one set of parameters for all images, whatever ``count`` is.
+        mixed: a transformation chosen for each set of parameters, as DM's published code has one
+            per class; otherwise one transformation with parameters of its own for each, as in the
             published training of networks.
+
+    Raises:
+        ConfigError: naming the nearest known transformation.
     """
     names = _names(strategy)
     if siamese:
@@ -91,14 +96,13 @@ def sample_dsa(
     kind = torch.full((count,), -1, device=generator.device)
     if names:
         kinds = torch.tensor([list(TRANSFORMS).index(n) for n in names], device=kind.device)
-        drawn = _integers(generator, 0, len(names), (count if mixed else 1,))
-        kind = kinds[drawn].expand(count)
-    height, width = size
+        chosen = _integers(generator, 0, len(names), (count if mixed else 1,))
+        kind = kinds[chosen].expand(count)
     reach = [_round(side * CROP) for side in size]
     # A square of even side has its center between two pixels, so there is one more place for it.
     places = [side + 1 - _round(side * CUTOUT) % 2 for side in size]
     return DsaParams(
-        size=(height, width),
+        size=tuple(size),
         kind=kind,
         brightness=_uniform(generator, -0.5, 0.5, (count,)),
         saturation=_uniform(generator, 0.0, 2.0, (count,)),
@@ -112,14 +116,17 @@ def sample_dsa(
 
 
 def apply_dsa(images: Tensor, params: DsaParams, groups: Tensor | None = None) -> Tensor:
-    """Augment normalized images, each by one draw; differentiable in ``images``.
+    """Augment normalized images; differentiable in them.
+
+    Each image goes through its own transformation only, so the cost is that of one.
 
     Args:
         images: [N, C, H, W], floating point.
-        params: one draw for all images, one for each, or one for each group.
-        groups: int64 [N]; image n uses draw ``groups[n]``, e.g. the labels for a draw per class.
+        params: one set of parameters for all images, one for each, or one for each group.
+        groups: int64 [N]; image n uses the parameters at ``groups[n]``, e.g. the labels.
 
-    Each image goes through its own transformation alone, so the cost is that of one.
+    Raises:
+        ValueError: the parameters are for other images, or their number does not fit.
     """
     params = _of_each_image(images, params, groups)
     kinds = params.kind.unique().tolist()
@@ -208,8 +215,8 @@ def _of_each_image(images: Tensor, params: DsaParams, groups: Tensor | None) -> 
     count = len(images)
     if tuple(images.shape[2:]) != params.size:
         raise ValueError(
-            f"the augmentation was drawn for images of {params.size[0]}x{params.size[1]} pixels, "
-            f"these are {images.shape[2]}x{images.shape[3]}; draw one for their size"
+            f"the augmentation was sampled for images of {params.size[0]}x{params.size[1]} pixels, "
+            f"these are {images.shape[2]}x{images.shape[3]}; sample one for their size"
         )
     params = params.to(images.device)
     if groups is not None:
@@ -217,8 +224,8 @@ def _of_each_image(images: Tensor, params: DsaParams, groups: Tensor | None) -> 
             raise ValueError(f"groups must be [{count}], one per image, got {list(groups.shape)}")
         if count and not 0 <= int(groups.min()) <= int(groups.max()) < len(params):
             raise ValueError(
-                f"groups must lie in 0 to {len(params) - 1}, one per draw, got "
-                f"{int(groups.min())} to {int(groups.max())}; draw as many as there are groups"
+                f"groups must lie in 0 to {len(params) - 1}, got {int(groups.min())} to "
+                f"{int(groups.max())}; sample parameters for every group"
             )
         return params.select(groups.to(images.device))
     if len(params) == count:
@@ -226,7 +233,7 @@ def _of_each_image(images: Tensor, params: DsaParams, groups: Tensor | None) -> 
     if len(params) == 1:
         return params.select(torch.zeros(count, dtype=torch.int64, device=images.device))
     raise ValueError(
-        f"{len(params)} draws do not fit {count} images; say by groups which image uses which"
+        f"{len(params)} sets of parameters for {count} images; groups must say which uses which"
     )
 
 

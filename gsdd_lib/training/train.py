@@ -1,7 +1,7 @@
-"""Train one network on a distilled set, and count how often a network is right.
+"""Train a network: the one loop over the images of an epoch, and the schedules of evaluation.
 
-The default is the field's (arXiv 2006.05929, 2110.04181): SGD with momentum 0.9 and weight decay
-5e-4, a tenth of the learning rate in the second half, DSA with a draw per image.
+The defaults are the field's (arXiv 2006.05929, 2110.04181): SGD with momentum 0.9 and weight decay
+5e-4, a tenth of the learning rate in the second half, DSA with parameters of its own per image.
 """
 
 import math
@@ -10,18 +10,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.core.errors import GsddError
+from gsdd_lib.core.progress import Progress
+from gsdd_lib.core.schedule import cosine
 from gsdd_lib.training.augment import apply_dsa, sample_dsa
 
 MOMENTUM = 0.9
 TEST_BATCH = 512  # images per forward pass; the accuracy does not depend on it
 
-EpochHook = Callable[[int, float], None]  # called with (epoch, mean loss) after every epoch
+Normalize = Callable[[Tensor], Tensor]
 
 
-class EvaluationError(GsddError, RuntimeError):
+class EvaluationError(GsddError, ValueError):
     """A network cannot be trained on these images; the message says why and what to change."""
 
 
@@ -32,57 +35,127 @@ def train_network(
     config: EvalConfig,
     *,
     generator: torch.Generator,
-    progress: EpochHook | None = None,
-) -> nn.Module:
-    """Train ``network`` in place on normalized images [N, C, H, W]; returned in eval mode.
+    normalize: Normalize | None = None,
+    progress: Progress | None = None,
+) -> float:
+    """Train ``network`` in place and leave it in eval mode.
+
+    With ``config.eval_ema`` it ends with the moving average of its weights.
 
     Args:
+        images: [N, C, H, W], normalized unless ``normalize`` is given.
         labels: int64 [N], or probabilities [N, num_classes].
         generator: the source of the order of the images and of their augmentation.
-        progress: called after every epoch.
+        normalize: applied batch by batch, e.g. ``data.normalize`` for uint8 images.
+        progress: updated after every epoch.
 
-    Raises :class:`EvaluationError` when the loss is no longer a number.
+    Returns:
+        The mean loss of the last epoch.
+
+    Raises:
+        EvaluationError: the loss is no longer finite.
     """
     network.train()
-    optimizer = _optimizer(network, config)
-    for epoch in range(config.epochs):
+    optimizer, averaged = _optimizer(network, config), None
+    if config.eval_ema:
+        average = get_ema_multi_avg_fn(config.eval_ema)
+        averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+    for epoch in range(passes(config)):
+        if config.eval_schedule == "published" and epoch == config.epochs // 2 + 2:
+            optimizer = _optimizer(network, config)  # its momentum is lost where the rate falls
         optimizer.param_groups[0]["lr"] = learning_rate(config, epoch)
-        loss = _train_epoch(images, labels, network, optimizer, config=config, generator=generator)
+        loss = train_epoch(
+            network,
+            optimizer,
+            images,
+            labels,
+            batch=config.eval_batch,
+            dsa=config.eval_dsa,
+            generator=generator,
+            normalize=normalize,
+            averaged=averaged,
+        )
         if not math.isfinite(loss):
             raise EvaluationError(
-                f"the training loss is {loss} in epoch {epoch + 1} of {config.epochs}; "
-                f"lower the learning rate (eval_lr={config.eval_lr}) or look for images that are "
-                "not finite"
+                f"the training loss is {loss} in epoch {epoch + 1} of {passes(config)}; "
+                f"lower the learning rate (eval_lr={config.eval_lr}) or look for non-finite images"
             )
         if progress:
-            progress(epoch, loss)
-    return network.eval()
+            progress.update(loss=loss)
+    if averaged is not None:
+        network.load_state_dict(averaged.module.state_dict())
+    network.eval()
+    return loss
+
+
+def train_epoch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    batch: int,
+    dsa: str,
+    generator: torch.Generator,
+    normalize: Normalize | None = None,
+    averaged: AveragedModel | None = None,
+) -> float:
+    """One pass over the images in a new order, each batch augmented.
+
+    Args:
+        images, labels, generator, normalize: as in :func:`train_network`.
+        batch: images per step of the optimizer.
+        dsa: strategy of :func:`~gsdd_lib.training.augment.sample_dsa`.
+        averaged: updated after every step.
+
+    Returns:
+        The mean loss over the images.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=images.device)
+    order = torch.randperm(len(images), generator=generator, device=generator.device)
+    size = tuple(images.shape[2:])
+    for index in order.to(images.device).split(batch):
+        params = sample_dsa(dsa, len(index), size, generator=generator)
+        chosen = normalize(images[index]) if normalize else images[index]
+        loss = F.cross_entropy(network(apply_dsa(chosen, params)), labels[index])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if averaged is not None:
+            averaged.update_parameters(network)
+        total += loss.detach().double() * len(index)
+    return total.item() / len(images)
+
+
+def passes(config: EvalConfig) -> int:
+    """Epochs that a network trains: one more than named by the published schedule."""
+    return config.epochs + (config.eval_schedule == "published")
 
 
 def learning_rate(config: EvalConfig, epoch: int) -> float:
-    """The rate of one epoch, counted from 0.
+    """The learning rate of one epoch, counted from 0.
+
+    ``step`` falls to a tenth after epoch ``epochs // 2``. ``published`` is what the codes of
+    dataset condensation do: ``range(epochs + 1)``, and a tenth after epoch ``epochs // 2 + 1``, so
+    that 1,000 epochs are 502 at the full rate and 499 at a tenth.
 
     >>> [learning_rate(EvalConfig(epochs=4), epoch) for epoch in range(4)]
     [0.01, 0.01, 0.01, 0.001]
     """
     if config.eval_schedule == "cosine":
-        return config.eval_lr * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
-    first_half = epoch <= config.epochs // 2  # the published code: 501 of 1000 epochs at full rate
-    return config.eval_lr if first_half else config.eval_lr / 10
+        return config.eval_lr * cosine(epoch, config.epochs)
+    last = config.epochs // 2 + (config.eval_schedule == "published")
+    return config.eval_lr if epoch <= last else config.eval_lr / 10
 
 
 @torch.no_grad()
 def accuracy(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    normalize: Callable[[Tensor], Tensor] | None = None,
+    network: nn.Module, images: Tensor, labels: Tensor, *, normalize: Normalize | None = None
 ) -> float:
     """Percent of images [N, C, H, W] whose largest logit is that of their label, int64 [N].
 
-    normalize: applied to a batch at a time, e.g. ``data.normalize`` for uint8 images; left out,
-        the images are normalized already
+    Args:
+        normalize: as in :func:`train_network`.
     """
     correct = 0
     for batch, truth in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
@@ -97,31 +170,3 @@ def _optimizer(network: nn.Module, config: EvalConfig) -> torch.optim.Optimizer:
         return torch.optim.SGD(network.parameters(), momentum=MOMENTUM, **settings)
     kind = torch.optim.AdamW if config.eval_optimizer == "adamw" else torch.optim.Adam
     return kind(network.parameters(), **settings)
-
-
-def _train_epoch(
-    images: Tensor,
-    labels: Tensor,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    config: EvalConfig,
-    generator: torch.Generator,
-) -> float:
-    """One pass in a new order; the mean loss over images."""
-    total = torch.zeros((), device=images.device)
-    order = torch.randperm(len(images), generator=generator, device=generator.device)
-    for index in order.to(images.device).split(config.eval_batch):
-        params = sample_dsa(
-            config.eval_dsa,
-            len(index),
-            tuple(images.shape[2:]),
-            generator=generator,
-            siamese=False,
-        )
-        loss = F.cross_entropy(network(apply_dsa(images[index], params)), labels[index])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach() * len(index)
-    return total.item() / len(images)

@@ -11,6 +11,7 @@ from gsdd_lib.benchmarks.decoding import (
     fitted,
     measure,
 )
+from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.parameterizations.neural_field import NeuralFields
 
 
@@ -18,7 +19,8 @@ def test_every_method_stays_within_its_bytes():
     case = Decoding(128, 32, 3852)  # a field of 3 x 20
     assert (case.points, case.field_width, case.pixel_side) == (214, 20, 17)
     assert 18 * case.points <= 3852 and 12 * case.pixel_side**2 <= 3852
-    field = NeuralFields(torch.zeros(1), 3, (4, 4), width=20)
+    identity = ChannelNormalization((0.0,) * 3, (1.0,) * 3)
+    field = NeuralFields(torch.zeros(1), 3, (4, 4), normalization=identity, width=20)
     assert field.numbers_per_image == field_numbers(20) == 3852 / 4
 
 

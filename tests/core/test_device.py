@@ -1,5 +1,7 @@
 """Everything of a step is on the images' device, and there gives what it gives on the CPU."""
 
+import platform
+
 import pytest
 import torch
 from pretend_device import Pretended, pretended_gpu
@@ -12,11 +14,13 @@ from gsdd_lib.config import (
     ExpertConfig,
     FitConfig,
 )
-from gsdd_lib.core.device import choose_device
+from gsdd_lib.core import device as core_device
+from gsdd_lib.core.device import choose_device, cpu_name
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.data import load_data
 from gsdd_lib.distillation.loop import distill
-from gsdd_lib.evaluation.evaluate import evaluate, random_real_images
+from gsdd_lib.evaluation.baselines import RealImages
+from gsdd_lib.evaluation.evaluate import evaluate
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
 from gsdd_lib.training.experts import Experts, train_experts
@@ -51,7 +55,7 @@ def plain(tensor):
 
 def run(data, objective, experts):
     """Packed Gaussians, history rows and a test accuracy of a tiny run on ``data.device``."""
-    budget = plan_budget(BudgetConfig(gpc=2), channels=3, height=16, width=16)
+    budget = plan_budget(BudgetConfig(gpc=2), data)
     gaussians = initial_gaussians(data, budget, FitConfig(fit_steps=2), seed=0).gaussians
     config = DistillConfig(objective=objective, **NETWORK, **DISTILL, **OBJECTIVES[objective])
     rows = list(distill(gaussians, data, config, EVAL, seed=0, experts=experts))
@@ -79,9 +83,10 @@ def test_experts_trained_on_another_device_have_the_same_bits(experts, tmp_path)
 
 @pytest.mark.parametrize("init", ["kmeans", "warmup", "random"])
 def test_every_start_is_made_on_the_images_device(init):
-    budget = plan_budget(BudgetConfig(gpc=2), channels=3, height=16, width=16)
+    data = load(zca=True)
+    budget = plan_budget(BudgetConfig(gpc=2), data)
     config = FitConfig(init=init, fit_steps=1)
-    here = initial_gaussians(load(zca=True), budget, config, seed=0).gaussians
+    here = initial_gaussians(data, budget, config, seed=0).gaussians
     with pretended_gpu() as device:
         there = initial_gaussians(load(zca=True).to(device), budget, config, seed=0).gaussians
         assert isinstance(there.labels, Pretended)
@@ -89,9 +94,9 @@ def test_every_start_is_made_on_the_images_device(init):
 
 
 def test_random_real_images_come_from_the_device():
-    images, labels = random_real_images(load(), 2, seed=0)
+    images, labels = RealImages().choose(load(), 2, seed=0)
     with pretended_gpu() as device:
-        there, labels_there = random_real_images(load().to(device), 2, seed=0)
+        there, labels_there = RealImages().choose(load().to(device), 2, seed=0)
         assert torch.equal(plain(there), images) and torch.equal(plain(labels_there), labels)
 
 
@@ -115,3 +120,16 @@ def test_auto_is_the_gpu_where_there_is_one(monkeypatch):
     assert choose_device("cuda:0").index == 0
     with pytest.raises(ConfigError, match="has 1 CUDA"):
         choose_device("cuda:1")
+
+
+def test_the_processors_name_is_the_systems(tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor : 0\nmodel name\nmodel name\t: A Fine CPU: 2\nmodel name\t: x\n")
+    monkeypatch.setattr(core_device, "CPU_INFO", info)
+    assert cpu_name() == "A Fine CPU: 2"
+
+
+def test_a_processor_without_a_name_is_called_by_its_architecture(tmp_path, monkeypatch):
+    monkeypatch.setattr(core_device, "CPU_INFO", tmp_path / "missing")
+    assert cpu_name() in (platform.processor(), platform.machine())
+    assert cpu_name()

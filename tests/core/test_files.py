@@ -1,18 +1,31 @@
 """An interrupted or failing write must leave what was there before."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from gsdd_lib.core.files import (
     DamagedFileError,
+    FolderInUseError,
+    lock_folder,
+    project_root,
     read_tensors,
     seal,
     unseal,
     write_atomically,
     write_tensors,
 )
+
+
+def test_the_project_root_is_the_same_from_every_folder_of_the_project(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert project_root() == tmp_path / "notebooks"  # outside any project
+    (tmp_path / "pyproject.toml").touch()
+    assert project_root() == tmp_path
 
 
 def test_writes_a_new_file_and_its_folders(tmp_path):
@@ -125,3 +138,46 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*file'"):
         write_atomically(tmp_path / "file", b"content")
+
+
+HOLD = """if True:
+    import sys
+    from gsdd_lib.core.files import lock_folder
+    with lock_folder(sys.argv[1]):
+        print("locked", flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_a_locked_folder_is_refused_until_its_process_dies(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as holder:
+        assert holder.stdout.readline() == "locked\n"
+        sentence = f"Process {holder.pid} is at work in '{folder}'"
+        with pytest.raises(FolderInUseError, match=sentence), lock_folder(folder):
+            pass
+        with lock_folder(folder, ".other"):  # another lock
+            pass
+        holder.kill()
+    with lock_folder(folder):
+        pass
+
+
+def test_a_lock_is_released_after_an_error(tmp_path):
+    with pytest.raises(KeyError), lock_folder(tmp_path):
+        raise KeyError
+    with (
+        lock_folder(tmp_path),
+        pytest.raises(FolderInUseError, match=f"Process {os.getpid()} "),
+        lock_folder(tmp_path),
+    ):
+        pass
+
+
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    sentence = "'.*file' cannot be written to"
+    with pytest.raises(FolderInUseError, match=sentence), lock_folder(tmp_path / "file"):
+        pass

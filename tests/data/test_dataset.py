@@ -1,16 +1,17 @@
 """Data sets in memory: splits, normalization, the embedded and generated sets, a user's own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gsdd_lib.config import DataConfig
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.data import DataError, ImageSet, from_tensors, load_data
-from gsdd_lib.data.dataset import resize
-from gsdd_lib.data.digits import read_digits
-from gsdd_lib.data.sampling import keep_per_class, stratified_split
-from gsdd_lib.data.shapes import FIGURES, make_shapes, read_shapes
+from gsdd_lib.data.dataset import keep_per_class, resize, stratified_split
+from gsdd_lib.data.synthetic import FIGURES, make_shapes, read_digits, read_shapes
 from gsdd_lib.data.tensors import channel_statistics
 
 
@@ -87,6 +88,26 @@ def test_nothing_draws_from_the_global_generator():
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_an_empty_split_is_refused(split):
+    data = load()
+    with pytest.raises(DataError, match=f"'digits' has no {split} images; each split needs some"):
+        replace(data, **{split: data.train.select([])})
+
+
+def test_a_class_without_training_images_is_refused():
+    data = load()
+    fewer = data.train.select(data.train.labels != 7)
+    with pytest.raises(DataError, match="'digits' has no training images of class '7'; add some"):
+        replace(data, train=fewer)
+
+
+@pytest.mark.parametrize("holdout", [0.0, 1.0, 1.5, float("nan")])
+def test_an_impossible_holdout_is_refused(holdout, own):
+    with pytest.raises(DataError, match=f"holdout must be greater than 0 .* got {holdout:g}"):
+        from_tensors(*own, holdout=holdout)
+
+
 # Normalization and resolution
 
 
@@ -109,7 +130,9 @@ def test_unit_undoes_normalize_and_gradients_flow():
 
 
 def test_normalize_images_of_other_channels():
-    with pytest.raises(DataError, match=r"do not fit 'shapes'; pass \[\.\.\., 3, height, width\]"):
+    with pytest.raises(
+        DataError, match=r"do not fit the normalization; pass \[\.\.\., 3, height, width\]"
+    ):
         load("shapes").normalize(torch.rand(2, 1, 32, 32))
 
 
@@ -144,8 +167,15 @@ def test_a_resolution_that_fills_the_memory():
 
 
 def test_an_unknown_data_set_names_the_nearest():
-    with pytest.raises(DataError, match=r"unknown data set 'digit', did you mean 'digits'\?"):
+    with pytest.raises(ConfigError, match=r"unknown data set 'digit', did you mean 'digits'\?"):
         load("digit")
+    with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
+        DataConfig(dataset="cifar-10")
+
+
+def test_the_provenance_says_what_is_held_out():
+    assert load().provenance.endswith("scikit-learn, 10% of each class held out for validation")
+    assert ", 2.5% of each class held out" in load(holdout=0.025).provenance
 
 
 @pytest.mark.parametrize("read", [read_digits, read_shapes])
@@ -194,7 +224,7 @@ def test_shapes_show_the_same_scenes_at_every_resolution():
 
 def test_shapes_do_not_depend_on_the_chunks(monkeypatch):
     whole = make_shapes(5, 16, seed=0).images
-    monkeypatch.setattr("gsdd_lib.data.shapes.CHUNK_PIXELS", 2 * 16**2)
+    monkeypatch.setattr("gsdd_lib.data.synthetic.CHUNK_PIXELS", 2 * 16**2)
     assert torch.equal(whole, make_shapes(5, 16, seed=0).images)
 
 
@@ -258,12 +288,20 @@ BAD = {
     "no images": (lambda i, y: (i[:0], y[:0]), r"got \[0, 1, 2, 3\]"),
     "integers of 32 bits": (lambda i, y: (i.int(), y), "got torch.int32"),
     "floats up to 255": (lambda i, y: (i.float(), y), "got 0 to 39; divide by"),
-    "a NaN": (lambda i, y: (torch.where(i == 7, torch.nan, i / 255), y), r"in \[0, 1\], got nan"),
+    "a NaN": (lambda i, y: (torch.where(i == 7, torch.nan, i / 255), y), "got nan .*not finite"),
     "one label too few": (lambda i, y: (i, y[1:]), "of one length, got 40 and 39"),
     "labels of floats": (lambda i, y: (i, y.float()), "integers of shape .*torch.float32"),
     "labels in two dimensions": (lambda i, y: (i, y[:, None]), r"of shape \[40, 1\]"),
     "a negative label": (lambda i, y: (i, y - 1), "0 to 2 for 3 classes, got -1 to 2"),
-    "a class without images": (lambda i, y: (i, y + 1), r"class 0 \('0'\) has 0 training images"),
+    "a class without images": (
+        lambda i, y: (i, y + 1),
+        r"class 0 \('0'\) has 0 training",
+    ),
+    "a label beyond all sense": (
+        lambda i, y: (i, torch.where(y == 3, 2**31, y)),
+        "labels reach 2147483648 but there are only 40 images; number the classes 0, 1, 2",
+    ),
+    "a single class": (lambda i, y: (i, y * 0), "'tensors' has a single class; classification"),
     "a constant channel": (lambda i, y: (i * 0, y), "channel 0 has one value in all images"),
 }
 
@@ -279,6 +317,12 @@ def test_from_tensors_refuses(case, own):
 def test_from_tensors_refuses_fewer_names_than_classes(own):
     with pytest.raises(DataError, match="0 to 1 for 2 classes, got 0 to 3"):
         from_tensors(*own, class_names=["a", "b"])
+
+
+@pytest.mark.parametrize("names", [5, "abcd", [1, 2, 3, 4]])
+def test_from_tensors_refuses_names_that_are_none(names, own):
+    with pytest.raises(DataError, match="class_names must be a list with the name of each class"):
+        from_tensors(*own, class_names=names)
 
 
 def test_from_tensors_refuses_test_images_without_labels(own):

@@ -1,7 +1,7 @@
 """Fashion-MNIST on disk: what is accepted, what is refused, and the ways to get it.
 
-A miniature of the four files (20 + 8 images of 2x2) stands for the real ones, whose own test is
-skipped where they are not installed.
+A miniature of the four files (20 + 10 images of 2x2) stands for the real ones, whose own test is
+skipped where they are not on the machine.
 """
 
 import gzip
@@ -16,18 +16,15 @@ import pytest
 import torch
 
 from gsdd_lib.config import DataConfig
-from gsdd_lib.data import DataError, fashion_mnist, load_data, obtain
+from gsdd_lib.data import DataError, fashion_mnist, load_data
 from gsdd_lib.data.__main__ import main
-from gsdd_lib.data.fetch import download, fetch
-from gsdd_lib.data.idx import inflate, parse_idx, read_content
 from gsdd_lib.data.tensors import channel_statistics
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
-THREE_WAYS = "(parameter 'folder'), install Debian's package 'dataset-fashion-mnist'"
 
 
-def idx(shape, values, kind=8):
-    return struct.pack(f">BBBB{len(shape)}I", 0, 0, kind, len(shape), *shape) + bytes(values)
+def idx(shape, values):
+    return struct.pack(f">BBBB{len(shape)}I", 0, 0, 8, len(shape), *shape) + bytes(values)
 
 
 def miniature():
@@ -43,18 +40,11 @@ def miniature():
 def mini(tmp_path, monkeypatch):
     """An empty working folder in which the miniature is what was published; returns its content."""
     content = miniature()
-    files = {
-        stem: fashion_mnist.IdxFile(
-            struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]]),
-            hashlib.sha256(data).hexdigest(),
-        )
-        for stem, data in content.items()
-    }
-    for module in (fashion_mnist, obtain):
-        monkeypatch.setattr(module, "FILES", files)
-        monkeypatch.setattr(module, "DEBIAN_FOLDER", tmp_path / "debian")
-    monkeypatch.setattr(obtain, "ADDRESSES", ("http://127.0.0.1:9/",))  # nothing listens there
-    monkeypatch.setattr(obtain, "apt_get_command", list)
+    files = {stem: hashlib.sha256(data).hexdigest() for stem, data in content.items()}
+    monkeypatch.setattr(fashion_mnist, "FILES", files)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
+    monkeypatch.setattr(fashion_mnist, "ADDRESSES", ("http://127.0.0.1:9/",))  # nothing listens
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))  # no apt-get
     monkeypatch.delenv("GSDD_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     return content
@@ -72,48 +62,7 @@ def load(folder="", **fields):
     return load_data(config)
 
 
-# IDX
-
-
-def test_parse_idx_by_hand():
-    values = parse_idx(idx((2, 3), [1, 2, 3, 4, 5, 6]), source="file")
-    assert values.tolist() == [[1, 2, 3], [4, 5, 6]] and values.dtype == torch.uint8
-
-
-BAD_IDX = {
-    "empty": (b"", "begins with ''"),
-    "wrong magic": (b"\x01" + idx((1,), [0])[1:], "begins with '01 00 08 01', expected '00 00 08'"),
-    "floats": (idx((1,), [0] * 4, kind=13), "not an IDX file of bytes"),
-    "no dimensions": (bytes([0, 0, 8, 0]), "header of 4 bytes is not complete"),
-    "header cut short": (idx((2, 2), [])[:9], "header of 12 bytes is not complete"),
-    "values cut short": (idx((2, 2), [1, 2, 3]), r"truncated: 15 bytes, expected 16 .* \[2, 2\]"),
-    "a value too many": (idx((2,), [1, 2, 3]), "too long: 11 bytes, expected 10"),
-    "enormous dimensions": (idx((2**32 - 1,) * 3, []), "is truncated"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_IDX)
-def test_parse_idx_refuses(case):
-    content, sentence = BAD_IDX[case]
-    with pytest.raises(DataError, match=f"^file .*{sentence}"):
-        parse_idx(content, source="file")
-
-
-def test_inflate_stops_at_the_bound():
-    bomb = gzip.compress(bytes(10**7))
-    with pytest.raises(DataError, match="too long: more than the 1,000 bytes expected"):
-        inflate(bomb, 1000, source="bomb.gz")
-    assert inflate(bomb, 10**7, source="bomb.gz") == bytes(10**7)
-
-
-def test_a_plain_file_is_not_read_beyond_the_bound(tmp_path):
-    path = tmp_path / "plain"
-    path.write_bytes(bytes(5000))
-    with pytest.raises(DataError, match="too long"):
-        read_content(path, 1000)
-
-
-# Reading Fashion-MNIST
+# Reading
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -123,24 +72,23 @@ def test_reads_packed_and_plain_files(mini, tmp_path, packed):
     assert data.test.images[1].tolist() == [[[4, 5], [6, 7]]]
     assert data.test.labels.tolist() == list(range(10))
     assert data.class_names[9] == "Ankle boot"
-    assert str(tmp_path) not in data.provenance
+    assert data.provenance == (
+        "Fashion-MNIST from the folder given, SHA-256 verified,"
+        " 50% of each class held out for validation"
+    )
 
 
 def test_the_order_of_the_places(mini, tmp_path, monkeypatch):
     put(tmp_path / "debian", mini)
     assert "Debian's package" in load().provenance
+    put(tmp_path / "data" / "fashion_mnist", mini)
+    assert "from data/fashion_mnist" in load().provenance
     put(tmp_path / "data" / "fashion-mnist", mini)
     assert "from data/fashion-mnist" in load().provenance
     put(tmp_path / "root" / "fashion-mnist", mini)
     monkeypatch.setenv("GSDD_DATA", str(tmp_path / "root"))
     assert "from $GSDD_DATA/fashion-mnist" in load().provenance
     assert "the folder given" in load(tmp_path / "debian").provenance
-
-
-def test_a_folder_given_is_the_only_place(mini, tmp_path):
-    put(tmp_path / "debian", mini)
-    with pytest.raises(DataError, match=r"elsewhere/train-images-idx3-ubyte.gz .* is missing"):
-        load(tmp_path / "elsewhere")
 
 
 def test_an_unfinished_folder_does_not_hide_a_complete_one(mini, tmp_path):
@@ -153,13 +101,16 @@ def refused(folder, *fragments):
     with pytest.raises(DataError) as caught:
         load(folder)
     message = str(caught.value)
-    for fragment in (*fragments, THREE_WAYS, "run 'make data'"):
+    for fragment in (*fragments, "run 'make data'", "(parameter 'folder')"):
         assert fragment in message, message
     assert "\n" not in message
 
 
 def test_no_files_at_all(mini, tmp_path):
-    refused("", "train-images-idx3-ubyte.gz and its three siblings are in none of data/fashion-mn")
+    put(tmp_path / "debian", mini)
+    refused(tmp_path / "elsewhere", f"elsewhere/{TRAIN_IMAGES}.gz (or without .gz) is missing")
+    shutil.rmtree(tmp_path / "debian")
+    refused("", f"{TRAIN_IMAGES}.gz and its three siblings are in none of ", "data/fashion-mnist")
 
 
 def test_one_file_missing(mini, tmp_path):
@@ -175,55 +126,49 @@ def test_a_folder_in_place_of_a_file(mini, tmp_path):
     refused(folder, f"{TRAIN_LABELS}.gz cannot be read (Is a directory)")
 
 
-def test_a_truncated_gz(mini, tmp_path):
+SPOILED_GZ = {
+    "cut off": (lambda packed: packed[: len(packed) // 2], "is cut off, or too long"),
+    "altered": (lambda packed: packed[:-6] + b"?" + packed[-5:], "is not a sound gzip file ("),
+    "a web page": (lambda _: b"<!DOCTYPE html>", "is not a sound gzip file ("),
+    "a bomb": (lambda _: gzip.compress(bytes(1001)), "is cut off, or too long"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED_GZ)
+def test_refuses_a_gz_that_is_not_sound(case, mini, tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "MAX_BYTES", 1000)
+    spoil, sentence = SPOILED_GZ[case]
     folder = put(tmp_path / "mine", mini)
-    packed = gzip.compress(mini[TRAIN_IMAGES])
-    (folder / f"{TRAIN_IMAGES}.gz").write_bytes(packed[: len(packed) // 2])
-    refused(folder, f"{TRAIN_IMAGES}.gz is truncated: its compressed data breaks off after")
+    (folder / f"{TRAIN_IMAGES}.gz").write_bytes(spoil(gzip.compress(mini[TRAIN_IMAGES])))
+    refused(folder, f"{TRAIN_IMAGES}.gz {sentence}")
 
 
-def test_a_byte_altered_in_a_gz(mini, tmp_path):
-    folder = put(tmp_path / "mine", mini)
-    packed = bytearray(gzip.compress(mini[TRAIN_IMAGES]))
-    packed[-6] ^= 1  # in the checksum
-    (folder / f"{TRAIN_IMAGES}.gz").write_bytes(packed)
-    refused(folder, f"{TRAIN_IMAGES}.gz is not a sound gzip file")
-
-
-def test_a_web_page_in_place_of_a_gz(mini, tmp_path):
-    folder = put(tmp_path / "mine", mini)
-    (folder / f"{TRAIN_IMAGES}.gz").write_bytes(b"<!DOCTYPE html>")
-    refused(folder, f"{TRAIN_IMAGES}.gz is not a sound gzip file (")
+def test_a_plain_file_is_not_read_beyond_the_bound(mini, tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "MAX_BYTES", 1000)
+    folder = put(tmp_path / "mine", {**mini, TRAIN_IMAGES: bytes(5000)}, packed=False)
+    refused(folder, "has 5,000 bytes; at most 1,000 are read")
 
 
 SPOILED = {
-    "one pixel altered": (TRAIN_IMAGES, lambda d: d[:-1] + b"\x01", "altered: the SHA-256"),
-    "one label altered": (TRAIN_LABELS, lambda d: d[:-1] + b"\x01", "altered: the SHA-256"),
-    "a byte too few": (TRAIN_IMAGES, lambda d: d[:-1], "truncated: 95 bytes, expected 96"),
-    "wrong magic": (TRAIN_IMAGES, lambda d: b"\x08" + d[1:], "not an IDX file"),
-    "a label too few": (
-        TRAIN_LABELS,
-        lambda _: idx((19,), range(19)),
-        "[19] values, expected [20]",
-    ),
-    "labels as images": (TRAIN_IMAGES, lambda _: idx((20,), range(20)), "expected [20, 2, 2]"),
+    "one pixel altered": lambda data: data[:-1] + b"\x01",
+    "a byte too few": lambda data: data[:-1],
+    "wrong magic": lambda data: b"\x08" + data[1:],
+    "empty": lambda _: b"",
 }
 
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("case", SPOILED)
-def test_refuses_a_file_that_is_not_the_published_one(case, packed, mini, tmp_path):
-    stem, spoil, sentence = SPOILED[case]
-    folder = put(tmp_path / "mine", {**mini, stem: spoil(mini[stem])}, packed)
-    refused(folder, stem, sentence)
+def test_refuses_content_that_is_not_the_published(case, packed, mini, tmp_path):
+    spoiled = {**mini, TRAIN_IMAGES: SPOILED[case](mini[TRAIN_IMAGES])}
+    refused(put(tmp_path / "mine", spoiled, packed), TRAIN_IMAGES, "was altered or is not whole")
 
 
 def test_the_real_files():
     try:
-        fashion_mnist.find()
+        data = load_data(DataConfig(dataset="fashion_mnist"))
     except DataError:
         pytest.skip("Fashion-MNIST is not on this machine; run 'make data'")
-    data = load_data(DataConfig(dataset="fashion_mnist"))
     assert torch.bincount(data.train.labels).tolist() == [5400] * 10
     assert torch.bincount(data.validation.labels).tolist() == [600] * 10
     assert torch.bincount(data.test.labels).tolist() == [1000] * 10
@@ -255,155 +200,120 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(mini, monkeypatch):
+    """A server of the miniature that is the publisher's second address."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.content, server.asked, server.promised = {}, [], 0
-        server.address = f"http://127.0.0.1:{server.server_port}"
+        server.content = {f"/{stem}.gz": gzip.compress(data) for stem, data in mini.items()}
+        server.asked, server.promised = [], 0
+        server.address = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setattr(fashion_mnist, "ADDRESSES", (*fashion_mnist.ADDRESSES, server.address))
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 
 
-def accept_hello(content):
-    if content != b"hello":
-        raise DataError("not what was published")
-
-
-def test_fetch_takes_the_first_address_with_the_right_content(server, tmp_path):
-    server.content = {"/bad": b"HELLO", "/good": b"hello"}
-    addresses = [f"{server.address}/{name}" for name in ("none", "bad", "good", "unused")]
-    path = tmp_path / "new" / "file"
-    assert fetch(addresses, path, check=accept_hello, max_bytes=10, progress=False) == addresses[2]
-    assert path.read_bytes() == b"hello"
-    assert server.asked == ["/none", "/bad", "/good"]
-
-
-def test_fetch_writes_nothing_that_fails_the_check(server, tmp_path):
-    server.content = {"/bad": b"HELLO"}
-    path = tmp_path / "file"
-    addresses = [f"{server.address}/bad", f"{server.address}/none"]
-    with pytest.raises(DataError, match=r"bad: not what was published; .*none: Not Found\)$"):
-        fetch(addresses, path, check=accept_hello, max_bytes=10, progress=False)
-    assert not path.exists()
-
-
-def test_download_refuses_more_than_asked_for(server):
-    server.content = {"/file": bytes(100)}
-    with pytest.raises(DataError, match="more than the 99 bytes"):
-        download(f"{server.address}/file", max_bytes=99, progress=False)
-
-
-def test_download_notices_a_broken_connection(server):
-    server.content, server.promised = {"/file": bytes(100)}, 50
-    with pytest.raises(DataError, match="broke after 100 of 150 bytes"):
-        download(f"{server.address}/file", max_bytes=999, progress=False)
-
-
-# make data
-
-
-def serve(server, monkeypatch, content):
-    server.content = {f"/{stem}.gz": gzip.compress(data) for stem, data in content.items()}
-    monkeypatch.setattr(obtain, "ADDRESSES", (f"{server.address}/",))
-
-
-def test_make_data_finds_what_is_there(mini, tmp_path, capsys):
+def test_what_is_there_is_found(mini, tmp_path, capsys):
     put(tmp_path / "debian", mini)
-    assert main(["fashion_mnist"]) == 0
-    assert capsys.readouterr().out == f"fashion_mnist: found in {tmp_path / 'debian'}\n"
+    for arguments in ([], ["--fetch"]):
+        assert main(["fashion_mnist", *arguments]) == 0
+        output = capsys.readouterr()
+        assert "Fashion-MNIST from Debian's package" in output.out and not output.err
 
 
-def test_make_data_fetches_and_load_data_finds_it(mini, server, tmp_path, monkeypatch, capsys):
-    serve(server, monkeypatch, mini)
-    assert main(["fashion_mnist"]) == 0
+def test_nothing_is_fetched_or_installed_unasked(server, apt_get, tmp_path, capsys):
+    assert main(["fashion_mnist"]) == 1
+    assert "python -m gsdd_lib.data fashion_mnist --fetch" in capsys.readouterr().err
+    assert not server.asked and not apt_get.exists() and not (tmp_path / "data").exists()
+
+
+def test_fetching_says_what_from_where_and_goes_on_to_the_next_address(server, capsys):
+    assert main(["fashion_mnist", "--fetch"]) == 0
     output = capsys.readouterr()
-    assert output.out == f"fashion_mnist: fetched from {server.address}/ to data/fashion-mnist\n"
-    assert "are in none of" in output.err
-    assert "data/fashion-mnist" in load().provenance
+    first, second, third = output.err.splitlines()
+    assert first.startswith("fetching Fashion-MNIST (30 MB) from http://127.0.0.1:9/ to /")
+    assert second.startswith("that failed: ")
+    assert third.startswith(f"fetching Fashion-MNIST (30 MB) from {server.address} to /")
+    assert "from data/fashion-mnist, SHA-256 verified" in output.out
+    assert len(load().test) == 10
 
 
-def test_make_data_fetches_only_what_is_missing_or_altered(mini, server, tmp_path, monkeypatch):
+def test_only_what_is_missing_or_altered_is_fetched(mini, server, tmp_path):
     folder = put(tmp_path / "mine", {**mini, TRAIN_LABELS: mini[TRAIN_LABELS][:-1] + b"\x01"})
     (folder / f"{TRAIN_IMAGES}.gz").unlink()
-    serve(server, monkeypatch, mini)
-    assert main(["fashion_mnist", "--folder", str(folder)]) == 0
+    assert main(["fashion_mnist", "--fetch", "--folder", str(folder)]) == 0
     assert sorted(server.asked) == [f"/{TRAIN_IMAGES}.gz", f"/{TRAIN_LABELS}.gz"]
     assert len(load(folder).test) == 10
 
 
-def test_make_data_names_a_plain_file_that_is_in_the_way(mini, server, tmp_path, monkeypatch):
+def test_a_plain_file_in_the_way_is_named(mini, server, tmp_path, capsys):
     folder = put(tmp_path / "mine", mini)
     (folder / TRAIN_IMAGES).write_bytes(b"something else")
-    serve(server, monkeypatch, mini)
-    with pytest.raises(DataError, match=f"{TRAIN_IMAGES} is not an IDX file.*; remove it"):
-        obtain.obtain_fashion_mnist(str(folder), say=lambda _: None)
+    assert main(["fashion_mnist", "--fetch", "--folder", str(folder)]) == 1
+    assert f"{TRAIN_IMAGES} was altered" in (error := capsys.readouterr().err)
+    assert "remove it and run this again" in error
 
 
-def test_make_data_never_keeps_altered_files(mini, server, tmp_path, monkeypatch, capsys):
-    serve(server, monkeypatch, {**mini, TRAIN_IMAGES: mini[TRAIN_IMAGES][:-1] + b"\x01"})
-    assert main(["fashion_mnist"]) == 1
+@pytest.mark.parametrize("fault", ["altered", "broken off"])
+def test_altered_files_are_never_kept(fault, mini, server, tmp_path, capsys):
+    server.promised = 50 * (fault == "broken off")
+    if fault == "altered":
+        server.content[f"/{TRAIN_IMAGES}.gz"] = gzip.compress(mini[TRAIN_IMAGES][:-1] + b"\x01")
+    assert main(["fashion_mnist", "--fetch"]) == 1
     error = capsys.readouterr().err
-    assert "was altered" in error and "put the four .gz files into data/fashion-mnist" in error
+    assert {"altered": "was altered", "broken off": "broke after"}[fault] in error
+    assert "put its four .gz files into" in error
     assert not (tmp_path / "data").exists()
 
 
 @pytest.fixture
 def apt_get(mini, tmp_path, monkeypatch):
-    """A stand-in for apt-get that knows the package once ``update`` ran; returns its log."""
+    """Stand-ins for apt-get, which needs lists of its own, and dpkg-deb; returns their log."""
     put(tmp_path / "mirror", mini)
-    log, tool = tmp_path / "log", tmp_path / "bin" / "apt-get"
-    tool.parent.mkdir()
-    tool.write_text(
-        f'#!/bin/sh\necho "$@" >> {log}\n'
-        f'if [ "$1" = update ]; then touch {tmp_path}/lists; exit 0; fi\n'
-        f"if [ ! -e {tmp_path}/lists ]; then echo 'E: Unable to locate' >&2; exit 100; fi\n"
-        f"cp -r {tmp_path}/mirror {tmp_path}/debian\n"
+    log, tools = tmp_path / "log", tmp_path / "bin"
+    tools.mkdir()
+    (tools / "apt-get").write_text(
+        f'#!/bin/sh\necho "apt-get $5" >> {log}\nlists="${{2#Dir::State::Lists=}}"\n'
+        'if [ "$5" = update ]; then touch "$lists/known"; exit 0; fi\n'
+        'if [ ! -e "$lists/known" ]; then echo "E: Unable to locate" >&2; exit 100; fi\n'
+        'touch "$6_1.0_all.deb"\n'
     )
-    tool.chmod(0o755)
-    monkeypatch.setattr(obtain, "apt_get_command", lambda: [str(tool)])
+    (tools / "dpkg-deb").write_text(
+        f'#!/bin/sh\necho "dpkg-deb $1" >> {log}\n'
+        f'mkdir -p "$3{tmp_path}"\ncp -r {tmp_path}/mirror "$3{tmp_path}/debian"\n'
+    )
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}/usr/bin{os.pathsep}/bin")
     return log
 
 
-def test_make_data_installs_the_package(apt_get, tmp_path, capsys):
-    assert main(["fashion_mnist"]) == 0
-    line = f"Debian's package dataset-fashion-mnist, installed in {tmp_path / 'debian'}"
-    assert capsys.readouterr().out == f"fashion_mnist: {line}\n"
-    install = "install -y --no-install-recommends dataset-fashion-mnist"
-    assert apt_get.read_text().splitlines() == [install, "update", install]
+def test_debians_package_is_unpacked_but_not_installed(apt_get, tmp_path, capsys):
+    assert main(["fashion_mnist", "--fetch"]) == 0
+    output = capsys.readouterr()
+    assert "from Debian's package dataset-fashion-mnist (apt-get download)" in output.err
+    assert "from data/fashion-mnist, SHA-256 verified" in output.out
+    assert apt_get.read_text().splitlines() == ["apt-get update", "apt-get download", "dpkg-deb -x"]
+    assert not (tmp_path / "debian").exists()
 
 
-def test_make_data_fetches_where_installing_fails(apt_get, mini, server, monkeypatch, tmp_path):
-    shutil.rmtree(tmp_path / "mirror")
-    serve(server, monkeypatch, mini)
-    said = []
-    assert obtain.obtain_fashion_mnist(say=said.append).startswith("fetched from")
-    assert any("apt-get could not install dataset-fashion-mnist" in line for line in said)
+def test_a_package_that_cannot_be_had(apt_get, tmp_path, capsys):
+    (tmp_path / "bin" / "apt-get").write_text("#!/bin/sh\necho 'E: No network' >&2\nexit 100\n")
+    assert main(["fashion_mnist", "--fetch"]) == 1
+    assert "that failed: apt-get: E: No network" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--fetch"], ["--folder", "here"]])
-def test_make_data_installs_nothing_when_told_where(arguments, apt_get, mini, server, monkeypatch):
-    serve(server, monkeypatch, mini)
-    assert main(["fashion_mnist", *arguments]) == 0
-    assert not apt_get.exists()
+# The command
 
 
-def test_apt_get_needs_rights(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert obtain.apt_get_command() == []
-    for tool, status in (("apt-get", 0), ("sudo", 1)):
-        (tmp_path / tool).write_text(f"#!/bin/sh\nexit {status}\n")
-        (tmp_path / tool).chmod(0o755)
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert obtain.apt_get_command() == []  # sudo asks for a password
-    (tmp_path / "sudo").write_text("#!/bin/sh\nexit 0\n")
-    assert obtain.apt_get_command() == ["sudo", "-n", "apt-get"]
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert obtain.apt_get_command() == ["apt-get"]
-
-
-def test_make_data_of_an_unknown_or_embedded_set(capsys):
+def test_an_unknown_an_embedded_and_an_unfetchable_set(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GSDD_DATA", raising=False)
     assert main(["fashion_mnst"]) == 1
     assert "did you mean 'fashion_mnist'?" in capsys.readouterr().err
-    assert main(["digits"]) == 0
-    assert "nothing to get" in capsys.readouterr().out
+    assert main(["digits", "--fetch"]) == 0
+    assert capsys.readouterr().out == "digits: digits (UCI, handwritten, 8x8), embedded in" + (
+        " scikit-learn\n"
+    )
+    assert main(["cifar10", "--fetch"]) == 1
+    assert "to get CIFAR-10, fetch cifar-10-python.tar.gz" in capsys.readouterr().err

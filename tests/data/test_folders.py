@@ -6,6 +6,8 @@ the archives imagenette2 and imagewoof2.
 
 import hashlib
 import io
+import os
+import resource
 import tarfile
 import tomllib
 import types
@@ -14,14 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from gsdd_lib.config import DataConfig
-from gsdd_lib.data import DataError, decoded, imagenet, load_data
+from gsdd_lib.data import DataError, imagenet, load_data, sources
+from gsdd_lib.data import cache as decoding
 from gsdd_lib.data.imagenet import SUBSETS
 
-NETTE = [one.wnid for one in SUBSETS["imagenette"]]
-WOOF = [one.wnid for one in SUBSETS["imagewoof"]]
+NETTE = list(SUBSETS["imagenette"])
+WOOF = list(SUBSETS["imagewoof"])
 COUNTS = {"train": 3, "val": 1}
 
 
@@ -36,6 +40,12 @@ def cache(tmp_path, monkeypatch):
 def picture(color, size=(40, 30), kind="PNG", mode="RGB") -> bytes:
     file = io.BytesIO()
     Image.new(mode, size, color).save(file, kind)
+    return file.getvalue()
+
+
+def encoded(levels, kind="PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, kind)
     return file.getvalue()
 
 
@@ -72,6 +82,11 @@ def load(dataset, folder="", resolution=8, **fields):
     return load_data(config)
 
 
+def left_in(cache):
+    """What decoding leaves behind, its lock aside."""
+    return sorted(path.suffix for path in cache.iterdir() if path.name != ".lock")
+
+
 def refused(sentence, *arguments, **fields):
     with pytest.raises(DataError, match=sentence) as caught:
         load(*arguments, **fields)
@@ -83,10 +98,10 @@ def refused(sentence, *arguments, **fields):
 
 def check_nette(data, wnids=NETTE, name="imagenette"):
     """Every image is labeled by its color, which says its class's place in ``wnids``."""
-    assert data.class_names == tuple(one.name for one in SUBSETS[name])
+    assert data.class_names == tuple(SUBSETS[name].values())
     assert (data.mean, data.std) == (imagenet.MEAN, imagenet.STD)
     assert (len(data.train), len(data.validation), len(data.test)) == (20, 10, 10)
-    order = [one.wnid for one in SUBSETS[name]]
+    order = list(SUBSETS[name])
     for split in (data.train, data.validation, data.test):
         assert split.images.dtype == torch.uint8
         red = split.images[:, 0].float().mean((1, 2)) / 20
@@ -100,7 +115,10 @@ def test_a_tree_of_imagenet_holds_more_classes_than_the_subset(tmp_path):
     data = load("imagenette", root)
     check_nette(data, sorted([*NETTE, *WOOF[:1]]))
     assert data.resolution == (8, 8)
-    assert data.provenance == ("imagenette by WordNet id from a folder of ImageNet, 8x8, 40 images")
+    assert data.provenance == (
+        "imagenette by WordNet id from a folder of ImageNet, 40 images, crop to 8x8,"
+        " 10% of each class held out for validation"
+    )
 
 
 def test_labels_follow_the_subset_not_the_folder(tmp_path):
@@ -136,8 +154,16 @@ def test_an_archive_in_another_order_gives_the_same_images(tmp_path):
 def test_an_archive_is_read_once(tmp_path, monkeypatch):
     path = pack(tmp_path / "imagenet.tgz", tree(NETTE), "imagenet")
     first = load("imagenette", path)
-    monkeypatch.setattr("gsdd_lib.data.listing.tarfile", None)
+    monkeypatch.setattr(sources, "tarfile", None)
     assert torch.equal(load("imagenette", path).train.images, first.train.images)
+
+
+def test_the_largest_of_several_copies_is_taken(tmp_path, monkeypatch):
+    for side in (160, 320):
+        put(tmp_path / "all" / f"imagewoof2-{side}", tree(WOOF))
+    put(tmp_path / "all" / "imagewoof2-backup", tree(NETTE))
+    monkeypatch.setenv("GSDD_DATA", str(tmp_path / "all"))
+    assert "from imagewoof2-320, 40 images" in load("imagewoof").provenance
 
 
 def test_the_default_resolution_is_128(tmp_path):
@@ -149,10 +175,10 @@ def test_the_subsets_are_ten_classes_each_by_id():
     assert sorted(SUBSETS) == sorted(
         f"image{name}" for name in ("nette", "woof", "fruit", "yellow", "meow", "squawk")
     )
-    every = [one for classes in SUBSETS.values() for one in classes]
     assert all(len(classes) == 10 for classes in SUBSETS.values())
-    by_index = sorted({(one.index, one.wnid) for one in every})
-    assert [wnid for _, wnid in by_index] == sorted({one.wnid for one in every})
+    every = [row for rows in yaml.safe_load(imagenet.TABLE.read_text()).values() for row in rows]
+    by_index = sorted({(row["index"], row["wnid"]) for row in every})
+    assert [wnid for _, wnid in by_index] == sorted({row["wnid"] for row in every})
 
 
 def test_the_list_of_subsets_travels_with_the_package():
@@ -186,7 +212,7 @@ def test_validation_images_without_class_folders(tmp_path):
 
 
 def test_no_imagenet_at_all(tmp_path):
-    refused("no folder 'train' of ImageNet is in data; .*imagenette2-320.tgz", "imagenette")
+    refused("no folder 'train' of ImageNet is in .*/data; .*imagenette2-320.tgz", "imagenette")
     refused("to get imagefruit, name a folder with train/ and val/", "imagefruit", tmp_path / "no")
 
 
@@ -201,21 +227,46 @@ def test_a_cut_off_archive(tmp_path):
     refused("imagenet.tgz is not a whole, readable .tgz archive", "imagenette", path)
 
 
+def test_an_archive_that_expands_to_far_more_than_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "SLACK", 2**16)
+    files = tree(NETTE[:1]) | {"notes": bytes(2**20)}  # in members that are no images too
+    path = pack(tmp_path / "imagenet.tgz", files, "imagenet")
+    refused("imagenet.tgz holds more than 8 times its size", "imagenette", path)
+
+
+def test_an_enormous_file(tmp_path):
+    root = put(tmp_path / "x", tree(NETTE))
+    with open(root / "train" / NETTE[0] / "sparse.png", "wb") as file:
+        file.truncate(20 * 2**30)  # takes no space
+    refused("sparse.png has 21,474,836,480 bytes; at most 67,108,864", "imagenette", root)
+
+
 def test_an_image_that_cannot_be_decoded(tmp_path, cache):
     files = tree(NETTE)
     name = f"val/{NETTE[2]}/{NETTE[2]}_0.JPEG"
     root = put(tmp_path / "x", files | {name: files[name][:-20]})
     refused(f"{name} cannot be decoded", "imagenette", root)
     put(root, {name: b"not an image"})
-    refused(f"{name} is not an image; replace or remove it", "imagenette", root)
-    assert not list(cache.iterdir())
+    refused(f"{name} is not an image .*; replace or remove it", "imagenette", root)
+    assert left_in(cache) == []
 
 
 def test_a_resolution_that_fills_the_disk(tmp_path, monkeypatch):
     usage = types.SimpleNamespace(free=2**20)
-    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda _: usage)
     root = put(tmp_path / "x", tree(NETTE))
-    refused(r"'imagenette' decoded needs .* GiB free; name another", "imagenette", root, 256)
+    refused(r"decoded images need .* GiB free; name another folder", "imagenette", root, 256)
+
+
+def test_a_disk_that_fills_while_images_are_decoded(tmp_path, cache):
+    root = put(tmp_path / "x", tree(NETTE))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, hard))  # of 40 * 192 bytes
+    try:
+        refused("cannot be kept in .*; free some space", "imagenette", root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert left_in(cache) == []
 
 
 # Decoding
@@ -224,42 +275,90 @@ def test_a_resolution_that_fills_the_disk(tmp_path, monkeypatch):
 def test_decode_by_hand():
     image = np.zeros((4, 8, 3), np.uint8)
     image[:, 2:6] = 200  # the center square
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    crop = decoded.decode_image(file.getvalue(), (4, 4), channels=3, source="x")
+    content = encoded(image)
+    crop = decoding.decode_image(content, (4, 4), source="x")
     assert torch.equal(crop, torch.full((3, 4, 4), 200, dtype=torch.uint8))
-    gray = decoded.decode_image(file.getvalue(), (2, 2), channels=1, source="x")
+    gray = decoding.decode_image(content, (2, 2), channels=1, source="x")
     assert gray.shape == (1, 2, 2) and (gray == 200).float().mean() < 1  # the edge is smooth
+    squashed = decoding.decode_image(content, (4, 4), resize="squash", source="x")
+    assert squashed[0, 0].tolist() == [29, 175, 175, 29]  # 50 / 1.75 and 200 * 1.75 / 2
+    with pytest.raises(DataError, match="x cannot be decoded .it has 8x4 pixels instead of 4x4"):
+        decoding.decode_image(content, (4, 4), resize="exact", source="x")
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
 def test_every_mode_becomes_rgb(mode):
     kind = "TIFF" if mode == "CMYK" else "PNG"
     content = picture(0, (5, 5), kind, mode)
-    image = decoded.decode_image(content, (5, 5), channels=3, source="x")
+    image = decoding.decode_image(content, (5, 5), source="x")
     assert image.shape == (3, 5, 5) and image.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_become_eight(kind):
+    levels = np.array([[0, 257, 128 * 257, 65_535]], np.uint16)
+    image = decoding.decode_image(encoded(levels, kind), (1, 4), channels=1, source="x")
+    assert image.tolist() == [[[0, 1, 128, 255]]]
+
+
+def test_levels_without_a_maximum_are_refused():
+    content = encoded(np.ones((2, 2), np.float32), "TIFF")
+    with pytest.raises(DataError, match="x cannot be decoded .*save it with 8 or 16 bits"):
+        decoding.decode_image(content, (2, 2), source="x")
+
+
+def test_other_formats_than_the_suffixes_name_are_not_opened():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    assert Image.open(io.BytesIO(postscript)).format == "EPS"  # Pillow would start Ghostscript
+    with pytest.raises(DataError, match="x.png is not an image"):
+        decoding.decode_image(postscript, (4, 4), source="x.png")
+
+
+def test_an_image_of_too_many_pixels(monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 99)
+    decoding.decode_image(picture(0, (9, 11)), (4, 4), source="x")
+    with pytest.raises(DataError, match="x has more than 99 pixels; make it smaller"):
+        decoding.decode_image(picture(0, (10, 10)), (4, 4), source="x")
+    with pytest.raises(DataError, match="x cannot be decoded .99x1 pixels are too unequal to crop"):
+        decoding.decode_image(picture(0, (99, 1)), (4, 4), source="x")
 
 
 def test_images_are_decoded_once(tmp_path, monkeypatch, cache):
     root = put(tmp_path / "x", tree(NETTE))
     first = load("imagenette", root)
-    assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".uint8"]
-    monkeypatch.setattr(decoded, "decode_image", None)
+    assert left_in(cache) == [".pixels"]
+    monkeypatch.setattr(decoding, "decode_image", None)
     assert torch.equal(load("imagenette", root).train.images, first.train.images)
+    moved = root.rename(tmp_path / "elsewhere")
+    assert torch.equal(load("imagenette", moved).train.images, first.train.images)
 
 
-def test_a_changed_tree_or_resolution_is_decoded_again(tmp_path, cache):
+def test_other_images_of_the_same_names_sizes_and_times_are_decoded_anew(tmp_path):
+    for name, level in (("dark", 10), ("light", 240)):
+        for split, count in COUNTS.items():
+            for i in range(count):
+                for wnid in NETTE:
+                    path = f"{split}/{wnid}/{i}.bmp"
+                    put(tmp_path / name, {path: picture((level,) * 3, (8, 8), "BMP")})
+                    os.utime(tmp_path / name / path, (1_000, 1_000))
+    dark, light = (load("imagenette", tmp_path / name) for name in ("dark", "light"))
+    assert dark.train.images.unique().tolist() == [10]
+    assert light.train.images.unique().tolist() == [240]
+
+
+def test_a_changed_tree_resolution_or_way_to_resize_is_decoded_again(tmp_path, cache):
     root = put(tmp_path / "x", tree(NETTE))
     load("imagenette", root)
     load("imagenette", root, 9)
+    assert "squash to 8x8" in load("imagenette", root, resize="squash").provenance
     put(root, {f"train/{NETTE[0]}/more.png": picture((0, 0, 0))})
     assert len(load("imagenette", root).train) == 21
-    assert len(list(cache.glob("*.uint8"))) == 3
+    assert left_in(cache) == [".pixels"] * 4
 
 
 def test_an_interrupted_decoding_is_done_again(tmp_path, cache, monkeypatch):
     root = put(tmp_path / "x", tree(NETTE))
-    calls, plain = [], decoded.decode_image
+    calls, plain = [], decoding.decode_image
 
     def interrupted(*arguments, **options):
         calls.append(0)
@@ -267,19 +366,30 @@ def test_an_interrupted_decoding_is_done_again(tmp_path, cache, monkeypatch):
             raise KeyboardInterrupt
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(decoded, "decode_image", interrupted)
+    monkeypatch.setattr(decoding, "decode_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load("imagenette", root)
-    assert not list(cache.iterdir())
+    assert left_in(cache) == []
     check_nette(load("imagenette", root))
 
 
-def test_a_decoded_file_cut_short(tmp_path, cache):
+def test_what_a_killed_decoding_left_is_removed_aloud(tmp_path, cache):
+    put(cache, {".decoding-x.tmp": bytes(99)})
+    with pytest.warns(UserWarning, match="removed .*decoding-x.tmp, left by a decoding that was"):
+        load("imagenette", put(tmp_path / "x", tree(NETTE)))
+    assert left_in(cache) == [".pixels"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_damaged_pixels_are_decoded_anew(tmp_path, cache, damage):
     root = put(tmp_path / "x", tree(NETTE))
-    load("imagenette", root)
-    (path,) = cache.glob("*.uint8")
-    path.write_bytes(b"short")
-    refused("is not whole; remove it, it will be made again", "imagenette", root)
+    first = load("imagenette", root).fingerprint
+    (path,) = cache.glob("*.pixels")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content if damage == "flip" else content[:-1])
+    with pytest.warns(UserWarning, match="is damaged: decoding its images again"):
+        assert load("imagenette", root).fingerprint == first
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, cache):
@@ -289,12 +399,12 @@ def test_a_cache_that_cannot_be_written(tmp_path, cache):
 
 
 def test_raw_images_are_mapped_not_held(tmp_path):
-    root = put(tmp_path / "x", tree(NETTE))
-    raw = imagenet.read_imagenet_subset("imagenette", DataConfig(folder=str(root), resolution=8))
+    config = DataConfig(folder=str(put(tmp_path / "x", tree(NETTE))), resolution=8)
+    raw = imagenet.read_imagenet_subset("imagenette", config)
     both = (raw.train.images, raw.test.images)
     assert both[0].untyped_storage().data_ptr() == both[1].untyped_storage().data_ptr()
     raw.train.images[0] = 7  # a private copy of the page: the file stays as it was
-    again = imagenet.read_imagenet_subset("imagenette", DataConfig(folder=str(root), resolution=8))
+    again = imagenet.read_imagenet_subset("imagenette", config)
     assert not torch.equal(again.train.images[0], raw.train.images[0])
 
 
@@ -316,7 +426,11 @@ def test_a_folder_per_class_is_split(tmp_path):
     assert (data.channels, data.resolution) == (3, (5, 6))
     assert torch.bincount(data.test.labels).tolist() == [4, 2]
     assert len(data.train) + len(data.validation) == 24
-    assert "mine" not in data.provenance and "a fifth split off" in data.provenance
+    assert "mine" not in data.provenance
+    assert data.provenance == (
+        "imagefolder, 30 images of the folder given, 6x5, a fifth split off to test,"
+        " 10% of each class held out for validation"
+    )
     levels = torch.cat([data.train.images, data.validation.images]).float() / 255
     assert data.mean[0] == pytest.approx(float(levels.mean()), abs=1e-6)
     other = load_data(DataConfig(dataset="imagefolder", folder=str(root)), seed=5)
@@ -375,7 +489,7 @@ def empty_test(root):
 
 BAD = {
     "few images": (few, "class folder 'b' of .* holds 2 images; each class needs at least 3"),
-    "one class": (one_class, "holds 1 class folders; each class needs one"),
+    "one class": (one_class, "holds 1 class folders; classification needs at least two"),
     "sizes": (sizes, r"differ in size \(b/00.png has 7x7, a/00.png another\); choose a resol"),
     "a strange class": (strange, "has a class folder 'c' that .*train lacks"),
     "an empty test": (empty_test, "test holds no images; add some, or remove it"),
@@ -388,6 +502,29 @@ def test_imagefolder_refuses(case, tmp_path):
     build, sentence = BAD[case]
     build(tmp_path / "mine")
     refused(sentence, "imagefolder", tmp_path / "mine", 0)
+
+
+def test_relative_folders_count_from_the_project(tmp_path, monkeypatch):
+    own(tmp_path / "mine", {"a": 4, "b": 4})
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert load("imagefolder", "mine").class_names == ("a", "b")
+    refused("there is no folder .*/other; name one", "imagefolder", "other")
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    def closed(_):
+        raise PermissionError(13, "Permission denied", "mine/a")
+
+    own(tmp_path / "mine", {"a": 4, "b": 4})
+    monkeypatch.setattr(Path, "iterdir", closed)
+    refused("^mine/a cannot be read .Permission denied.$", "imagefolder", tmp_path / "mine")
+
+
+def test_loading_prints_nothing(tmp_path, capfd):
+    load("imagefolder", own(tmp_path / "mine", {"a": 4, "b": 4}))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_imagefolder_without_a_folder():

@@ -1,12 +1,22 @@
-"""ZCA whitening: the published definition, there and back, what it makes of data, its cache."""
+"""Normalization: ZCA by its published definition, what it makes of data, its files; by channel."""
+
+import hashlib
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig, FitConfig
 from gsdd_lib.data import DataError, load_data
 from gsdd_lib.data import normalization as zca
-from gsdd_lib.data.normalization import Whitening, cached_whitening, fit_whitening
+from gsdd_lib.data.normalization import (
+    ChannelNormalization,
+    Whitening,
+    cached_whitening,
+    fit_whitening,
+    read_whitening,
+    write_whitening,
+)
 from gsdd_lib.distillation.loop import distill
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
@@ -128,7 +138,8 @@ def load(**fields):
 def test_a_data_set_is_whitened():
     data, plain = load(), load_data(DataConfig(dataset="digits"))
     assert data.provenance.endswith(", ZCA")
-    assert (data.mean, data.std) == ((0.0,), (1.0,))
+    assert (data.mean, data.std) == (plain.mean, plain.std)  # the channel statistics stay
+    assert data.normalization.fingerprint != plain.normalization.fingerprint
     images = plain.test.images[:7]
     normalized = data.normalize(images)
     assert torch.allclose(data.normalize(images / 255), normalized, atol=1e-5)
@@ -137,7 +148,7 @@ def test_a_data_set_is_whitened():
     expected = by_svd(both, EPS).float().view(both.shape)[:5]
     assert torch.allclose(data.normalize(both[:5]), expected, atol=1e-4)
     assert torch.equal(data.test.images, plain.test.images)
-    assert data.to("cpu").whitening is not None
+    assert isinstance(data.to("cpu").normalization, Whitening)
 
 
 def test_a_stack_of_batches_and_gradients_go_through():
@@ -149,7 +160,10 @@ def test_a_stack_of_batches_and_gradients_go_through():
 
 
 def test_images_of_another_size_do_not_fit():
-    with pytest.raises(DataError, match="4x4 pixels do not fit the whitening of 'digits'"):
+    with pytest.raises(
+        DataError,
+        match=r"\[1, 1, 4, 4\] do not fit the whitening, which is for \[\.\.\., 1, 8, 8\]",
+    ):
         load().normalize(torch.rand(1, 1, 4, 4))
 
 
@@ -157,13 +171,13 @@ def test_the_whitening_depends_on_no_seed_and_follows_the_resolution(cache):
     load_data(DataConfig(dataset="digits", zca=True), seed=0)
     load_data(DataConfig(dataset="digits", zca=True), seed=1)
     assert len(list(cache.iterdir())) == 1
-    assert load(resolution=6).whitening.mean.shape == (36,)
+    assert load(resolution=6).normalization.shape == (1, 6, 6)
 
 
 @pytest.mark.parametrize("init", ["real", "warmup"])
 def test_distilling_a_whitened_data_set(init):
     data = load(max_per_class=10)
-    budget = plan_budget(BudgetConfig(ipc=4, gpc=1), channels=1, height=8, width=8)
+    budget = plan_budget(BudgetConfig(ipc=4, gpc=1), data)
     fit = initial_gaussians(data, budget, FitConfig(init=init, fit_steps=60), seed=0)
     assert fit.curve[-1]["psnr_db"] >= fit.curve[0]["psnr_db"]
     config = DistillConfig(network="ConvNetD1", width=4, steps=1, select_networks=1)
@@ -173,7 +187,7 @@ def test_distilling_a_whitened_data_set(init):
 
 
 def by_gradient_descent(data, space):
-    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), channels=1, height=8, width=8)
+    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), data)
     return initial_gaussians(data, budget, FitConfig(fit_steps=150), seed=0, space=space)
 
 
@@ -181,14 +195,80 @@ def by_gradient_descent(data, space):
 def test_the_psnr_of_a_whitened_fit_is_that_of_pixels(space):
     data = load(max_per_class=10)
     fit = by_gradient_descent(data, space)
-    pixels = data.unit(fit.gaussians.render()), data.unit(fit.targets)
-    error = (pixels[0] - pixels[1]).square().flatten(1).mean(1)
+    error = (fit.gaussians.pixels() - fit.targets).square().flatten(1).mean(1)
     expected = (-10 * error.log10()).mean().item()
     assert fit.curve[-1]["psnr_db"] == pytest.approx(expected, abs=1e-4)
     assert fit.curve[-1]["psnr_db"] > fit.curve[0]["psnr_db"] + 2
 
 
-def test_whitened_gaussians_are_the_same_in_either_space():
+def test_by_default_the_rendering_is_whitened_as_published():
     data = load(max_per_class=10)
-    unit, normalized = (by_gradient_descent(data, space) for space in ("unit", "normalized"))
-    assert torch.equal(unit.gaussians.packed, normalized.gaussians.packed)
+    fit = by_gradient_descent(data, "unit")
+    plain = load_data(DataConfig(dataset="digits", max_per_class=10))
+    same = by_gradient_descent(plain, "unit")
+    assert torch.allclose(fit.targets, same.targets, atol=1e-5)  # the pixels, whitened or not
+    rendered = data.normalize(fit.gaussians.pixels())
+    assert torch.equal(fit.gaussians.render(), rendered)
+
+
+# By channel
+
+
+def test_normalization_by_channel_by_hand():
+    normalization = ChannelNormalization((0.5, 0.25), (0.5, 0.125))
+    pixels = torch.tensor([1.0, 0.5]).view(2, 1, 1)
+    assert normalization.apply(pixels).flatten().tolist() == [1.0, 2.0]
+    assert normalization.apply(torch.full((2, 3, 3), 255, dtype=torch.uint8))[1, 0, 0] == 6.0
+    assert torch.equal(normalization.invert(normalization.apply(pixels)), pixels)
+
+
+def test_its_fingerprint_is_that_of_the_numbers():
+    one, same = (ChannelNormalization((0.5,), (0.25,)) for _ in range(2))
+    assert one.fingerprint == same.fingerprint == one.to("cpu").fingerprint
+    assert one.fingerprint != ChannelNormalization((0.5,), (0.26,)).fingerprint
+
+
+@pytest.mark.parametrize("std", [(0.0,), (float("nan"),), (-0.1,), (0.1, 0.1)])
+def test_deviations_that_divide_by_nothing(std):
+    with pytest.raises(DataError, match="a finite mean and a positive deviation per channel"):
+        ChannelNormalization((0.5,), std)
+
+
+def test_integers_that_are_no_bytes_are_refused():
+    with pytest.raises(DataError, match=r"images are torch.int64; pass uint8, or floating point"):
+        ChannelNormalization((0.5,), (0.5,)).apply(torch.ones(1, 2, 2, dtype=torch.int64))
+
+
+# Its file
+
+
+def version_1(path, whitening):
+    """A file as version 1 wrote it."""
+    parts = {name: getattr(whitening, name) for name in ("mean", "matrix", "inverse")}
+    digest = hashlib.sha256()
+    for name, part in parts.items():
+        digest.update(f"{name} {part.dtype} {list(part.shape)}".encode() + part.numpy().tobytes())
+    about = {"format": "gsdd-whitening", "version": "1", "source": whitening.fingerprint}
+    save_file(parts, path, about | {"checksum": digest.hexdigest()})
+
+
+def test_a_file_of_version_1_is_read(images, tmp_path):
+    whitening = fit_whitening(images)
+    path = tmp_path / whitening.file_name
+    version_1(path, whitening)
+    found = read_whitening(path, (3, 4, 5))
+    assert torch.equal(found.matrix, whitening.matrix)
+    assert (found.shape, found.fingerprint) == (whitening.shape, whitening.fingerprint)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="cannot be used .*copy it again"):
+        read_whitening(path, (3, 4, 5))
+
+
+def test_a_file_for_other_images(images, tmp_path):
+    path = write_whitening(tmp_path, fit_whitening(images))
+    assert torch.equal(read_whitening(path, (3, 4, 5)).mean, fit_whitening(images).mean)
+    for shape in ((3, 5, 4), (1, 8, 8)):
+        with pytest.raises(DataError, match=r"is not for images of shape \["):
+            read_whitening(path, shape)

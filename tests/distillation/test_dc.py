@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gsdd_lib.distillation.dc import gradient_distance, gradients_in_parts, network_gradients
+from gsdd_lib.distillation.dc import batch_gradients, gradient_distance, network_gradients
 from gsdd_lib.networks import make_network
 from gsdd_lib.splatting.splat import splat
 
@@ -102,7 +102,7 @@ def test_gradient_through_the_renderer():
 
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("micro_batch", [1, 4, 6])
-def test_gradients_in_parts_are_those_of_the_batch_in_double(micro_batch, soft):
+def test_gradients_in_micro_batches_are_those_of_the_batch_in_double(micro_batch, soft):
     made = {"channels": 1, "num_classes": 3, "resolution": (8, 8), "width": 4}
     network = make_network("ConvNetD2", **made, generator=torch.Generator().manual_seed(0)).double()
     params = dict(network.named_parameters())
@@ -114,7 +114,7 @@ def test_gradients_in_parts_are_those_of_the_batch_in_double(micro_batch, soft):
     real = gradients(network, torch.randn(5, 1, 8, 8).double(), torch.arange(5) % 3)
     found = []
     for size in (7, micro_batch):
-        grads = gradients_in_parts(network, params, images, labels, micro_batch=size)
+        grads = batch_gradients(network, params, images, labels, micro_batch=size)
         loss = gradient_distance(real, grads)
         found.append([*grads, loss, *torch.autograd.grad(loss, wanted)])
     for one, other in zip(*found, strict=True):

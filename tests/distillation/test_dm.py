@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from gsdd_lib.distillation.dm import class_means, dm_loss, embed_in_parts
+from gsdd_lib.distillation.dm import class_means, dm_loss
+from gsdd_lib.distillation.microbatch import map_micro_batches
 
 EMBEDDINGS = torch.tensor([[1.0, 2.0], [0.0, 10.0], [3.0, 6.0], [2.0, 20.0]])
 LABELS = torch.tensor([0, 1, 0, 1])
@@ -50,13 +51,13 @@ def test_gradcheck():
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4, 6])
-def test_embeddings_in_parts_are_those_of_the_batch_in_double(micro_batch):
+def test_embeddings_in_micro_batches_are_those_of_the_batch_in_double(micro_batch):
     layers = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 4)).double()
     images = torch.randn(7, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     real, labels = torch.randn(3, 4, dtype=torch.float64), torch.arange(7) % 3
     found = []
     for size in (7, micro_batch):
-        loss = dm_loss(real, embed_in_parts(layers, images, size), labels)
+        loss = dm_loss(real, map_micro_batches(layers, size, images), labels)
         found.append((loss, *torch.autograd.grad(loss, images)))
     for one, other in zip(*found, strict=True):
         assert (one - other).norm() < 1e-12 * one.norm()
@@ -65,22 +66,6 @@ def test_embeddings_in_parts_are_those_of_the_batch_in_double(micro_batch):
 def test_a_class_without_images():
     with pytest.raises(ValueError, match="class 2 of 3 has no images"):
         dm_loss(torch.zeros(3, 2), EMBEDDINGS, LABELS)
-
-
-@pytest.mark.parametrize("labels", [[0, 1, 0, 2], [0, -1, 0, 1]])
-def test_labels_out_of_range(labels):
-    with pytest.raises(ValueError, match="labels must lie in 0 to 1, got"):
-        class_means(EMBEDDINGS, torch.tensor(labels), 2)
-
-
-def test_labels_of_another_length():
-    with pytest.raises(ValueError, match=r"labels \[N\], got \[4, 2\] and \[3\]"):
-        class_means(EMBEDDINGS, LABELS[:3], 2)
-
-
-def test_embeddings_of_two_networks():
-    with pytest.raises(ValueError, match="have 7 and 2 features"):
-        dm_loss(torch.zeros(2, 7), EMBEDDINGS, LABELS)
 
 
 PROBABILITIES = torch.tensor([[0.75, 0.25], [0.0, 1.0], [0.25, 0.75], [1.0, 0.0]])
@@ -104,8 +89,3 @@ def test_gradcheck_in_probabilities():
     real, embeddings = torch.randn(2, 4, dtype=torch.float64), torch.randn(5, 4).double()
     logits = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda z: dm_loss(real, embeddings, z.softmax(1)), logits)
-
-
-def test_probabilities_of_another_shape():
-    with pytest.raises(ValueError, match=r"probabilities \[N, 3\], got \[4, 2\] and \[4, 2\]"):
-        class_means(EMBEDDINGS, PROBABILITIES, 3)

@@ -46,15 +46,15 @@ def run(case: str, folder: Path, experts: Path) -> None:
     """A whole distillation, or the rest of one; its end goes to ``folder/end.pt``."""
     objective = case.removesuffix(LABELS)
     data = load_data(DataConfig(dataset="digits", max_per_class=20))
-    budget = plan_budget(BudgetConfig(ipc=1, gpc=1), channels=1, height=8, width=8)
+    budget = plan_budget(BudgetConfig(ipc=1, gpc=1), data)
     gaussians = initial_gaussians(data, budget, FitConfig(fit_steps=3), seed=0).gaussians
     settings = {"objective": objective, "steps": 12, "eval_every": 4, "checkpoint_every": 1}
     config = DistillConfig(**settings, **SMALL, **OBJECTIVES[objective])
-    judges = EvalConfig(eval_network="ConvNetD2", eval_width=4, epochs=3)
+    evaluation = EvalConfig(eval_network="ConvNetD2", eval_width=4, epochs=3)
     trained = Experts(experts) if objective == "tm" else None
     soft = labels_of_classes(gaussians.labels, 10) if case.endswith(LABELS) else None
     more = {"folder": folder, "experts": trained, "soft_labels": soft}
-    rows = list(distill(gaussians, data, config, judges, seed=0, **more))
+    rows = list(distill(gaussians, data, config, evaluation, seed=0, **more))
     end = {"packed": gaussians.packed.detach(), "rows": repr(rows)}
     end["logits"] = torch.zeros(0) if soft is None else soft.logits.detach()
     torch.save(end, folder / "end.tmp")
@@ -79,7 +79,7 @@ def end(folder: Path) -> tuple[bytes, bytes, str]:
 
 
 def kill_and_compare(objective: str, folder: Path, experts: Path) -> dict[str, int]:
-    draw, counts = random.Random(objective), {"killed": 0, "finished": 0, "equal": 0}
+    rng, counts = random.Random(objective), {"killed": 0, "finished": 0, "equal": 0}
     (folder / "whole").mkdir()
     started = time.monotonic()
     assert os.waitpid(fork(objective, folder / "whole", experts), 0)[1] == 0
@@ -89,7 +89,7 @@ def kill_and_compare(objective: str, folder: Path, experts: Path) -> dict[str, i
         while not (attempt / "end.pt").exists():
             pid = fork(objective, attempt, experts)
             enough = counts["killed"] >= KILLS
-            time.sleep(draw.uniform(0.05, 0.8) * longest if not enough else 0)
+            time.sleep(rng.uniform(0.05, 0.8) * longest if not enough else 0)
             if not enough:
                 os.kill(pid, signal.SIGKILL)
             status = os.waitpid(pid, 0)[1]

@@ -1,26 +1,26 @@
-"""One step of each objective: exact gradients in parts, draws by step, what a step hands on."""
+"""One step of each objective: exact gradients in micro-batches, samples by step, the state."""
 
+from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, ExpertConfig, FitConfig
-from gsdd_lib.data import ImageData, ImageSet, load_data
+from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.distillation import losses as matching
 from gsdd_lib.distillation import soft_labels
-from gsdd_lib.distillation.carried import begin
-from gsdd_lib.distillation.dc import gradient_distance, network_gradients
-from gsdd_lib.distillation.dm import class_means, dm_loss, embed_in_parts
-from gsdd_lib.distillation.losses import STEP_LOSSES, real_gradients
-from gsdd_lib.distillation.microbatch import class_groups, sum_over_parts
+from gsdd_lib.distillation.dc import batch_gradients, gradient_distance, network_gradients
+from gsdd_lib.distillation.dm import class_means, dm_loss
+from gsdd_lib.distillation.losses import STEP_LOSSES
+from gsdd_lib.distillation.microbatch import class_groups, map_micro_batches, sum_over_groups
 from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_classes
+from gsdd_lib.distillation.state import begin
 from gsdd_lib.networks import make_network
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
 from gsdd_lib.parameterizations.gaussian import GaussianImages
-from gsdd_lib.training.augment import sample_dsa
+from gsdd_lib.training.augment import apply_dsa, sample_dsa
 from gsdd_lib.training.experts import ExpertError, Experts, train_experts
 
 CONFIG = DistillConfig(
@@ -43,22 +43,22 @@ def experts(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Expert
 
 @pytest.fixture
 def gaussians(data: ImageData) -> GaussianImages:
-    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), channels=1, height=8, width=8)
+    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), data)
     return initial_gaussians(data, budget, FitConfig(fit_steps=10), seed=0).gaussians
 
 
 def loss_and_gradient(gaussians, data, experts, step=0, seed=0, soft=None, **changes):
     config = CONFIG.model_copy(update=changes)
-    carried = begin(data, config, experts)
-    carried.soft = soft
-    loss = STEP_LOSSES[config.objective](gaussians, data, config, carried, seed=seed, step=step)
+    state = begin(gaussians, data, config, experts=experts, soft_labels=soft)
+    state.step = step
+    loss = STEP_LOSSES[config.objective](state, data, seed=seed)
     gaussians.packed.grad = None
     loss.backward()
-    return loss.detach(), gaussians.packed.grad.clone(), carried
+    return loss.detach(), gaussians.packed.grad.clone(), state
 
 
 @pytest.mark.parametrize("objective", ["dm", "dc", "tm"])
-def test_a_step_draws_by_seed_and_step_alone(gaussians, data, experts, objective):
+def test_a_step_samples_by_seed_and_step_alone(gaussians, data, experts, objective):
     first, gradient, _ = loss_and_gradient(gaussians, data, experts, objective=objective)
     again, same, _ = loss_and_gradient(gaussians, data, experts, objective=objective)
     other, _, _ = loss_and_gradient(gaussians, data, experts, step=1, objective=objective)
@@ -87,19 +87,19 @@ class DoubleData(ImageData):
     ids=["dm", "dc", "dc trained"],
 )
 def test_micro_batches_give_the_plain_gradient_in_double(gaussians, data, changes, monkeypatch):
-    """Two images per class, so that micro-batches of 1 cut a class; and the same draws for all."""
-    fresh = matching.fresh_network
-    monkeypatch.setattr(matching, "fresh_network", lambda *given: fresh(*given).double())
-    data, gaussians = DoubleData(**vars(data)), gaussians.double()
+    """Two images per class, so that micro-batches of 1 cut a class; equal samples for all."""
+    fresh = matching.sample_network
+    monkeypatch.setattr(matching, "sample_network", lambda *given: fresh(*given).double())
+    named = {each.name: getattr(data, each.name) for each in fields(data)}
+    data, gaussians = DoubleData(**named), gaussians.double()
     config = CONFIG.model_copy(update={"batch_real": 3, **changes})
     found = {}
     for micro_batch in (10**6, 1, 7):
         own = config.model_copy(update={"micro_batch": micro_batch})
-        carried, losses = begin(data, own), []
+        state, losses = begin(gaussians, data, own), []
         gaussians.packed.grad = None
-        for step in range(config.outer_loop):
-            step_loss = STEP_LOSSES[config.objective]
-            losses.append(step_loss(gaussians, data, own, carried, seed=0, step=step))
+        for state.step in range(config.outer_loop):
+            losses.append(STEP_LOSSES[config.objective](state, data, seed=0))
         sum(losses).backward()
         found[micro_batch] = torch.stack(losses).detach(), gaussians.packed.grad.clone()
     for micro_batch in (1, 7):
@@ -108,8 +108,8 @@ def test_micro_batches_give_the_plain_gradient_in_double(gaussians, data, change
 
 
 def test_matching_networks_have_no_dropout(data):
-    """It would be another one when a part is computed again for its gradient."""
-    assert not matching.fresh_network(data, CONFIG, 0, 0).training
+    """It would be another one when a micro-batch is computed again for its gradient."""
+    assert not matching.sample_network(data, CONFIG, 0, 0).training
 
 
 def test_kept_steps_change_rounding_alone(gaussians, data, experts):
@@ -127,23 +127,27 @@ def test_a_students_batches_may_leave_images_out(gaussians, data, experts):
 
 
 def double_convnet():
-    draw = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     made = {"channels": 1, "num_classes": 3, "resolution": (8, 8), "width": 4}
-    return make_network("ConvNetD2", **made, generator=draw).double()
+    return make_network("ConvNetD2", **made, generator=rng).double()
 
 
-def test_real_gradients_in_parts_are_those_of_the_batch():
+def test_prepared_images_in_micro_batches_are_those_of_the_batch():
     network = double_convnet()
     params = dict(network.named_parameters())
     images = torch.randint(0, 256, (11, 1, 8, 8), dtype=torch.uint8)
-    batch = ImageSet(images, torch.ones(11, dtype=torch.int64))
-    data = SimpleNamespace(normalize=lambda images: images.double() / 255)
-    draw = torch.Generator().manual_seed(1)
-    augmentation = sample_dsa("crop_flip", 1, (8, 8), generator=draw, siamese=True)
-    whole = real_gradients(network, params, batch, data, augmentation, 11)
-    for micro_batch in (1, 4, 100):
-        parts = real_gradients(network, params, batch, data, augmentation, micro_batch)
-        for one, other in zip(whole, parts, strict=True):
+    labels, rng = torch.ones(11, dtype=torch.int64), torch.Generator().manual_seed(1)
+    augmentation = sample_dsa("crop_flip", 1, (8, 8), generator=rng, siamese=True)
+
+    def prepare(images):
+        return apply_dsa(images.double() / 255, augmentation)
+
+    ready = prepare(images)
+    whole = network_gradients(network, params, ready, labels, create_graph=False)
+    for micro_batch in (1, 4, 11):
+        named = {"prepare": prepare, "micro_batch": micro_batch}
+        found = batch_gradients(network, params, images, labels, **named)
+        for one, other in zip(whole, found, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-14)
 
 
@@ -154,19 +158,19 @@ def test_class_by_class_is_the_plain_gradient_in_double():
     real = network_gradients(network, params, images, labels, create_graph=False)
     source = torch.randn(9, 1, 8, 8, dtype=torch.float64, requires_grad=True)
 
-    def class_loss(part, index):
-        grads = network_gradients(network, params, part, labels[index], create_graph=True)
+    def class_loss(group, index):
+        grads = network_gradients(network, params, group, labels[index], create_graph=True)
         return gradient_distance(real, grads)
 
-    parts = class_groups(labels, 1)
-    split = sum_over_parts(source.tanh(), parts, class_loss)
-    plain = sum(class_loss(source.tanh()[index], index) for index in parts)
+    groups = class_groups(labels, 1)
+    split = sum_over_groups(source.tanh(), groups, class_loss)
+    plain = sum(class_loss(source.tanh()[index], index) for index in groups)
     assert split.item() == pytest.approx(plain.item(), rel=1e-13)
     one, other = (torch.autograd.grad(loss, source)[0] for loss in (split, plain))
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
 
 
-def test_a_loss_of_all_embeddings_in_parts_is_the_plain_one_in_double():
+def test_a_loss_of_all_embeddings_in_micro_batches_is_the_plain_one_in_double():
     network, labels = double_convnet(), torch.arange(9) % 3
     source = torch.randn(9, 1, 8, 8, dtype=torch.float64, requires_grad=True)
     logits = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
@@ -177,7 +181,7 @@ def test_a_loss_of_all_embeddings_in_parts_is_the_plain_one_in_double():
         return dm_loss(real, embeddings, logits.softmax(1))
 
     plain = loss(network.embed(source.tanh()))
-    split = loss(embed_in_parts(network.embed, source.tanh(), 4))
+    split = loss(map_micro_batches(network.embed, 4, source.tanh()))
     assert split.item() == pytest.approx(plain.item(), rel=1e-13)
     both = [torch.autograd.grad(value, (source, logits)) for value in (split, plain)]
     for one, other in zip(*both, strict=True):
@@ -186,32 +190,22 @@ def test_a_loss_of_all_embeddings_in_parts_is_the_plain_one_in_double():
 
 def test_a_network_of_dc_serves_its_outer_loop(gaussians, data, experts):
     config = CONFIG.model_copy(update={"objective": "dc", "outer_loop": 3, "inner_loop": 2})
-    carried, networks = begin(data, config), []
-    for step in range(4):
-        STEP_LOSSES["dc"](gaussians, data, config, carried, seed=0, step=step)
-        networks.append(carried.network)
+    state, networks = begin(gaussians, data, config), []
+    for state.step in range(4):
+        STEP_LOSSES["dc"](state, data, seed=0)
+        networks.append(state.network)
     assert not torch.equal(networks[0], networks[1])  # trained in between
     assert networks[2] is None and not torch.equal(networks[3], networks[0])  # a fresh one
 
 
-def test_carried_state_goes_through_a_checkpoint(data):
-    carried, other = begin(data, CONFIG), begin(data, CONFIG)
-    with torch.no_grad():
-        carried.log_syn_lr.add_(0.3)
-    carried.network = torch.randn(4)
-    other.load(carried.state())
-    assert other.syn_lr == carried.syn_lr != CONFIG.syn_lr_init
-    assert torch.equal(other.network, carried.network)
-
-
-def test_tm_wants_experts_that_fit(data, experts):
+def test_tm_wants_experts_that_fit(gaussians, data, experts):
     tm = CONFIG.model_copy(update={"objective": "tm"})
     with pytest.raises(ExpertError, match="follows experts; train some"):
-        begin(data, tm)
+        begin(gaussians, data, tm)
     with pytest.raises(ExpertError, match="expert_width 8, wanted 4"):
-        begin(data, tm.model_copy(update={"width": 4}), experts)
+        begin(gaussians, data, tm.model_copy(update={"width": 4}), experts=experts)
     with pytest.raises(ExpertError, match="the matching needs 6"):
-        begin(data, tm.model_copy(update={"max_start_epoch": 6}), experts)
+        begin(gaussians, data, tm.model_copy(update={"max_start_epoch": 6}), experts=experts)
 
 
 def test_groups_hold_whole_classes():
@@ -277,8 +271,8 @@ def test_the_gradient_of_a_step_in_the_labels_is_exact(
     gaussians, data, experts, monkeypatch, objective
 ):
     """A whole step in double, against finite differences in the logits."""
-    fresh, normalize = matching.fresh_network, ImageData.normalize
-    monkeypatch.setattr(matching, "fresh_network", lambda *given: fresh(*given).double())
+    fresh, normalize = matching.sample_network, ImageData.normalize
+    monkeypatch.setattr(matching, "sample_network", lambda *given: fresh(*given).double())
     monkeypatch.setattr(
         ImageData, "normalize", lambda self, images: normalize(self, images).double()
     )
@@ -292,11 +286,12 @@ def test_the_gradient_of_a_step_in_the_labels_is_exact(
     config = CONFIG.model_copy(update=settings)
 
     def loss(logits: torch.Tensor) -> tuple[torch.Tensor, SoftLabels]:
-        carried = begin(data, config, experts)
-        carried.log_syn_lr = torch.nn.Parameter(carried.log_syn_lr.detach().double())
-        carried.soft = SoftLabels(logits).double()
-        carried.soft.logits.data.copy_(logits)
-        return STEP_LOSSES[objective](images, data, config, carried, seed=0, step=0), carried.soft
+        soft = SoftLabels(logits).double()
+        soft.logits.data.copy_(logits)
+        state = begin(gaussians, data, config, experts=experts, soft_labels=soft)
+        state.parameterization = images
+        state.log_syn_lr = torch.nn.Parameter(state.log_syn_lr.detach().double())
+        return STEP_LOSSES[objective](state, data, seed=0), soft
 
     value, soft = loss(start)
     value.backward()

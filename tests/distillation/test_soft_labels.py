@@ -12,9 +12,12 @@ from gsdd_lib.distillation.soft_labels import (
     labels_of_teacher,
     train_teacher,
 )
-from gsdd_lib.evaluation.evaluate import accuracy, evaluate, random_real_images
+from gsdd_lib.evaluation.baselines import RealImages
+from gsdd_lib.evaluation.evaluate import evaluate
 from gsdd_lib.parameterizations.budget import plan_budget
+from gsdd_lib.parameterizations.label_codec import LabelCodec, decode_labels, encode_labels
 from gsdd_lib.training.experts import ExpertError, Experts, train_experts
+from gsdd_lib.training.train import accuracy
 
 
 class Teacher(torch.nn.Module):
@@ -40,23 +43,35 @@ def test_probabilities_are_those_of_the_stored_logits():
 
 
 def test_bits_are_those_of_the_budget():
-    config = BudgetConfig(ipc=1, gpc=10, soft_labels=True)
-    budget = plan_budget(config, channels=1, height=28, width=28, num_classes=10)
+    config = BudgetConfig(ipc=4, gpc=2, soft_labels=True)
+    budget = plan_budget(config, load_data(DataConfig(dataset="digits")))
     assert labels_of_classes(torch.arange(10), 10).bits == 10 * budget.label_bits
 
 
-def test_the_gradient_of_the_loss_by_hand():
-    soft, logits = SoftLabels(torch.tensor([[0.5, -1.0, 2.0]])), torch.tensor([[1.0, 0.0, -1.0]])
-    loss = soft.loss(logits)
-    p, surprise = soft.probabilities().detach()[0], -logits.log_softmax(1)[0]
-    assert loss.item() == pytest.approx((p @ surprise).item())
-    loss.backward()
+def test_with_a_codec_labels_are_what_four_bits_hold():
+    soft = SoftLabels(3 * torch.randn(30, 10))
+    soft.codec = LabelCodec.fit(soft.logits)
+    content = encode_labels(soft.codec.quantize(soft.logits.detach()), soft.codec)
+    levels, codec = decode_labels(content)
+    assert soft.bits == 8 * len(content)
+    assert torch.equal(soft.probabilities(), codec.dequantize(levels).softmax(1))
+    assert torch.equal(
+        SoftLabels(codec.dequantize(levels), codec).probabilities(), soft.probabilities()
+    )
+    soft.probabilities()[:, 0].sum().backward()
+    assert soft.logits.grad.abs().sum() > 0
+
+
+def test_the_gradient_in_the_logits_by_hand():
+    soft, surprise = SoftLabels(torch.tensor([[0.5, -1.0, 2.0]])), torch.tensor([1.0, 0.0, -1.0])
+    p = soft.probabilities().detach()[0]
+    (soft.probabilities() @ surprise).sum().backward()
     torch.testing.assert_close(soft.logits.grad[0], p * (surprise - p @ surprise))
 
 
 def test_evaluate_takes_them():
     data = load_data(DataConfig(dataset="digits"))
-    images, labels = random_real_images(data, 1, seed=0)
+    images, labels = RealImages().choose(data, 1, seed=0)
     config = EvalConfig(networks=1, eval_network="ConvNetD2", eval_width=4, epochs=2)
     soft = labels_of_classes(labels, 10, confidence=0.8)
     assert len(evaluate(images, soft.probabilities(), data, config, seed=0)) == 1

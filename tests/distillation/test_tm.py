@@ -13,14 +13,15 @@ from gsdd_lib.distillation.tm import student_path, synthetic_batches, tm_loss
 from gsdd_lib.networks import flatten, make_network, unflatten
 from gsdd_lib.splatting.splat import splat
 from gsdd_lib.training.augment import apply_dsa, sample_dsa
+from gsdd_lib.training.experts import ExpertError
 
 WHOLE = [torch.tensor([0])] * 2
 
 
 def convnet() -> nn.Module:
-    draw = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     made = {"channels": 1, "num_classes": 3, "resolution": (8, 8), "width": 4}
-    return make_network("ConvNetD2", **made, generator=draw).double()
+    return make_network("ConvNetD2", **made, generator=rng).double()
 
 
 def test_flat_parameters_and_back():
@@ -65,7 +66,7 @@ def test_one_at_the_start_and_zero_at_the_target():
 
 @pytest.mark.parametrize("target", [torch.ones(4), torch.full((4,), math.nan)])
 def test_an_expert_that_does_not_move(target: Tensor):
-    with pytest.raises(ValueError, match="the same, or not numbers, at the start and at the end"):
+    with pytest.raises(ExpertError, match="equal or non-finite at the start and at the end"):
         tm_loss(torch.zeros(4), torch.ones(4), target)
 
 
@@ -83,10 +84,10 @@ def path_gradients(keep_steps: int, labels: Tensor) -> tuple[list[Tensor], int]:
     start = flatten(dict(network.named_parameters()))
     images = torch.randn(7, 1, 8, 8, dtype=torch.float64, requires_grad=True)
     lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
-    draw = torch.Generator().manual_seed(2)
-    batches = synthetic_batches(7, 3, 6, generator=draw)
+    rng = torch.Generator().manual_seed(2)
+    batches = synthetic_batches(7, 3, 6, generator=rng)
     sample = partial(sample_dsa, "color_crop_cutout_flip_scale_rotate", siamese=False)
-    draws = [sample(len(batch), (8, 8), generator=draw) for batch in batches]
+    augmentations = [sample(len(batch), (8, 8), generator=rng) for batch in batches]
     alive: weakref.WeakSet[Kept] = weakref.WeakSet()
 
     def keep(tensor: Tensor) -> Kept:
@@ -101,7 +102,7 @@ def path_gradients(keep_steps: int, labels: Tensor) -> tuple[list[Tensor], int]:
             labels,
             lr,
             batches=batches,
-            augment=lambda images, *, step: apply_dsa(images, draws[step]),
+            augment=lambda images, *, step: apply_dsa(images, augmentations[step]),
             keep_steps=keep_steps,
         )
     kept = {box.tensor.data_ptr(): box.tensor.numel() for box in alive}

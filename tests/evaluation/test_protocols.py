@@ -5,14 +5,22 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from torch.func import functional_call
 
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig, FitConfig
 from gsdd_lib.data import load_data
-from gsdd_lib.distillation.loop import DistillError, distill
+from gsdd_lib.data.dataset import class_members
+from gsdd_lib.distillation.loop import distill
 from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_classes
 from gsdd_lib.evaluation import protocols as module
 from gsdd_lib.evaluation.evaluate import evaluate, summarize
-from gsdd_lib.evaluation.protocols import compare_protocols, outcome_table
+from gsdd_lib.evaluation.protocols import (
+    SETTINGS,
+    compare_protocols,
+    evaluate_architectures,
+    outcome_table,
+    settings_for,
+)
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
 
@@ -23,8 +31,16 @@ RUN = DistillConfig(
 
 
 class Untouched:
+    def __len__(self):
+        return 1  # data sets check that no split is empty
+
     def __getattr__(self, name):
         raise AssertionError(f"the validation split was read: {name}")
+
+
+def rendered_by(gaussians):
+    """A function of a snapshot that gives the images of ``gaussians`` with its numbers."""
+    return lambda snapshot: functional_call(gaussians, snapshot, ())
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +49,7 @@ def data():
 
 
 def start(data):
-    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), channels=1, height=8, width=8)
+    budget = plan_budget(BudgetConfig(ipc=4, gpc=2), data)
     return initial_gaussians(data, budget, FitConfig(fit_steps=20), seed=0).gaussians
 
 
@@ -93,11 +109,11 @@ def test_a_real_run_keeps_a_snapshot_per_row(data):
     gaussians, snapshots = start(data), []
     first = gaussians.packed.detach().clone()
     rows = list(distill(gaussians, data, RUN, JUDGES, seed=0, snapshots=snapshots))
-    assert len(rows) == len(snapshots) == 3 and torch.equal(snapshots[0], first)
-    assert not torch.equal(snapshots[1], snapshots[2])
+    assert len(rows) == len(snapshots) == 3 and torch.equal(snapshots[0]["packed"], first)
+    assert not torch.equal(snapshots[1]["packed"], snapshots[2]["packed"])
     blind = replace(data, validation=Untouched())
     result = compare_protocols(
-        rows, snapshots, gaussians.render_packed, gaussians.labels, blind, JUDGES, seed=5
+        rows, snapshots, rendered_by(gaussians), gaussians.labels, blind, JUDGES, seed=5
     )
     best = max(rows, key=lambda row: row["mean"])
     assert result.clean["step"] == best["step"] and result.gap >= 0
@@ -115,13 +131,17 @@ def test_snapshots_change_nothing_and_survive_a_resumption(data, tmp_path):
     list(distill(kept, data, RUN, JUDGES, seed=0, folder=tmp_path, snapshots=whole))
     assert torch.equal(plain.packed, kept.packed)
     list(distill(start(data), data, RUN, JUDGES, seed=0, folder=tmp_path, snapshots=again))
-    assert len(again) == 3 and all(map(torch.equal, whole, again))
+    assert len(again) == 3
+    assert all(torch.equal(a["packed"], b["packed"]) for a, b in zip(whole, again, strict=True))
 
 
-def test_a_checkpoint_without_snapshots_cannot_give_them(data, tmp_path):
+def test_snapshots_asked_for_afterwards_start_anew(data, tmp_path, capsys):
     list(distill(start(data), data, RUN, JUDGES, seed=0, folder=tmp_path))
-    with pytest.raises(DistillError, match="written without snapshots; delete it"):
-        list(distill(start(data), data, RUN, JUDGES, seed=0, folder=tmp_path, snapshots=[]))
+    capsys.readouterr()
+    snapshots = []
+    list(distill(start(data), data, RUN, JUDGES, seed=0, folder=tmp_path, snapshots=snapshots))
+    assert len(snapshots) == 3
+    assert "settings changed (snapshots False -> True)" in capsys.readouterr().out
 
 
 def test_learned_labels_are_those_of_the_row(data):
@@ -132,8 +152,8 @@ def test_learned_labels_are_those_of_the_row(data):
     result = compare_protocols(
         rows,
         snapshots,
-        lambda pair: gaussians.render_packed(pair[0]),
-        lambda pair: SoftLabels(pair[1]).probabilities(),
+        rendered_by(gaussians),
+        lambda snapshot: SoftLabels(snapshot["label_logits"]).probabilities(),
         data,
         JUDGES,
         seed=5,
@@ -167,3 +187,34 @@ def test_the_outcome_has_both_protocols_and_every_rival_once(monkeypatch):
         ["distilled", "paper", 75.0],
         ["initial", "clean", 60.0],
     ]
+
+
+# ------------------------------------------------------------------------------ other architectures
+
+
+def test_the_papers_rates():
+    rates = {name: settings_for(name, JUDGES).eval_lr for name in SETTINGS}
+    assert rates == {"AlexNet": 1e-3, "VGG11": 1e-2, "ResNet18": 1e-2, "ViT": 5e-5}
+    assert {settings_for(name, JUDGES).eval_schedule for name in SETTINGS} == {"cosine"}
+    assert settings_for("ViT", JUDGES).eval_weight_decay == 0.05
+
+
+def test_a_convnet_keeps_its_settings_and_its_choices_stay_with_it():
+    config = EvalConfig(eval_norm="batch", eval_lr=0.3)
+    assert settings_for("ConvNetD4", config) == config.model_copy(
+        update={"eval_network": "ConvNetD4"}
+    )
+    assert settings_for("VGG11", config).eval_norm == "instance"
+
+
+def test_every_architecture_is_evaluated_with_its_own_settings(data):
+    index = torch.cat([members[:1] for members in class_members(data.train.labels)])
+    images, labels = data.normalize(data.train.images[index]), data.train.labels[index]
+    config = JUDGES.model_copy(update={"networks": 1, "epochs": 2})
+    names = ["ConvNetD1", "AlexNet"]
+    rows = evaluate_architectures(images, labels, data, config, names, seed=0)
+    assert [row["network"] for row in rows] == names
+    for row in rows:
+        own = settings_for(row["network"], config)
+        (alone,) = evaluate(images, labels, data, own, seed=0)
+        assert (row["accuracy"], row["train_loss"]) == (alone["accuracy"], alone["train_loss"])

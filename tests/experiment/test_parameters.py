@@ -1,222 +1,116 @@
-"""Every way to get a parameter file wrong ends in one sentence that says how to get it right."""
-
-import json
-from pathlib import Path
+"""The setup cell builds settings by name, and refuses what the parameters cell says wrongly."""
 
 import pytest
 
-from gsdd_lib.experiment.parameters import (
-    ParameterError,
-    check,
-    load_parameters,
-    read_interface,
-)
-from gsdd_lib.experiment.results import project_root
+from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig
+from gsdd_lib.experiment.parameters import ParameterError, pick
 
 CELL = """output_folder: str = "runs/smoke/04_x"
 run_folder: str = "runs/smoke/04_x"
-dataset: str = "digits"  # a name = a data set
-networks: int = 2  # how many
-eval_lr: float = 0.01  # per step
-sizes: list[int] = [5, 10]
-flip: bool = True
+seed: int = 3
+dataset: str = "digits"
+ipc: int = 1
+gpc: int = 3
+width: int = 16
+dm_steps: int = 40
+objectives: list[str] = ["dm", "dc"]
+photos: int = 8
 """
+MODELS = (DataConfig, BudgetConfig, DistillConfig, EvalConfig)
 
 
-def write_notebook(folder: Path, *sources: str, configs=("EvalConfig",), tag="parameters") -> Path:
-    """A notebook of code cells, the first with ``tag``, in ``folder/notebooks/04_x.ipynb``."""
-    cells = [
-        {
-            "cell_type": "code",
-            "id": f"c{index}",
-            "metadata": {"tags": [tag]} if index == 0 and tag else {},
-            "execution_count": None,
-            "outputs": [],
-            "source": source,
-        }
-        for index, source in enumerate(sources)
-    ]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    metadata = {"kernelspec": kernel, "gsdd": {"configs": list(configs)}}
-    path = folder / "notebooks" / "04_x.ipynb"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
-    path.write_text(json.dumps(content))
-    return path
+def notebook(*cells: str) -> dict:
+    """The ``globals()`` of a notebook in which the cells were run, as IPython keeps them."""
+    namespace = {}
+    for cell in cells:
+        exec(cell, namespace)
+    return namespace | {"_ih": ["", *cells, "settings = parameters.pick(globals())"]}
 
 
-def write_case(folder: Path, text: str) -> Path:
-    path = folder / "params" / "demo" / "04_x" / "ipc1.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
-
-
-def fault(folder: Path, text: str) -> str:
-    """The one sentence that checking a file of ``text`` ends in."""
+def refused(*cells: str) -> str:
     with pytest.raises(ParameterError) as error:
-        check(write_notebook(folder, CELL), write_case(folder, text))
-    assert "\n" not in str(error.value)
+        pick(notebook(*cells), *MODELS, own=["photos"])
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
     return str(error.value)
 
 
-def test_a_right_file_gives_its_values_and_nothing_else(tmp_path):
-    case = write_case(tmp_path, "# a comment\nnetworks: 5\neval_lr: 1e-3\nsizes: [1, 2]\n")
-    values = check(write_notebook(tmp_path, CELL), case)
-    assert values == {"networks": 5, "eval_lr": 0.001, "sizes": [1, 2]}
+def test_settings_are_built_by_name_and_called_by_their_models():
+    settings = pick(notebook(CELL), *MODELS, own=["photos"], eval_width=16)
+    assert settings.run.seed == 3 and settings.data == DataConfig(dataset="digits")
+    assert settings.budget == BudgetConfig(ipc=1, gpc=3)
+    assert (settings.distill.width, settings.eval.eval_width) == (16, 16)
+    assert settings.values["photos"] == 8 and settings.values["epochs"] == EvalConfig().epochs
+    assert DistillConfig.pick(settings.values, prefix="dm_").steps == 40
 
 
-def test_yaml_words_stay_words_and_exponents_are_numbers(tmp_path):
-    values = load_parameters(write_case(tmp_path, "a: no\nb: on\nc: 1e3\nd: 1:30\ne: true\n"))
-    assert values == {"a": "no", "b": "on", "c": 1000.0, "d": "1:30", "e": True}
-
-
-def test_braces_keep_every_default(tmp_path):
-    assert check(write_notebook(tmp_path, CELL), write_case(tmp_path, "{}")) == {}
-
-
-def test_unknown_name_gives_the_nearest(tmp_path):
-    assert "unknown parameter 'netwroks', did you mean 'networks'?" in fault(
-        tmp_path, "netwroks: 3"
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("networks: five", "'networks' must be int, not 'five' (text)"),
-        ("networks: 2.0", "'networks' must be int, not 2.0 (float)"),
-        ("networks: true", "'networks' must be int, not True (bool)"),
-        ("flip: 1", "'flip' must be bool, not 1 (int)"),
-        ("sizes: [1, x]", "'sizes' must be list[int]"),
-        ("sizes: 3", "'sizes' must be list[int], not 3 (int)"),
-    ],
-)
-def test_wrong_type(tmp_path, text, sentence):
-    assert sentence in fault(tmp_path, text)
-
-
-def test_wrong_value_is_refused_by_the_settings_model(tmp_path):
-    message = fault(tmp_path, "networks: 0\neval_lr: -1.0")
-    assert "EvalConfig" in message and "networks" in message and "eval_lr" in message
-    assert "(got 0)" in message
-
-
-def test_nested_value(tmp_path):
-    assert "'networks' is nested" in fault(tmp_path, "networks:\n  count: 3")
-
-
-def test_nested_list(tmp_path):
-    assert "'sizes' is nested" in fault(tmp_path, "sizes: [[1, 2]]")
-
-
-def test_name_without_value(tmp_path):
-    assert "'networks' has no value" in fault(tmp_path, "networks:")
-
-
-def test_duplicate_key(tmp_path):
-    assert "'networks' stands there twice" in fault(tmp_path, "networks: 3\nnetworks: 4")
-
-
-def test_empty_file(tmp_path):
-    assert "write {} to keep every default" in fault(tmp_path, "# nothing but a comment\n")
-
-
-def test_invalid_yaml_names_the_line(tmp_path):
-    message = fault(tmp_path, "networks: 3\nsizes: [1, 2\n")
-    assert "not valid YAML" in message and "(line 3)" in message
-
-
-def test_not_a_mapping(tmp_path):
-    assert "must be lines of 'name: value', not a list" in fault(tmp_path, "- networks")
-
-
-def test_binary_file(tmp_path):
-    case = write_case(tmp_path, "")
-    case.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ParameterError, match="not a YAML text"):
-        load_parameters(case)
-
-
-def test_name_that_is_no_name(tmp_path):
-    assert "3 is not a parameter's name" in fault(tmp_path, "3: 4")
-
-
-def test_folders_cannot_be_set(tmp_path):
-    assert "'output_folder' follows from the file's place" in fault(tmp_path, "output_folder: x")
-
-
-def test_no_such_parameter_file(tmp_path):
-    with pytest.raises(ParameterError, match=r"ipc2\.yaml: cannot be read: No such file"):
-        check(write_notebook(tmp_path, CELL), tmp_path / "params" / "demo" / "04_x" / "ipc2.yaml")
-
-
-def test_file_of_another_notebook(tmp_path):
-    notebook = write_notebook(tmp_path, CELL).rename(tmp_path / "notebooks" / "05_y.ipynb")
-    with pytest.raises(ParameterError, match="belongs to '04_x', not to '05_y'"):
-        check(notebook, write_case(tmp_path, "networks: 3"))
-
-
-def test_no_such_notebook(tmp_path):
-    with pytest.raises(ParameterError, match=r"04_x\.ipynb: cannot be read: No such file"):
-        check(tmp_path / "04_x.ipynb", write_case(tmp_path, "networks: 3"))
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cells": 3}', '{"cells": [1]}', "\0"])
-def test_not_a_notebook(tmp_path, text):
-    path = tmp_path / "04_x.ipynb"
-    path.write_text(text)
-    with pytest.raises(ParameterError, match="not a Jupyter notebook"):
-        read_interface(path)
-
-
-def test_no_parameters_cell(tmp_path):
-    with pytest.raises(ParameterError, match="no cell is tagged 'parameters'"):
-        read_interface(write_notebook(tmp_path, CELL, tag=""))
+def test_other_variables_of_the_notebook_are_no_parameters():
+    namespace = notebook(CELL, "folder = 3\nepochs = 'many'\nhistory = []")
+    settings = pick(namespace, *MODELS, own=["photos"])
+    assert settings.data.folder == "" and settings.eval == EvalConfig()
 
 
 @pytest.mark.parametrize(
     ("cell", "sentence"),
     [
-        ("ipc = 1", "line 1 is not 'name: type = literal'"),
-        ("seed: int = 0\nimport os", "line 2 is not 'name: type = literal'"),
-        ("ipc: int = 1 + x", "line 1 is not 'name: type = literal'"),
-        ("ipc: int", "line 1 is not 'name: type = literal'"),
-        ("ipc: int = 1.5", "'ipc' is not of type int"),
-        ("ipc: integer = 1", "'ipc' is not of type integer"),
-        ("ipc: int =", "line 1: invalid syntax"),
+        (CELL + "ipcc: int = 10\n", "unknown parameter 'ipcc', did you mean 'ipc'?"),
+        (CELL + "ipcc = 10\n", "line 11 sets 'ipcc', which has no type, did you mean 'ipc'?"),
+        (CELL + "dm_stesp: int = 3\n", "unknown parameter 'dm_stesp', did you mean 'dm_steps'?"),
+        (CELL.replace("photos", "photo"), "unknown parameter 'photo', did you mean 'photos'?"),
+        (CELL.replace("int = 1\n", "int = 0\n"), "'ipc': Input should be greater than or equal"),
+        (CELL.replace("digits", "digit"), "'dataset': unknown data set 'digit', did you mean"),
+        (CELL.replace('"dc"', '"tmm"'), "'objectives': Input should be 'dm', 'dc' or 'tm'"),
+        (CELL.replace("gpc: int = 3", "gpc: int = 1000"), "the largest gpc that fits is 18"),
     ],
 )
-def test_parameters_cell_holds_typed_literals_alone(tmp_path, cell, sentence):
-    with pytest.raises(ParameterError, match=f"parameters cell.*{sentence}"):
-        read_interface(write_notebook(tmp_path, cell))
+def test_a_fault_in_the_cell_is_one_sentence(cell, sentence):
+    assert sentence in refused(cell)
 
 
-def test_notebook_without_its_folders(tmp_path):
-    with pytest.raises(ParameterError, match="lacks 'output_folder: str"):
-        check(write_notebook(tmp_path, "networks: int = 2"), write_case(tmp_path, "networks: 3"))
+def test_a_value_set_in_a_later_cell_is_the_one_that_counts():
+    namespace = notebook(CELL, "ipc = 10")
+    assert pick(namespace, *MODELS, own=["photos"]).budget.ipc == 10
+    assert "'ipc' must be int, not '10' (text)" in refused(CELL, "ipc = '10'")
 
 
-def test_unknown_settings_model(tmp_path):
-    notebook = write_notebook(tmp_path, CELL, configs=["EvalConfg"])
-    with pytest.raises(ParameterError, match="names no known model: 'EvalConfg'"):
-        check(notebook, write_case(tmp_path, "networks: 3"))
+def test_what_papermill_injects_is_checked_too():
+    injected = "# Parameters\nipc = 10\n"
+    assert pick(notebook(CELL, injected), *MODELS, own=["photos"]).budget.ipc == 10
+    assert "unknown parameter 'ipcc', did you mean" in refused(CELL, injected + "ipcc = 10\n")
 
 
-COMMITTED = sorted((project_root() / "params").glob("*/*/*.yaml"))
-NOTEBOOKS = sorted((project_root() / "notebooks").glob("*.ipynb"))
+def test_the_cell_as_it_was_last_run_is_the_one_that_counts():
+    edited = CELL + "ipcc: int = 10\n"
+    assert pick(notebook(edited, CELL), *MODELS, own=["photos"]).budget.ipc == 1
+    assert "ipcc" in refused(CELL, edited)
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_committed_parameter_files_are_right(path):
-    check(project_root() / "notebooks" / f"{path.parent.name}.ipynb", path)
+def test_a_notebook_without_its_parameters_cell_run():
+    assert refused("x = 1") == "The parameters cell: was not run; run it before this one."
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_papermill_reads_the_same_parameters(path, monkeypatch):
-    papermill = pytest.importorskip("papermill")
-    monkeypatch.chdir(path.parent)
-    seen = papermill.inspect_notebook(path.name)
-    assert list(seen) == list(read_interface(path).types)
-    silent = [name for name, facts in seen.items() if not facts["help"]]
-    assert not silent, f"{path.name}: a comment of unit and meaning is missing at {silent}"
+def test_a_notebook_that_was_exported_as_a_script():
+    namespace = {}
+    exec(CELL, namespace)
+    assert pick(namespace, *MODELS, own=["photos"]).budget.gpc == 3
+
+
+def test_a_keyword_that_no_model_has():
+    with pytest.raises(ParameterError, match="no model has a field 'eval_widht'"):
+        pick(notebook(CELL), *MODELS, own=["photos"], eval_widht=3)
+
+
+def test_in_a_kernel_the_first_run_is_refused_and_the_mended_one_goes_on():
+    """The history that IPython keeps is the one that the rules above are tested with."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    setup = """from gsdd_lib.config import BudgetConfig
+from gsdd_lib.experiment import parameters
+try:
+    print(parameters.pick(globals(), BudgetConfig).budget.ipc)
+except parameters.ParameterError as error:
+    print(error)"""
+    cell = 'output_folder: str = ""\nrun_folder: str = ""\nipc: int = 4'
+    cells = [cell + "\nipcc: int = 10", setup, cell, "# Parameters\nipc = 7", setup]
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(made, kernel_name="python3").execute()
+    assert "unknown parameter 'ipcc', did you mean 'ipc'?" in made.cells[1].outputs[0].text
+    assert made.cells[4].outputs[0].text == "7\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gsdd_lib.data import READERS
-from gsdd_lib.experiment.parameters import check, read_interface
+from gsdd_lib.experiment.parameter_files import check, read_interface
 from gsdd_lib.experiment.runner import check_all
 from gsdd_lib.experiment.tables import paper_number, paper_numbers, paper_rows
 from gsdd_lib.parameterizations.budget import points_per_image

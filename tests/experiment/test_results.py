@@ -12,6 +12,8 @@ import torch
 
 from gsdd_lib.experiment import results
 
+needs_git = pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+
 
 @pytest.fixture(autouse=True)
 def project(tmp_path, monkeypatch):
@@ -22,7 +24,6 @@ def project(tmp_path, monkeypatch):
 
 
 def test_folders_count_from_the_project_root_wherever_one_stands(project):
-    assert results.project_root() == project
     assert results.open_folder("figures/demo/x/y") == project / "figures/demo/x/y"
     assert (project / "figures/demo/x/y").is_dir()
     assert results.open_folder(project / "elsewhere") == project / "elsewhere"
@@ -53,15 +54,43 @@ def test_outside_git_the_commit_is_unknown(monkeypatch, project):
     assert record["commit"] == "unknown" and record["modified"] is None
 
 
-@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
-def test_commit_and_whether_the_sources_differ_from_it(project):
-    def git(*arguments):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        subprocess.run(["git", *identity, *arguments], cwd=project, check=True, capture_output=True)
+def git(folder, *arguments):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
 
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "first")
+
+@needs_git
+def test_a_run_says_from_which_commits_checkpoints_it_may_have_gone_on(project, capsys):
+    def run(checkpoint):
+        """The record of a run that begins, leaves ``checkpoint``, and ends."""
+        folder = results.open_run("figures/demo/x/y", "runs/demo/x/y")
+        (folder / "dm").mkdir(exist_ok=True)
+        (folder / "dm" / checkpoint).touch()
+        record = results.run_record({"run_folder": "runs/demo/x/y"}, seconds=1.0)
+        return record["commit"], record["resumed_from"]
+
+    git(project, "init")
+    commits = []
+    for number in range(2):
+        (project / "pyproject.toml").write_text(f"# {number}")
+        git(project, "add", "pyproject.toml")
+        git(project, "commit", "-m", "one more")
+        for _ in range(2):  # the second run goes on from the first, at the same commit
+            commit, resumed_from = run("checkpoint.pt")
+            assert resumed_from == commits
+        commits.append(commit)
+    shown = capsys.readouterr().out
+    assert "Figures and tables: figures/demo/x/y; checkpoints: runs/demo/x/y\n" in shown
+    assert shown.count(f"Checkpoints of commit {commits[0][:10]} serve where") == 2
+    (project / "runs/demo/x/y/dm/checkpoint.pt").unlink()  # nothing is left to go on from
+    assert run("log.txt")[1] == []
+
+
+@needs_git
+def test_commit_and_whether_the_sources_differ_from_it(project):
+    git(project, "init")
+    git(project, "add", ".")
+    git(project, "commit", "-m", "first")
     clean = results.run_record({}, seconds=0.0)
     assert len(clean["commit"]) == 40 and clean["modified"] is False
     results.write_record("figures/demo/x/y", clean)  # results are no change of the sources
@@ -93,8 +122,9 @@ def test_tables_come_back_as_tidy_rows_with_their_place(project):
         ["04_x", "ipc1", "distilled", 79.1235],
         ["04_x", "ipc10", "distilled", 85.0],
     ]
-    markdown = (project / "figures/demo/04_x/ipc1/results.md").read_text()
-    assert "| distilled | 79.12 |" in markdown
+    written = project / "figures/demo/04_x/ipc1/results.md"
+    assert "| distilled | 79.12 |" in written.read_text()
+    assert r"distilled & 79.12 \\" in written.with_suffix(".tex").read_text()
 
 
 def test_a_table_that_a_report_gathered_is_not_read_as_a_result():

@@ -7,8 +7,9 @@ import pytest
 
 pytest.importorskip("papermill")
 
-from experiment.test_parameters import CELL, write_case, write_notebook
+from experiment.test_parameter_files import CELL, write_case, write_notebook
 
+from gsdd_lib.core.files import lock_folder
 from gsdd_lib.experiment import runner
 
 WORK = """import json, os, pathlib, sys
@@ -17,7 +18,7 @@ print("half a line, ", end="")
 print(f"{networks} networks")
 print("bar  50%\\rbar 100%", file=sys.stderr)
 folder = root / output_folder
-folder.mkdir(parents=True)
+folder.mkdir(parents=True, exist_ok=True)
 seen = [networks, eval_lr, run_folder, os.environ["TQDM_DISABLE"]]
 (folder / "seen.json").write_text(json.dumps(seen))
 """
@@ -41,9 +42,9 @@ def test_a_case_runs_with_its_parameters_and_its_folders(project, capsys):
     assert "[04 ipc1] half a line, 3 networks\n" in shown
     assert "[04 ipc1] bar 100%\n" in shown and "50%" not in shown
     assert "[04 ipc1] done in 0:0" in shown
-    assert "half a line, 3 networks" in (project / "runs/demo/04_x/ipc1.log").read_text()
-    executed = (project / "runs/demo/04_x/ipc1.ipynb").read_text()
-    assert str(project) not in executed
+    assert "half a line, 3 networks" in (project / "runs/demo/04_x/ipc1/run.log").read_text()
+    executed = (project / "figures/demo/04_x/ipc1/ipc1.ipynb").read_text()
+    assert str(project) not in executed and "half a line" in executed
 
 
 def test_a_failing_cell_is_one_sentence_and_exit_code_one(project, capsys):
@@ -52,15 +53,16 @@ def test_a_failing_cell_is_one_sentence_and_exit_code_one(project, capsys):
     sentence = capsys.readouterr().err.strip().splitlines()[-1]
     assert sentence == (
         "[04 ipc1] stopped: RuntimeError: no such luck; "
-        "the executed notebook is runs/demo/04_x/ipc1.ipynb."
+        "the executed notebook is runs/demo/04_x/ipc1/ipc1.ipynb."
     )
-    assert "no such luck" in (project / "runs/demo/04_x/ipc1.ipynb").read_text()
+    assert "no such luck" in (project / "runs/demo/04_x/ipc1/ipc1.ipynb").read_text()
+    assert not (project / "figures").exists()
 
 
 def test_a_wrong_file_stops_before_anything_runs(project, capsys):
     notebook = write_notebook(project, CELL, WORK)
     assert runner.main([str(notebook), str(write_case(project, "networks: 0\n"))]) == 1
-    assert "EvalConfig: networks" in capsys.readouterr().err
+    assert "'networks': Input should be" in capsys.readouterr().err
     assert not (project / "runs").exists() and not (project / "figures").exists()
 
 
@@ -88,31 +90,78 @@ def test_check_all_of_an_unknown_profile_names_the_nearest(project, capsys):
     assert "no parameter files, did you mean 'demo'?" in capsys.readouterr().err
 
 
-def test_same_inputs_keep_their_checkpoints_and_others_are_set_aside(project):
-    folder = project / "runs/demo/04_x/ipc1"
-    runner._open_run(folder, "a")
-    (folder / "checkpoint").write_text("of a")
-    runner._open_run(folder, "a")
-    assert (folder / "checkpoint").read_text() == "of a"
-    runner._open_run(folder, "b")
-    assert not (folder / "checkpoint").exists()
-    assert (folder.parent / "ipc1.before" / "checkpoint").read_text() == "of a"
-
-
-def test_fingerprint_sees_cells_parameters_and_library_but_no_outputs(project):
-    notebook, case = write_notebook(project, CELL, WORK), write_case(project, "{}")
-    library = project / "gsdd_lib" / "x.py"
-    library.parent.mkdir()
-    prints = [runner._fingerprint(notebook, case)]
-    content = json.loads(notebook.read_text())
-    content["cells"][1]["execution_count"] = 7
-    notebook.write_text(json.dumps(content))
-    assert runner._fingerprint(notebook, case) == prints[0]
-    for change in (
-        lambda: library.write_text("x = 1"),
+def test_nothing_in_a_runs_folder_is_moved_or_deleted_by_an_edit(project):
+    """Experts and checkpoints survive edits of the library, the notebook and the parameters."""
+    notebook, case = write_notebook(project, CELL, "pass"), write_case(project, "{}")
+    experts = project / "runs/demo/04_x/ipc1/experts/expert_000.safetensors"
+    experts.parent.mkdir(parents=True)
+    experts.write_text("hours of work")
+    for edit in (
+        lambda: (project / "gsdd_lib.py").write_text("# a comment"),
+        lambda: write_notebook(project, CELL, "pass  # a comment"),
         lambda: case.write_text("networks: 3"),
-        lambda: write_notebook(project, CELL, WORK + "1"),
     ):
-        change()
-        prints.append(runner._fingerprint(notebook, case))
-    assert len(set(prints)) == 4
+        edit()
+        assert runner.main([str(notebook), str(case)]) == 0
+    assert experts.read_text() == "hours of work"
+    assert [path.name for path in (project / "runs/demo/04_x").iterdir()] == ["ipc1"]
+
+
+def test_a_second_run_of_a_case_at_once_is_refused_in_one_sentence(project, capsys):
+    notebook, case = write_notebook(project, CELL, WORK), write_case(project, "{}")
+    with lock_folder(project / "runs/demo/04_x/ipc1", "case.lock"):
+        assert runner.main([str(notebook), str(case)]) == 1
+    sentence = capsys.readouterr().err
+    assert "is at work in" in sentence and sentence.count("\n") == 1
+    assert not (project / "figures").exists()
+    assert runner.main([str(notebook), str(case)]) == 0
+
+
+def test_the_last_run_says_how_long_the_next_one_takes(project, capsys):
+    notebook, case = write_notebook(project, CELL, "pass"), write_case(project, "{}")
+    record = project / "figures/demo/04_x/ipc1/run.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"seconds": 171.2, "device": "AMD EPYC"}))
+    assert runner.main(["--check-all", "params/demo"]) == 0
+    assert "valid, 3 min by the last runs of 1 of them." in capsys.readouterr().out
+    assert runner.main([str(notebook), str(case)]) == 0
+    assert "[04 ipc1] about 3 min (last run: 2:51 on AMD EPYC); " in capsys.readouterr().out
+
+
+def test_a_file_of_ones_own_says_where_its_results_go(project, capsys):
+    notebook = write_notebook(project, CELL, WORK)
+    (project / "mine.yaml").write_text("networks: 3")
+    assert runner.main([str(notebook), "mine.yaml"]) == 0
+    assert "results go to figures/own/04_x/mine" in capsys.readouterr().out
+    assert (project / "figures/own/04_x/mine/seen.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("only", "names"),
+    [
+        ("", ["a", "b", "c"]),
+        ("04", ["a", "b"]),
+        ("04_x", ["a", "b"]),
+        ("b", ["b"]),
+        ("table_1", ["a"]),
+        ("table_15", ["c"]),
+    ],
+)
+def test_only_chooses_by_notebook_case_or_table(project, only, names):
+    for place, text in {
+        "04_x/a": "paper_item: table_1_tm_imagenet_128_ipc1\ndataset: imagewoof",
+        "04_x/b": "dataset: digits  # small\n",
+        "12_y/c": "paper_item: table_15_cifar_tm\ndatasets: [cifar10, digits]",
+    }.items():
+        path = project / "params/demo" / f"{place}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    folder = Path("params/demo")
+    assert [path.stem for path in runner.cases(folder, only)] == names
+    assert runner.data_sets(folder) == ["cifar10", "digits", "imagewoof"]
+
+
+def test_only_that_chooses_nothing_says_so(project, capsys):
+    write_case(project, "{}")
+    assert runner.main(["--check-all", "params/demo", "--only", "99"]) == 1
+    assert "no case is called '99', nor its notebook, nor its table" in capsys.readouterr().err

@@ -98,12 +98,13 @@ def test_a_paper_number_is_looked_up_and_printed_with_its_place():
     number = tables.paper_number("table_2_imagenet_128_ipc1", "gsdd", "dc, squawk")
     assert (number.value, str(number)) == (69.4, "69.4 (table 2, dc, squawk)")
     assert tables.paper_number("", "gsdd", "") is None
+    assert tables.paper_number("table_5_image_fitting", "gsdd", "") is None  # all its numbers
 
 
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        (("table_15_cifar", "gsdd", "CIFAR-10 IPC 1"), "no item 'table_15_cifar', did you mean"),
+        (("table_15_cifar", "gsdd", ""), "no item 'table_15_cifar', did you mean"),
         (("table_15_cifar_tm", "gsd", "CIFAR-10 IPC 1"), "no method 'gsd', did you mean 'gsdd'"),
         (("table_15_cifar_tm", "gsdd", "CIFAR-10 IPC 2"), "no setting 'CIFAR-10 IPC 2', did you"),
     ],
@@ -113,25 +114,64 @@ def test_a_paper_number_that_is_not_there_names_the_nearest(place, message):
         tables.paper_number(*place)
 
 
-def ours_at(protocol, mean):
-    place = {"paper_item": "table_15_cifar_tm", "paper_method": "gsdd"}
-    place["paper_setting"] = "CIFAR-10 IPC 10"
-    return place | {"protocol": protocol, "mean": mean, "ci95": 0.4, "n": 5}
+def ours_at(scaled, mean, protocol="paper", setting="CIFAR-10 IPC 10"):
+    place = {"paper_item": "table_15_cifar_tm", "paper_method": "gsdd", "paper_setting": setting}
+    numbers = {"mean": mean, "ci95": 0.4, "n": 5, "method": "distilled"}
+    return place | numbers | {"protocol": protocol, "scaled": scaled}
 
 
-def test_ours_stand_beside_the_paper_under_both_protocols_and_nowhere_else():
-    ours = pd.DataFrame([ours_at("clean", 70.0), ours_at("paper", 71.0), {"mean": 99.0}])
-    everything = tables.beside_paper(ours)
-    clean, paper = (everything[name] for name in tables.PROTOCOLS.values())
-    run = everything[clean != tables.NOT_RUN]
-    assert run[["item", "method", "setting"]].values.tolist() == [
-        ["table_15_cifar_tm", "gsdd", "CIFAR-10 IPC 10"]
+def of(table, setting):
+    rows = table[(table["item"] == "table_15_cifar_tm") & (table.method == "gsdd")]
+    return rows[rows.setting == setting].iloc[0, 3:].tolist()
+
+
+def test_ours_stand_beside_the_paper_and_a_scaled_run_in_a_column_of_its_own():
+    ours = [ours_at("nothing", 71.0), ours_at("width 32", 60.0), ours_at("nothing", 70.0, "clean")]
+    ours += [ours_at("width 32", 50.0, setting="CIFAR-10 IPC 1"), {"mean": 99.0}]
+    table = tables.beside_paper(pd.DataFrame(ours))
+    assert table.columns.tolist()[3:] == [
+        "the paper",
+        "ours (the paper's settings)",
+        "ours (scaled)",
+        "scaled",
     ]
-    assert (clean[run.index[0]], paper[run.index[0]]) == ("70.0 ± 0.4 (n=5)", "71.0 ± 0.4 (n=5)")
-    assert run.iloc[0, -1] == "75.5 ± 0.3" and (paper != tables.NOT_RUN).sum() == 1
+    full, scaled = "71.0 ± 0.4 (n=5)", "60.0 ± 0.4 (n=5)"
+    assert of(table, "CIFAR-10 IPC 10") == ["75.5 ± 0.3", full, scaled, "width 32"]
+    assert of(table, "CIFAR-10 IPC 1")[1:] == ["not run", "50.0 ± 0.4 (n=5)", "width 32"]
+    assert (table[tables.AS_PAPER] != tables.NOT_RUN).sum() == 1
+    assert (table[tables.SCALED] != tables.NOT_RUN).sum() == 2
+    clean = tables.beside_paper(pd.DataFrame(ours), protocol="clean")
+    assert of(clean, "CIFAR-10 IPC 10")[1:] == ["70.0 ± 0.4 (n=5)", "not run", ""]
+
+
+@pytest.mark.parametrize("scaled", [None, float("nan"), ""])
+def test_a_run_that_does_not_say_what_was_scaled_never_stands_in_the_papers_place(scaled):
+    table = tables.beside_paper(pd.DataFrame([ours_at(scaled, 99.0)]))
+    assert (table[tables.AS_PAPER] == tables.NOT_RUN).all()
+    assert of(table, "CIFAR-10 IPC 10")[2] == "99.0 ± 0.4 (n=5)"
 
 
 def test_nothing_run_is_said_for_every_result_of_the_paper():
-    everything = tables.beside_paper(pd.DataFrame(columns=["notebook", "case"]))
-    assert (everything[list(tables.PROTOCOLS.values())] == tables.NOT_RUN).all().all()
-    assert everything["item"].nunique() == 14 and not everything.duplicated().any()
+    table = tables.beside_paper(pd.DataFrame(columns=["notebook", "case"]))
+    assert (table[[tables.AS_PAPER, tables.SCALED]] == tables.NOT_RUN).all().all()
+    assert table["item"].nunique() == 14 and not table.duplicated().any()
+
+
+def test_coverage_counts_gsdds_own_numbers_alone():
+    table = tables.beside_paper(pd.DataFrame([ours_at("nothing", 71.0), ours_at("width", 60.0)]))
+    cases = [
+        {"paper_item": "table_15_cifar_tm", "paper_setting": "CIFAR-10 IPC 1"},
+        {"paper_item": "table_15_cifar_tm", "paper_setting": "CIFAR-10 IPC 1"},  # a second seed
+        {"paper_item": "table_5_image_fitting", "paper_setting": ""},  # all its numbers
+        {"dataset": "digits"},
+    ]
+    counted = tables.coverage(table, cases).set_index("item")
+    assert len(table) == 528 and counted.loc["all"].tolist() == [157, 4, 1, 1]
+    assert counted.loc["table_15_cifar_tm"].tolist() == [6, 1, 1, 1]
+    assert counted.loc["table_5_image_fitting"].tolist() == [3, 3, 0, 0]
+    assert counted.loc["table_20_rasterizer_across_gpus"].tolist() == [60, 0, 0, 0]
+
+
+def test_latex_escapes_what_it_would_read_as_a_command():
+    frame = pd.DataFrame({"a_b": ["50 % & {x} ± 1"], "n": [3]})
+    assert r"50 \% \& \{x\} $\pm$ 1 & 3 \\" in tables.to_latex(frame)

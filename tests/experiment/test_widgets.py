@@ -1,9 +1,7 @@
 """The explorer's pictures are the Gaussians asked for, and the sliders only ask for them."""
 
 import io
-from pathlib import Path
 
-import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ import torch
 from matplotlib.collections import EllipseCollection
 from matplotlib.image import imread
 
+from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.experiment import widgets as explore
 from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.storage import DistilledSet
@@ -23,9 +22,11 @@ def make_gaussians(channels: int = 3, *, opacity: bool = True) -> GaussianImages
     packed = torch.rand(IMAGES, POINTS, 5 + channels + opacity)
     packed[..., :2] = packed[..., :2] * 1.6 - 0.8
     packed[..., 2] = packed[..., 4] = torch.tensor([2.0, 1.0, -3.0, 4.0, 2.5])
-    statistics = {"mean": (0.4,) * channels, "std": (0.3,) * channels}
+    normalization = ChannelNormalization((0.4,) * channels, (0.3,) * channels)
     labels = torch.tensor([2, 0, 1])
-    return GaussianImages(packed, labels, resolution=(HEIGHT, WIDTH), opacity=opacity, **statistics)
+    return GaussianImages(
+        packed, labels, resolution=(HEIGHT, WIDTH), opacity=opacity, normalization=normalization
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,7 @@ def decode(png: bytes) -> np.ndarray:
 
 def test_all_gaussians_give_the_rendering_itself(images):
     figure = explore.draw(images, 1, POINTS, (HEIGHT, WIDTH))
-    expected = images.render_unit()[1].detach().clamp(0, 1).permute(1, 2, 0).numpy()
+    expected = images.pixels()[1].detach().clamp(0, 1).permute(1, 2, 0).numpy()
     assert len(figure.axes) == 1
     np.testing.assert_allclose(picture_of(figure.axes[0]), expected, atol=1e-5)
 
@@ -62,17 +63,16 @@ def test_all_gaussians_give_the_rendering_itself(images):
 def test_the_largest_come_first(images):
     """The three largest areas are those of the Gaussians 3, 2 and 4."""
     few = images.packed[:1, [3, 2, 4]].detach()
-    facts = {"resolution": (HEIGHT, WIDTH), "mean": (0.4,) * 3, "std": (0.3,) * 3}
-    expected = GaussianImages(few, torch.zeros(1), **facts).render_unit()[0].detach().clamp(0, 1)
+    facts = {"resolution": (HEIGHT, WIDTH), "normalization": images.normalization}
+    expected = GaussianImages(few, torch.zeros(1), **facts).pixels()[0].detach().clamp(0, 1)
     figure = explore.draw(images, 0, 3, (HEIGHT, WIDTH))
     shown = picture_of(figure.axes[0])
     np.testing.assert_allclose(shown, expected.permute(1, 2, 0).numpy(), atol=1e-5)
     assert figure.axes[0].get_title() == "3 of 5 Gaussians, 12×16"
 
 
-@pytest.mark.parametrize("resolution", [(24, 32), 24], ids=["pair", "height alone"])
-def test_any_resolution(images, resolution):
-    figure = explore.draw(images, 0, POINTS, resolution)
+def test_any_resolution(images):
+    figure = explore.draw(images, 0, POINTS, (24, 32))
     assert picture_of(figure.axes[0]).shape == (24, 32, 3)
 
 
@@ -111,11 +111,11 @@ def test_original_and_ellipses_are_panels_of_their_own(images):
 
 def test_what_is_not_there_is_refused(images):
     with pytest.raises(ValueError, match="There is no image 3; there are 0 to 2"):
-        explore.draw(images, 3, 1, HEIGHT)
+        explore.draw(images, 3, 1, (HEIGHT, WIDTH))
     for shown in (0, 6):
         with pytest.raises(ValueError, match="an image has 5"):
-            explore.draw(images, 0, shown, HEIGHT)
-    for make in (explore.gaussians, explore.static):
+            explore.draw(images, 0, shown, (HEIGHT, WIDTH))
+    for make in (explore.Explorer, explore.static):
         with pytest.raises(ValueError, match=r"originals must be \[3, C, H, W\]"):
             make(images, torch.rand(2, 3, HEIGHT, WIDTH))
 
@@ -133,38 +133,72 @@ def test_static_has_a_row_per_image_and_one_line_of_titles(images):
 
 
 def test_the_sliders_leave_no_figure_open_to_be_shown_twice(images):
-    explore.gaussians(images).controls["shown"].value = 2
+    explore.Explorer(images).controls["shown"].value = 2
     assert plt.get_fignums() == []
 
 
 def test_each_control_redraws_the_picture(distilled):
-    box = explore.gaussians(distilled)
-    assert all(isinstance(child, widgets.Widget) for child in box.children)
-    assert box.caption.value == "class: square"
-    before = box.picture.value
+    explorer = explore.Explorer(distilled)
+    before = explorer.png
     settings = {"image": 1, "shown": 2, "resolution": (48, 64), "ellipses": False}
-    assert list(box.controls) == list(settings)
+    assert list(explorer.controls) == list(settings)
     for name, value in settings.items():
-        box.controls[name].value = value
-        assert box.picture.value != before, name
-        before = box.picture.value
-    assert box.caption.value == "class: disc"
+        explorer.controls[name].value = value
+        assert explorer.png != before, name
+        before = explorer.png
 
 
-def test_the_picture_is_what_draw_makes(distilled):
+def test_the_picture_is_what_draw_makes_at_twice_the_dots_of_the_screen(distilled):
     originals = torch.rand(IMAGES, 3, HEIGHT, WIDTH)
-    box = explore.gaussians(distilled, originals)
-    box.controls["image"].value, box.controls["shown"].value = 2, 3
+    explorer = explore.Explorer(distilled, originals)
+    explorer.controls["image"].value, explorer.controls["shown"].value = 2, 3
     figure = explore.draw(
-        distilled.gaussians, 2, 3, (HEIGHT, WIDTH), ellipses=True, original=originals[2]
+        distilled.gaussians,
+        2,
+        3,
+        (HEIGHT, WIDTH),
+        ellipses=True,
+        original=originals[2],
+        name="ring",
     )
     expected = io.BytesIO()
-    figure.savefig(expected, format="png", dpi=explore.SCREEN_DPI)
-    np.testing.assert_array_equal(decode(box.picture.value), decode(expected.getvalue()))
+    figure.savefig(expected, format="png", dpi=2 * explore.SCREEN_DPI)
+    np.testing.assert_array_equal(decode(explorer.png), decode(expected.getvalue()))
+    assert figure.axes[1].get_title() == "ring: 3 of 5 Gaussians, 12×16"
+    width = round(figure.get_figwidth() * explore.SCREEN_DPI)
+    assert decode(explorer.png).shape[1] == pytest.approx(2 * width, abs=2)
+    assert explorer.bundle()["metadata"] == {"image/png": {"width": width}}
+
+
+def test_the_picture_is_an_output_of_its_own_that_outlives_the_kernel():
+    """Opened again, a widget is an error line; the picture last looked at is still there."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    made = """import torch
+from gsdd_lib.data.normalization import ChannelNormalization
+from gsdd_lib.experiment import widgets as explore
+from gsdd_lib.parameterizations.gaussian import GaussianImages
+packed = torch.tensor([[[0.0, 0.0, 2.0, 0.0, 2.0, 1.0, 1.0]] * 2])
+one = ChannelNormalization((0.0,), (1.0,))
+images = GaussianImages(packed, torch.zeros(1), resolution=(8, 8), normalization=one)
+explorer = explore.Explorer(images)
+explorer"""
+    let_go = """import base64
+explorer.controls["shown"].value = 1
+print(base64.b64encode(explorer.png).decode())"""
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(cell) for cell in (made, let_go)]
+    )
+    nbclient.NotebookClient(notebook, kernel_name="python3").execute()
+    picture, sliders = notebook.cells[0].outputs
+    assert set(picture.data) == {"image/png", "text/plain"}
+    assert picture.metadata["image/png"]["width"] == 400
+    now = notebook.cells[1].outputs[0].text.strip()
+    assert picture.data["image/png"].strip() == now  # the one last looked at
+    assert "application/vnd.jupyter.widget-view+json" in sliders.data
 
 
 def test_a_slider_draws_when_it_is_let_go(images):
-    controls = explore.gaussians(images).controls
+    controls = explore.Explorer(images).controls
     assert not any(controls[name].continuous_update for name in ("image", "shown", "resolution"))
     assert (controls["shown"].min, controls["shown"].max) == (1, POINTS)
     assert controls["image"].max == IMAGES - 1
@@ -172,14 +206,7 @@ def test_a_slider_draws_when_it_is_let_go(images):
 
 def test_one_image_of_one_gaussian_can_be_looked_at():
     packed = torch.tensor([[[0.0, 0.0, 2.0, 0.0, 2.0, 1.0, 1.0]]])
-    images = GaussianImages(packed, torch.zeros(1), resolution=(8, 8), mean=(0.0,), std=(1.0,))
-    assert decode(explore.gaussians(images).picture.value).any()
+    identity = ChannelNormalization((0.0,), (1.0,))
+    images = GaussianImages(packed, torch.zeros(1), resolution=(8, 8), normalization=identity)
+    assert decode(explore.Explorer(images).png).any()
     assert len(explore.static(images, images=[0]).axes) == 5
-
-
-def test_a_whitened_set_is_not_taken_apart(images):
-    path = Path("zca-0.safetensors")
-    whitened = DistilledSet(images, "digits", ("a",) * 10, {}, 0, whitening_path=path)
-    for make in (explore.gaussians, explore.static):
-        with pytest.raises(ValueError, match=r"whitened values.*look at its render\(\)"):
-            make(whitened)

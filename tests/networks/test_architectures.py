@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.core.rng import generator
-from gsdd_lib.networks import NETWORKS, initialize_, make_network
-from gsdd_lib.networks.layers import Dropout
+from gsdd_lib.networks import NETWORKS, make_network
+from gsdd_lib.networks.layers import Dropout, initialize_
 
 OTHERS = ("AlexNet", "VGG11", "ResNet18", "ViT")
 
@@ -246,8 +246,12 @@ def test_the_gradient_of_a_gradient_reaches_the_images(name):
     ("name", "settings", "sentence"),
     [
         ("VGG11", {"side": 16}, "VGG11 halves an image 5 times and needs 32 pixels per side"),
-        ("ViT", {"side": 30}, "patches of 4x4 pixels, which 30x30 is no multiple of"),
-        ("ResNet18", {"norm": "batch"}, "norm can be chosen for a ConvNet alone; ResNet18 is as"),
+        ("ViT", {"side": 30}, "patches of 4x4 pixels and 30x30 is not a multiple of that"),
+        ("ResNet18", {"side": 8}, "ends in one pixel for images of 8x8, which its instance norm"),
+        ("AlexNet", {"side": 4}, "needs 8 pixels per side, not 4x4; choose ConvNetD2 or larger"),
+        ("ConvNetD4", {"side": 8, "width": 4}, "16 pixels per side, not 8x8; choose ConvNetD3 or"),
+        ("ConvNetD1", {"side": 1}, "needs 2 pixels per side, not 1x1; choose larger images"),
+        ("ResNet18", {"norm": "batch"}, "norm can be chosen for a ConvNet only; ResNet18 is as"),
         ("ConvNetD2", {"norm": "instanse"}, "unknown norm 'instanse', did you mean 'instance'"),
         ("ConvNetD2", {"pooling": "mean"}, "unknown pooling 'mean'.*known: avg, max, none"),
         ("ConvNetD2", {"activation": "gelu"}, "unknown activation 'gelu'.*known: relu"),

@@ -1,5 +1,7 @@
 """The field's networks: their size, their weights' source, and the short cuts they take."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.core.rng import generator
-from gsdd_lib.networks import layers, make_network
+from gsdd_lib.networks import layers, make_network, network_for
 from gsdd_lib.networks.layers import mean_pool
 
 
@@ -147,3 +149,21 @@ def test_images_too_small_for_the_depth():
 def test_images_of_another_shape_than_the_network():
     with pytest.raises(ValueError, match=r"made for images of shape \[3, 32, 32\], not \[3, 28"):
         build(width=4).embed(torch.rand(1, 3, 28, 28))
+
+
+def test_a_network_for_a_data_set_is_made_for_its_images_and_classes():
+    data = SimpleNamespace(
+        channels=1, num_classes=7, resolution=(9, 12), device=torch.device("cpu")
+    )
+    ours = network_for(data, "ConvNetD2", 6, generator=generator(0, "test"), norm="batch")
+    plain = make_network(
+        "ConvNetD2",
+        channels=1,
+        num_classes=7,
+        resolution=(9, 12),
+        width=6,
+        generator=generator(0, "test"),
+        norm="batch",
+    )
+    assert ours.eval()(torch.rand(2, 1, 9, 12)).shape == (2, 7)
+    assert all(map(torch.equal, ours.state_dict().values(), plain.state_dict().values()))

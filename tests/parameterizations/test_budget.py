@@ -1,10 +1,12 @@
 """The paper's budget arithmetic, row by row, and that no budget is ever exceeded."""
 
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gsdd_lib.config import BudgetConfig
+from gsdd_lib.data import ImageData, ImageSet
 from gsdd_lib.parameterizations.budget import (
     Budget,
     BudgetError,
@@ -12,6 +14,17 @@ from gsdd_lib.parameterizations.budget import (
     plan_budget,
     points_per_image,
 )
+
+
+def data_of(channels: int, height: int, width: int, classes: int = 10) -> ImageData:
+    """A data set of which only the sizes matter."""
+    images = torch.zeros(classes, channels, height, width, dtype=torch.uint8)
+    one = ImageSet(images, torch.arange(classes))
+    names, half = tuple(map(str, range(classes))), (0.5,) * channels
+    return ImageData("sizes", names, half, half, one, one, one, "generated")
+
+
+FASHION = data_of(1, 28, 28)
 
 # Every row of the paper's tables 7 to 12, all of RGB images: resolution, ipc, gpc, points.
 PAPER = {
@@ -38,7 +51,7 @@ def test_the_papers_rows(row):
 
 def test_fashion_mnist_by_hand():
     # 28 * 28 fp32 numbers are 25,088 bits; 10 images x 22 Gaussians x 7 numbers x 16 bits
-    budget = plan_budget(BudgetConfig(ipc=1, gpc=10), channels=1, height=28, width=28)
+    budget = plan_budget(BudgetConfig(ipc=1, gpc=10), FASHION)
     assert budget == Budget(ipc=1, gpc=10, points=22, channels=1, height=28, width=28)
     assert budget.numbers_per_gaussian == 7
     assert budget.budget_bits_per_class == 25_088
@@ -54,20 +67,15 @@ def test_fashion_mnist_by_hand():
 def test_learned_labels_are_paid_for():
     # 10 labels of 10 bf16 numbers take 1,600 of 25,088 bits: 23,488 / (10 * 7 * 16) = 20.97
     config = BudgetConfig(ipc=1, gpc=10, soft_labels=True)
-    budget = plan_budget(config, channels=1, height=28, width=28, num_classes=10)
+    budget = plan_budget(config, FASHION)
     assert (budget.points, budget.label_bits, budget.bits_per_class) == (20, 160, 24_000)
     assert budget.uint8_images_per_class == 4  # what may be spent is the same
     assert "7 bf16 numbers + 10 labels of 160 bits = 24,000 bits" in budget.describe()
 
 
-def test_learned_labels_need_the_number_of_classes():
-    with pytest.raises(BudgetError, match="pass num_classes"):
-        plan_budget(BudgetConfig(soft_labels=True), channels=1, height=28, width=28)
-
-
 def test_leaving_out_the_opacity_buys_more_gaussians():
     config = BudgetConfig(ipc=1, gpc=10, opacity=False)
-    budget = plan_budget(config, channels=1, height=28, width=28)
+    budget = plan_budget(config, FASHION)
     assert (budget.numbers_per_gaussian, budget.points) == (6, 26)  # 1568 / (10 * 6) = 26.1
 
 
@@ -86,15 +94,16 @@ sizes = {
 }
 
 
-@given(**sizes, opacity=st.booleans(), classes=st.integers(0, 100))
-def test_spends_all_it_can_and_never_more(ipc, gpc, height, width, channels, opacity, classes):
-    numbers = 5 + channels + opacity
-    assume(gpc * (numbers + classes) * 16 <= ipc * channels * height * width * 32)
-    config = BudgetConfig(ipc=ipc, gpc=gpc, opacity=opacity, soft_labels=classes > 0)
-    size = {"channels": channels, "height": height, "width": width}
-    budget = plan_budget(config, **size, num_classes=classes)
+@given(**sizes, opacity=st.booleans(), classes=st.integers(2, 100), soft=st.booleans())
+def test_spends_all_it_can_and_never_more(
+    ipc, gpc, height, width, channels, opacity, classes, soft
+):
+    numbers, label = 5 + channels + opacity, soft * classes
+    assume(gpc * (numbers + label) * 16 <= ipc * channels * height * width * 32)
+    config = BudgetConfig(ipc=ipc, gpc=gpc, opacity=opacity, soft_labels=soft)
+    budget = plan_budget(config, data_of(channels, height, width, classes))
     assert budget.bits_per_class <= budget.budget_bits_per_class
-    one_more = gpc * ((budget.points + 1) * numbers + classes) * 16
+    one_more = gpc * ((budget.points + 1) * numbers + label) * 16
     assert one_more > budget.budget_bits_per_class
     assert budget.uint8_images_per_class == 4 * ipc
 

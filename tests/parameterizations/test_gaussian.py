@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from gsdd_lib.core.rng import generator
+from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.parameterizations.gaussian import MAX_POSITION, GaussianImages
+
+NORMALIZATION = ChannelNormalization((0.3,) * 3, (0.5,) * 3)
 
 
 def make(count: int = 3, points: int = 5, channels: int = 3, **settings) -> GaussianImages:
@@ -15,8 +18,7 @@ def make(count: int = 3, points: int = 5, channels: int = 3, **settings) -> Gaus
     packed[..., :2] = packed[..., :2].tanh()
     settings = {
         "resolution": (12, 16),
-        "mean": (0.3,) * channels,
-        "std": (0.5,) * channels,
+        "normalization": ChannelNormalization((0.3,) * channels, (0.5,) * channels),
     } | settings
     if not settings.get("opacity", True):
         packed = packed[..., :-1]
@@ -64,7 +66,7 @@ def test_unit_space_is_black_where_no_gaussian_is() -> None:
     images = make()
     with torch.no_grad():
         images.colors.zero_()
-    assert torch.equal(images.render_unit(), torch.zeros(3, 3, 12, 16))
+    assert torch.equal(images.pixels(), torch.zeros(3, 3, 12, 16))
     assert torch.allclose(images.render(), torch.full((3, 3, 12, 16), -0.3 / 0.5))
 
 
@@ -73,7 +75,7 @@ def test_normalized_space_has_the_mean_color_where_no_gaussian_is() -> None:
     with torch.no_grad():
         images.colors.zero_()
     assert images.render().abs().max() == 0
-    assert torch.allclose(images.render_unit(), torch.full((3, 3, 12, 16), 0.3))
+    assert torch.allclose(images.pixels(), torch.full((3, 3, 12, 16), 0.3))
 
 
 def test_index_selects_images() -> None:
@@ -124,5 +126,5 @@ def test_constrain_clips_to_a_position_that_bf16_keeps_inside() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         GaussianImages(
-            torch.zeros(2, 3, 9), torch.zeros(5), resolution=(8, 8), mean=(0.5,) * 3, std=(1.0,) * 3
+            torch.zeros(2, 3, 9), torch.zeros(5), resolution=(8, 8), normalization=NORMALIZATION
         )

@@ -1,8 +1,59 @@
-"""Where Gaussians start and where they are moved to, by hand-made images."""
+"""Which images are chosen; where Gaussians start and where they are moved to."""
 
+import pytest
 import torch
 
-from gsdd_lib.parameterizations.initialization import place, relocate, spacing
+from gsdd_lib.config import DataConfig
+from gsdd_lib.data import ImageData, load_data
+from gsdd_lib.parameterizations.initialization import (
+    choose_images,
+    place,
+    place_as_published,
+    relocate,
+    spacing,
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data(DataConfig(dataset="digits", max_per_class=12))
+
+
+@pytest.mark.parametrize("init", ["real", "first", "kmeans"])
+def test_distinct_training_images_of_the_right_class_are_chosen(data, init):
+    chosen = choose_images(data, 3, init, seed=0)
+    assert chosen.shape == (30, 1, 8, 8)
+    for label in range(10):
+        own = chosen[3 * label : 3 * label + 3]
+        members = data.train.images[data.train.labels == label] / 255
+        assert torch.cdist(own.flatten(1), members.flatten(1)).amin(1).max() < 1e-5
+        assert len(own.flatten(1).unique(dim=0)) == 3
+        if init == "first":
+            assert torch.allclose(own, members[:3], atol=1e-6)
+
+
+@pytest.mark.parametrize("init", ["real", "first", "kmeans"])
+def test_a_class_that_is_too_small_gives_its_images_again(data, init):
+    chosen = choose_images(data, 30, init, seed=0)
+    assert len(chosen) == 300 and len(chosen[:30].flatten(1).unique(dim=0)) == 12
+
+
+@pytest.mark.parametrize("init", ["warmup", "random"])
+def test_the_solid_color_is_the_mean(data, init):
+    chosen = choose_images(data, 2, init, seed=0)
+    assert chosen.shape == (20, 1, 8, 8) and (chosen == torch.tensor(data.mean)).all()
+
+
+def test_published_values_do_not_depend_on_the_images():
+    one, other = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+    packed = place_as_published(one, 500, seed=0)
+    assert torch.equal(packed, place_as_published(other, 500, seed=0))
+    assert not torch.equal(packed, place_as_published(one, 500, seed=1))
+    low, high = packed.flatten(0, 1).aminmax(dim=0)
+    for column, (least, most) in enumerate([(-1, 1)] * 2 + [(0.5, 1.5), (0, 1), (0.5, 1.5)]):
+        assert least <= low[column] < least + 0.02 and most - 0.02 < high[column] <= most
+    assert (packed[..., -1] == 1).all()
+    assert place_as_published(one, 7, opacity=False, seed=0).shape == (2, 7, 8)
 
 
 def seeded() -> torch.Generator:

@@ -7,10 +7,13 @@ import torch
 
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig
 from gsdd_lib.data import load_data
-from gsdd_lib.distillation.carried import begin
+from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.distillation.losses import dm_step_loss
-from gsdd_lib.evaluation.evaluate import random_real_images
+from gsdd_lib.distillation.state import begin
+from gsdd_lib.evaluation.baselines import RealImages
 from gsdd_lib.parameterizations.budget import plan_budget
+from gsdd_lib.parameterizations.downsampled import DownsampledImages
+from gsdd_lib.parameterizations.frequency import FrequencyImages
 from gsdd_lib.parameterizations.pixel import (
     BITS,
     PixelImages,
@@ -18,6 +21,8 @@ from gsdd_lib.parameterizations.pixel import (
     affordable_images,
     random_real_pixels,
 )
+
+NORMALIZATION = ChannelNormalization((0.4,) * 3, (0.2,) * 3)
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +33,13 @@ def data():
 def make(storage="uint8", pixels=None):
     pixels = torch.rand(4, 3, 6, 8) if pixels is None else pixels
     labels = torch.arange(len(pixels))
-    return PixelImages(pixels, labels, mean=(0.4,) * 3, std=(0.2,) * 3, storage=storage)
+    return PixelImages(pixels, labels, normalization=NORMALIZATION, storage=storage)
 
 
 def test_bytes_come_back_exactly():
     stored = torch.randint(0, 256, (4, 3, 6, 8), dtype=torch.uint8)
     images = make(pixels=stored / 255)
-    assert torch.equal((images.render_unit() * 255).round().to(torch.uint8), stored)
+    assert torch.equal((images.pixels() * 255).round().to(torch.uint8), stored)
     expected = (stored / 255 - 0.4) / 0.2
     torch.testing.assert_close(images.render(), expected)
 
@@ -42,9 +47,13 @@ def test_bytes_come_back_exactly():
 @pytest.mark.parametrize("storage", get_args(Storage))
 def test_rendered_is_what_is_stored_and_the_gradient_goes_straight_through(storage):
     images = make(storage)
-    rendered = images.render_unit()
+    rendered = images.pixels()
     distance = (rendered - images.packed).abs().max()
-    assert distance <= {"uint8": 0.5 / 255 + 1e-6, "bf16": 2**-9, "fp32": 0}[storage]
+    levels = {"uint2": 3, "uint4": 15, "uint8": 255}
+    limit = {"bf16": 2**-9, "fp32": 0} | {name: 0.5 / n + 1e-6 for name, n in levels.items()}
+    assert distance <= limit[storage]
+    if storage in levels:
+        assert len(rendered.unique()) <= levels[storage] + 1
     assert (distance == 0) == (storage == "fp32")
     images.render().sum().backward()
     torch.testing.assert_close(images.packed.grad, torch.full((4, 3, 6, 8), 5.0))
@@ -52,12 +61,17 @@ def test_rendered_is_what_is_stored_and_the_gradient_goes_straight_through(stora
 
 def test_bits_by_hand():
     sizes = {storage: make(storage).bits for storage in BITS}
-    assert sizes == {"uint8": 4 * 144 * 8, "bf16": 4 * 144 * 16, "fp32": 4 * 144 * 32}
+    assert sizes == {
+        name: 4 * 144 * bits
+        for name, bits in (("uint2", 2), ("uint4", 4), ("uint8", 8), ("bf16", 16), ("fp32", 32))
+    }
 
 
-@pytest.mark.parametrize(("storage", "expected"), [("uint8", 12), ("bf16", 6), ("fp32", 3)])
+@pytest.mark.parametrize(
+    ("storage", "expected"), [("uint4", 24), ("uint8", 12), ("bf16", 6), ("fp32", 3)]
+)
 def test_equal_bits(data, storage, expected):
-    budget = plan_budget(BudgetConfig(ipc=3, gpc=4), channels=1, height=8, width=8)
+    budget = plan_budget(BudgetConfig(ipc=3, gpc=4), data)
     count = affordable_images(budget, storage)
     assert count == expected
     images = random_real_pixels(data, count, seed=0, storage=storage)
@@ -69,7 +83,7 @@ def test_equal_bits(data, storage, expected):
 def test_the_start_is_the_random_real_rival(data):
     images, (rival, labels) = (
         random_real_pixels(data, 3, seed=7),
-        random_real_images(data, 3, seed=7),
+        RealImages().choose(data, 3, seed=7),
     )
     torch.testing.assert_close(images.render(), rival, atol=1e-5, rtol=1e-5)
     assert torch.equal(images.labels, labels)
@@ -79,7 +93,6 @@ def test_index_and_other_resolutions():
     images = make()
     assert torch.equal(images.render(torch.tensor([2, 0])), images.render()[[2, 0]])
     assert images.render(resolution=(12, 16)).shape == (4, 3, 12, 16)
-    assert torch.equal(images.render_packed(images.packed), images.render())
 
 
 def test_constraint_and_penalty():
@@ -92,13 +105,24 @@ def test_constraint_and_penalty():
     assert byte.penalty().item() == 0
 
 
-def test_pixels_are_distilled_by_the_same_objective(data):
-    images = random_real_pixels(data, 2, seed=0)
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda *a, **k: PixelImages.init_from(*a, **k),
+        lambda *a, **k: DownsampledImages.init_from(*a, **k),
+        lambda *a, **k: FrequencyImages.init_from(*a, frequencies=20, **k),
+    ],
+    ids=["pixels", "downsampled", "frequencies"],
+)
+def test_every_rival_is_distilled_by_the_same_objective(data, made):
+    start = random_real_pixels(data, 2, seed=0)
+    images = made(start.pixels().detach(), start.labels, normalization=data.normalization)
     config = DistillConfig(network="ConvNetD2", width=8, batch_real=16)
-    carried = begin(data, config)
+    state = begin(images, data, config)
 
     def objective(step):
-        return dm_step_loss(images, data, config, carried, seed=0, step=step)
+        state.step = step
+        return dm_step_loss(state, data, seed=0)
 
     def mean_objective():
         return sum(objective(step).item() for step in range(100, 108)) / 8
@@ -110,11 +134,14 @@ def test_pixels_are_distilled_by_the_same_objective(data):
         optimizer.step()
         images.constrain_()
     assert mean_objective() < 0.8 * before
-    assert 0 <= images.render_unit().min() and images.render_unit().max() <= 1
+    if isinstance(images, PixelImages):
+        assert 0 <= images.pixels().min() and images.pixels().max() <= 1
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="do not fit"):
-        PixelImages(torch.zeros(2, 3, 4, 4), torch.zeros(5), mean=(0.5,) * 3, std=(1.0,) * 3)
-    with pytest.raises(ValueError, match="unknown storage 'int4'; choose one of uint8, bf16, fp32"):
+        PixelImages(torch.zeros(2, 3, 4, 4), torch.zeros(5), normalization=NORMALIZATION)
+    with pytest.raises(
+        ValueError, match="unknown storage 'int4'; choose one of uint2, uint4, uint8"
+    ):
         make("int4")

@@ -1,4 +1,4 @@
-"""DSA: every transformation against a literal pixel-by-pixel version, and who shares a draw."""
+"""DSA: stored numbers, literal pixel-by-pixel versions, and which images share parameters."""
 
 import math
 from dataclasses import replace
@@ -122,16 +122,48 @@ def test_no_strategy_changes_nothing():
     assert torch.equal(apply_dsa(images, draw("")), images)
 
 
-def test_flip_by_hand():
-    params = replace(neutral("flip", 2, (1, 3)), flip=torch.tensor([True, False]))
-    images = torch.tensor([1.0, 2, 3, 4, 5, 6]).view(2, 1, 1, 3)
-    assert apply_dsa(images, params).flatten().tolist() == [3, 2, 1, 4, 5, 6]
+NINE = [[1.0, 2, 3], [4, 5, 6], [7, 8, 9]]
+ONES = [[1.0] * 4] * 4
+# The published code by hand, on one image and with these parameters.
+PUBLISHED = {
+    "color": (  # channels 0, 2 | 4, 2; + 0.25; halfway to 2.25, the gray; 1.5 times about 2.25
+        [[[0.0, 2.0]], [[4.0, 2.0]]],
+        {"brightness": [0.25], "saturation": [0.5], "contrast": [1.5]},
+        [[[0.75, 2.25]], [[3.75, 2.25]]],
+    ),
+    "crop": ([NINE], {"shift": [[1, -1]]}, [[[0.0, 4, 5], [0, 7, 8], [0, 0, 0]]]),
+    "cutout": (
+        [ONES],
+        {"cutout": [[1, 3]]},
+        [[[1.0, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]],
+    ),
+    "flip": ([NINE], {"flip": [True]}, [[[3.0, 2, 1], [6, 5, 4], [9, 8, 7]]]),
+    "scale": (  # columns at -0.2, 1, 2.2 and rows at 0.1, 1, 1.9; zero outside
+        [NINE],
+        {"scale": [[1.2, 0.9]]},
+        [[[1.04, 2.3, 2.64], [3.2, 5, 4.8], [5.36, 7.7, 6.96]]],
+    ),
+    "rotate": (  # sine 9/41, cosine 40/41; the corners are sampled 8/41 outside the image
+        [NINE],
+        {"angle": [math.asin(9 / 41)]},
+        [
+            [
+                [1683 / 1681, 94 / 41, 5049 / 1681],
+                [138 / 41, 5, 272 / 41],
+                [8481 / 1681, 316 / 41, 11847 / 1681],
+            ]
+        ],
+    ),
+}
 
 
-def test_crop_by_hand():
-    params = replace(neutral("crop", 1, (2, 3)), shift=torch.tensor([[1, -1]]))
-    image = torch.tensor([[1.0, 2, 3], [4, 5, 6]]).view(1, 1, 2, 3)
-    assert apply_dsa(image, params)[0, 0].tolist() == [[0, 4, 5], [0, 0, 0]]
+@pytest.mark.parametrize("kind", KINDS)
+def test_published_numbers(kind):
+    image, parameters, expected = PUBLISHED[kind]
+    image = torch.tensor([image])
+    params = neutral(kind, size=tuple(image.shape[2:]))
+    params = replace(params, **{name: torch.tensor(value) for name, value in parameters.items()})
+    torch.testing.assert_close(apply_dsa(image, params), torch.tensor([expected]))
 
 
 @pytest.mark.parametrize(
@@ -140,14 +172,6 @@ def test_crop_by_hand():
 def test_area_of_the_cutout(center, area):
     params = replace(neutral("cutout"), cutout=torch.tensor([center]))
     assert int((apply_dsa(torch.ones(1, 1, 8, 8), params) == 0).sum()) == area
-
-
-def test_brightness_and_contrast_by_hand():
-    params = replace(
-        neutral("color", 1, (1, 2)), brightness=torch.tensor([0.5]), contrast=torch.tensor([1.5])
-    )
-    image = torch.tensor([1.0, 3.0]).view(1, 1, 1, 2)  # to 1.5 and 3.5, then 2.5 ∓ 1.5
-    assert apply_dsa(image, params).flatten().tolist() == [1.0, 4.0]
 
 
 def test_saturation_of_zero_is_gray_and_of_one_channel_nothing():
@@ -244,16 +268,16 @@ def test_unknown_augmentation():
 
 
 def test_images_of_another_size():
-    with pytest.raises(ValueError, match="drawn for images of 8x8 pixels, these are 9x8"):
+    with pytest.raises(ValueError, match="sampled for images of 8x8 pixels, these are 9x8"):
         apply_dsa(torch.zeros(4, 1, 9, 8), draw())
 
 
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        (None, "4 draws do not fit 3 images"),
+        (None, "4 sets of parameters for 3 images"),
         (torch.zeros(2, dtype=torch.int64), r"groups must be \[3\]"),
-        (torch.tensor([0, 1, 4]), "groups must lie in 0 to 3, one per draw, got 0 to 4"),
+        (torch.tensor([0, 1, 4]), "groups must lie in 0 to 3, got 0 to 4"),
     ],
 )
 def test_draws_that_fit_no_images(groups, message):

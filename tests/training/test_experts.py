@@ -1,5 +1,6 @@
-"""Expert trajectories: what is written, resumed, read back, and refused."""
+"""Expert trajectories: what is written, resumed, found again, read back, and refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,17 @@ from safetensors.torch import load_file, save_file
 import gsdd_lib.training.experts as module
 from gsdd_lib.config import DataConfig, ExpertConfig
 from gsdd_lib.data import ImageData, load_data
-from gsdd_lib.evaluation.evaluate import accuracy
-from gsdd_lib.networks import unflatten
+from gsdd_lib.data.normalization import ChannelNormalization
+from gsdd_lib.networks import network_for, unflatten
+from gsdd_lib.training.expert_files import ExpertError, expert_path, read_about
 from gsdd_lib.training.experts import (
-    ExpertError,
     Experts,
     distances,
-    expert_path,
     plan_experts,
+    settings_folder,
     train_experts,
 )
+from gsdd_lib.training.train import accuracy
 
 CONFIG = ExpertConfig(
     num_experts=2,
@@ -28,6 +30,7 @@ CONFIG = ExpertConfig(
     expert_lr=0.05,
     expert_batch=16,
 )
+QUICK = CONFIG.model_copy(update={"num_experts": 1, "train_epochs": 1, "expert_batch": 256})
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +44,10 @@ def trained(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return folder, list(train_experts(data, CONFIG, folder, seed=0))
 
 
-def copy(folder: Path, to: Path) -> Path:
-    for path in folder.iterdir():
+def copy(trained: tuple[Path, list[dict]], to: Path) -> Path:
+    """The experts as a flat folder, which is what earlier releases left."""
+    to.mkdir(exist_ok=True)
+    for path in Experts(trained[0]).paths:
         (to / path.name).write_bytes(path.read_bytes())
     return to
 
@@ -56,9 +61,9 @@ def test_a_row_per_expert_and_epoch(trained):
 
 
 def test_the_plan_is_what_is_written(data: ImageData, trained):
-    plan = plan_experts(data, CONFIG)
-    on_disk = sum(path.stat().st_size for path in trained[0].iterdir())
-    assert 0 <= plan.total_bytes - on_disk < 2 * module.HEADER_BYTES
+    plan, experts = plan_experts(data, CONFIG), Experts(trained[0])
+    read = [experts.snapshots(index, *range(4)) for index in range(2)]
+    assert plan.total_bytes == sum(4 * params.numel() for each in read for params in each)
     assert (plan.files, plan.snapshots, plan.steps) == (2, 4, 2 * 3 * 25)
     assert "2 experts x 4 snapshots" in str(plan) and "MiB on disk" in str(plan)
 
@@ -67,8 +72,7 @@ def test_snapshots_are_the_networks_that_were_measured(data: ImageData, trained)
     folder, rows = trained
     experts = Experts(folder)
     assert len(experts) == 2 and experts.epochs == 3
-    draw = torch.Generator().manual_seed(5)
-    network = module._network(data, CONFIG, draw)
+    network = network_for(data, "ConvNetD2", 8, generator=torch.Generator())
     for epoch, params in enumerate(experts.snapshots(1, 0, 1, 2, 3)):
         network.load_state_dict(unflatten(params, network))
         held = data.validation
@@ -84,21 +88,18 @@ def test_distances_are_those_between_snapshots(trained):
     assert rows[2]["distance"] == (start - target).norm().item() > 0
 
 
-def test_a_step_is_timed_without_a_trace(data: ImageData):
-    before = torch.random.get_rng_state()
-    assert torch.equal(before, torch.random.get_rng_state())
-
-
 def test_experts_differ_and_repeat(data: ImageData, trained, tmp_path: Path):
     experts = Experts(trained[0])
     assert not torch.equal(*[experts.snapshots(index, 0)[0] for index in range(2)])
     one = CONFIG.model_copy(update={"num_experts": 1})
     list(train_experts(data, one, tmp_path, seed=0))
-    assert expert_path(tmp_path, 0).read_bytes() == experts.paths[0].read_bytes()
+    assert Experts(tmp_path).paths[0].read_bytes() == experts.paths[0].read_bytes()
 
 
-def test_finished_experts_are_skipped(data: ImageData, trained, tmp_path: Path, monkeypatch):
-    folder = copy(trained[0], tmp_path)
+def test_finished_experts_are_skipped_also_in_a_flat_folder(
+    data: ImageData, trained, tmp_path: Path, monkeypatch
+):
+    folder = copy(trained, tmp_path)
     expert_path(folder, 0).unlink()
     done, original = [], module._train_expert
 
@@ -108,36 +109,42 @@ def test_finished_experts_are_skipped(data: ImageData, trained, tmp_path: Path, 
 
     monkeypatch.setattr(module, "_train_expert", watched)
     assert list(train_experts(data, CONFIG, folder, seed=0)) == trained[1]
-    assert done == [0]
+    assert done == [0] and not [path for path in folder.iterdir() if path.is_dir()]
     assert Experts(folder).fingerprint == Experts(trained[0]).fingerprint
 
 
 def test_an_expert_cut_off_leaves_no_file(data: ImageData, tmp_path: Path, monkeypatch):
-    calls, original = 0, module._train_epoch
+    calls, original = 0, module.train_epoch
 
-    def cut(*arguments):
+    def cut(*arguments, **named):
         nonlocal calls
         calls += 1
         if calls == 5:
             raise OSError("power cut")
-        return original(*arguments)
+        return original(*arguments, **named)
 
-    monkeypatch.setattr(module, "_train_epoch", cut)
+    monkeypatch.setattr(module, "train_epoch", cut)
     with pytest.raises(OSError, match="power cut"):
         list(train_experts(data, CONFIG, tmp_path, seed=0))
-    assert [path.name for path in tmp_path.iterdir()] == ["expert_000.safetensors"]
+    assert [path.name for path in tmp_path.glob("*/*")] == ["expert_000.safetensors"]
 
 
-def test_only_the_snapshots_asked_for_are_read(trained):
-    start, end = Experts(trained[0]).snapshots(0, 1, 3)
-    whole = load_file(expert_path(trained[0], 0))
-    assert torch.equal(start, whole["epoch_001"]) and torch.equal(end, whole["epoch_003"])
-
-
-def test_training_leaves_the_global_generator_alone(data: ImageData, tmp_path: Path):
-    before = torch.random.get_rng_state()
-    list(train_experts(data, CONFIG.model_copy(update={"num_experts": 1}), tmp_path, seed=3))
-    assert torch.equal(before, torch.random.get_rng_state())
+def test_other_settings_train_in_a_folder_of_their_own_and_are_found_again(
+    data: ImageData, tmp_path: Path
+):
+    first = list(train_experts(data, QUICK, tmp_path, seed=0))
+    before = Experts(tmp_path).paths[0].read_bytes()
+    other = QUICK.model_copy(update={"expert_lr": 0.1})
+    assert list(train_experts(data, other, tmp_path, seed=0)) != first
+    with pytest.raises(ExpertError, match=r"holds experts of several settings \(\w{8}, \w{8}\)"):
+        Experts(tmp_path)
+    mine, theirs = (settings_folder(data, each, tmp_path, seed=0) for each in (QUICK, other))
+    assert mine != theirs and Experts(mine).about[0]["settings"]["expert_lr"] == 0.05
+    assert Experts(mine).paths[0].read_bytes() == before
+    assert list(train_experts(data, QUICK, tmp_path, seed=0)) == first
+    assert settings_folder(data, QUICK, tmp_path, seed=1) not in (mine, theirs)
+    more = QUICK.model_copy(update={"num_experts": 9})  # of the same settings
+    assert settings_folder(data, more, tmp_path, seed=0) == mine
 
 
 def test_no_experts(tmp_path: Path):
@@ -145,19 +152,13 @@ def test_no_experts(tmp_path: Path):
         Experts(tmp_path)
 
 
-def test_a_file_cut_off(data: ImageData, trained, tmp_path: Path):
-    path = expert_path(copy(trained[0], tmp_path), 1)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ExpertError, match="expert_001.safetensors is damaged or cut off"):
-        Experts(tmp_path)
-    with pytest.raises(ExpertError, match="delete it and train again"):
-        list(train_experts(data, CONFIG, tmp_path, seed=0))
+def test_a_learning_rate_that_explodes(data: ImageData, tmp_path: Path):
+    wild = CONFIG.model_copy(update={"expert_lr": 1e30})
+    with pytest.raises(ExpertError, match="Expert 0 is non-finite after epoch 1; lower"):
+        list(train_experts(data, wild, tmp_path, seed=0))
 
 
-def test_other_settings_are_refused(data: ImageData, trained):
-    other = CONFIG.model_copy(update={"expert_lr": 0.1})
-    with pytest.raises(ExpertError, match=r"other settings \(expert_lr 0.05, wanted 0.1\)"):
-        list(train_experts(data, other, trained[0], seed=0))
+# ------------------------------------------------------------------------- experts know their data
 
 
 def test_another_architecture_is_refused(data: ImageData, trained):
@@ -169,13 +170,121 @@ def test_another_architecture_is_refused(data: ImageData, trained):
         experts.check(data, "ConvNetD2", 8, 4)
 
 
-def test_a_learning_rate_that_explodes(data: ImageData, tmp_path: Path):
-    wild = CONFIG.model_copy(update={"expert_lr": 1e30})
-    with pytest.raises(ExpertError, match="Expert 0 is not a number after epoch 1; lower"):
-        list(train_experts(data, wild, tmp_path, seed=0))
+@pytest.mark.parametrize("per_class", [0, 10])
+def test_more_or_fewer_images_of_the_same_split_are_welcome(trained, per_class):
+    other = load_data(DataConfig(dataset="digits", max_per_class=per_class))
+    Experts(trained[0]).check(other, "ConvNetD2", 8, 3)
 
 
-def test_a_file_of_something_else(trained, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("mean", r"mean \[.*\], wanted \[0.5\]"),
+        ("zca", "whitening None, wanted [0-9a-f]+"),
+        ("inverted", "held_out .*may have seen images that are held out here"),
+        ("seed", "held_out .*may have seen images that are held out here"),
+        ("holdout", "held_out .*may have seen images that are held out here"),
+    ],
+)
+def test_other_data_are_refused(data: ImageData, trained, change, message):
+    def inverted(split):
+        return replace(split, images=255 - split.images)
+
+    names = ("train", "validation", "test")
+    other = {
+        "mean": lambda: replace(data, normalization=ChannelNormalization((0.5,), data.std)),
+        "zca": lambda: load_data(DataConfig(dataset="digits", max_per_class=40, zca=True)),
+        "inverted": lambda: replace(
+            data, **{name: inverted(getattr(data, name)) for name in names}
+        ),
+        "seed": lambda: load_data(DataConfig(dataset="digits", max_per_class=40), seed=1),
+        "holdout": lambda: load_data(DataConfig(dataset="digits", max_per_class=40, holdout=0.2)),
+    }[change]()
+    with pytest.raises(ExpertError, match=message):
+        Experts(trained[0]).check(other, "ConvNetD2", 8, 3)
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def test_only_the_snapshots_asked_for_are_read(trained):
+    experts = Experts(trained[0])
+    start, end = experts.snapshots(0, 1, 3)
+    whole = load_file(experts.paths[0])
+    assert torch.equal(start, whole["epoch_001"]) and torch.equal(end, whole["epoch_003"])
+
+
+def test_a_file_cut_off(data: ImageData, trained, tmp_path: Path):
+    path = expert_path(copy(trained, tmp_path), 1)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ExpertError, match="expert_001.safetensors' is damaged or not an expert"):
+        Experts(tmp_path)
+    with pytest.raises(ExpertError, match="move it away and the same call trains it again"):
+        list(train_experts(data, CONFIG, tmp_path, seed=0))
+    assert path.exists()
+
+
+def test_every_flipped_bit_is_refused(trained, tmp_path: Path):
+    path = expert_path(tmp_path, 0)
+    content = Experts(trained[0]).paths[0].read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    places = [*range(0, header, 37), *range(header, len(content), len(content) // 50)]
+    for number, place in enumerate(places):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << number % 8
+        path.unlink(missing_ok=True)
+        path.write_bytes(damaged)
+        with pytest.raises(ExpertError, match="is damaged or not an expert"):
+            read_about(path)
+
+
+def test_a_file_of_something_else(tmp_path: Path):
     save_file({"epoch_000": torch.zeros(3)}, expert_path(tmp_path, 0))
-    with pytest.raises(ExpertError, match="expert_000.safetensors is no expert file"):
+    with pytest.raises(ExpertError, match="expert_000.safetensors' is damaged or not an expert"):
+        Experts(tmp_path)
+
+
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path):
+    expert_path(tmp_path, 0).mkdir()  # what is not readable for root too
+    with pytest.raises(ExpertError, match=r"cannot be read \(Is a directory\); change its perm"):
+        Experts(tmp_path)
+
+
+def version_1(path: Path, trained, **changes) -> Path:
+    """Expert 0 as the first format had it: no checksum, and less known of its data."""
+    about = read_about(Experts(trained[0]).paths[0])
+    known = about["settings"].keys() - {"whitening", "held_out", "data"}
+    settings = {key: about["settings"][key] for key in known} | {"index": 0} | changes
+    text = module.json.dumps({**about, "version": 1, "settings": settings})
+    path.parent.mkdir(exist_ok=True)
+    save_file(load_file(Experts(trained[0]).paths[0]), path, {"about": text})
+    return path
+
+
+def test_files_of_version_1_are_read_and_found(data: ImageData, trained, tmp_path: Path):
+    path = version_1(expert_path(tmp_path, 0), trained)
+    experts = Experts(tmp_path)
+    assert torch.equal(*[each.snapshots(0, 3)[0] for each in (experts, Experts(trained[0]))])
+    experts.check(data, "ConvNetD2", 8, 3)
+    with pytest.raises(ExpertError, match=r"mean \[.*\], wanted \[0.5\]"):
+        experts.check(
+            replace(data, normalization=ChannelNormalization((0.5,), data.std)), "ConvNetD2", 8, 3
+        )
+    one = CONFIG.model_copy(update={"num_experts": 1})
+    assert list(train_experts(data, one, tmp_path, seed=0)) == trained[1][:4]
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_an_absurd_number_of_epochs_is_refused_at_once(trained, tmp_path: Path):
+    version_1(expert_path(tmp_path, 0), trained, train_epochs=10**9)
+    with pytest.raises(ExpertError, match="snapshots are missing"):
+        Experts(tmp_path)
+
+
+def test_a_version_1_file_with_a_non_finite_number_is_refused(trained, tmp_path: Path):
+    path = version_1(expert_path(tmp_path, 0), trained)
+    content = bytearray(path.read_bytes())
+    content[-4:] = b"\x00\x00\xc0\x7f"  # NaN
+    path.write_bytes(content)
+    with pytest.raises(ExpertError, match="it contradicts itself"):
         Experts(tmp_path)

@@ -1,4 +1,4 @@
-"""``imagefolder``: a user's own images, a folder per class.
+"""``imagefolder``: a user's own images in files, a folder per class.
 
 ``train/`` and, if there is one, ``test/`` hold the class folders; without ``train/`` the folder
 itself holds them. Where there is no test split, a stratified fifth is split off, always the same.
@@ -6,16 +6,18 @@ itself holds them. Where there is no test split, a stratified fifth is split off
 
 from pathlib import Path
 
+import torch
+
 from gsdd_lib.config import DataConfig
+from gsdd_lib.core.errors import DataError
 from gsdd_lib.core.rng import generator
-from gsdd_lib.data.dataset import DataError, ImageSet, RawData
-from gsdd_lib.data.decoded import decoded, headers, split_decoded
-from gsdd_lib.data.listing import Listing, Tree, folder_tree, list_folder
-from gsdd_lib.data.sampling import stratified_split
+from gsdd_lib.data.cache import decoded, headers
+from gsdd_lib.data.dataset import ImageSet, RawData, check_size, stratified_split
+from gsdd_lib.data.sources import Listing, Tree, folder_tree, list_folder, roots
 from gsdd_lib.data.tensors import channel_statistics
 
 TRAIN, TEST = "train", "test"
-GRAY_MODES = frozenset({"1", "L"})
+GRAY_MODES = ("1", "L", "I", "I;16", "I;16L", "I;16B")
 TEST_FRACTION = 0.2
 AT_LEAST = 3  # images of a class: one each to train on, to hold out and to test on
 
@@ -24,11 +26,14 @@ def read_imagefolder(config: DataConfig) -> RawData:
     """The images below ``config.folder`` at ``config.resolution`` (0: their own, if all agree).
 
     Labels are the positions of the class folders in alphabetical order. Gray files alone give one
-    channel, anything else three. Raises :class:`DataError`, one sentence on what to change.
+    channel, anything else three.
+
+    Raises:
+        DataError: one sentence on what to change.
     """
     if not config.folder:
         raise DataError("data set 'imagefolder' needs the parameter 'folder': a folder per class")
-    root = Path(config.folder).expanduser()
+    (root,) = roots(config.folder)
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; name one with a folder per class in it")
     train = TRAIN if (root / TRAIN).is_dir() else ""
@@ -37,22 +42,37 @@ def read_imagefolder(config: DataConfig) -> RawData:
     labels = {name: label for label, name in enumerate(names)}
     listing = list_folder(root, tree, labels, train=train)
     size, channels = _size_and_channels(listing, config.resolution)
-    images = decoded("imagefolder", listing, size, channels=channels)
-    train_set, test_set = split_decoded(images, listing)
+    resize = config.resize if config.resolution else "exact"
+    train_set, test_set = decoded_splits(
+        "imagefolder", listing, size, channels=channels, resize=resize
+    )
     note = "its test split"
     if TEST not in tree:
         train_set, test_set, note = *_split_off(train_set), "a fifth split off to test"
     mean, std = channel_statistics(train_set.images)
-    provenance = f"imagefolder, {len(listing.entries):,} images of the folder given, {note}"
-    return RawData(names, mean, std, train_set, test_set, provenance)
+    shape = f"{config.resize} to " * bool(config.resolution) + f"{size[1]}x{size[0]}"
+    source = f"imagefolder, {len(listing.entries):,} images of the folder given"
+    return RawData(names, mean, std, train_set, test_set, f"{source}, {shape}, {note}")
+
+
+def decoded_splits(
+    name: str, listing: Listing, size: tuple[int, int], *, channels: int = 3, resize: str = "crop"
+) -> tuple[ImageSet, ImageSet]:
+    """Training and test images of a listing: :func:`gsdd_lib.data.cache.decoded` and the labels."""
+    check_size(name, len(listing.entries), channels=channels, resolution=max(size))
+    images = decoded(name, listing, size, channels=channels, resize=resize)
+    labels = torch.tensor([entry.label for entry in listing.entries])
+    count = sum(entry.train for entry in listing.entries)
+    return ImageSet(images[:count], labels[:count]), ImageSet(images[count:], labels[count:])
 
 
 def _class_names(tree: Tree, train: str, root: Path) -> tuple[str, ...]:
-    place = f"{root / train}"
+    place = root / train
     names = tuple(tree[train])
     if len(names) < 2:
         raise DataError(
-            f"{place} holds {len(names)} class folders; each class needs one, with its images in it"
+            f"{place} holds {len(names)} class folders; classification needs at least two, each"
+            " with its images in it"
         )
     for name, images in tree[train].items():
         needed = AT_LEAST if TEST not in tree else AT_LEAST - 1
@@ -85,6 +105,6 @@ def _size_and_channels(listing: Listing, resolution: int) -> tuple[tuple[int, in
 
 
 def _split_off(whole: ImageSet) -> tuple[ImageSet, ImageSet]:
-    draw = generator(0, "data", "imagefolder", "test")
-    kept, held = stratified_split(whole.labels, TEST_FRACTION, generator=draw)
+    rng = generator(0, "data", "imagefolder", "test")
+    kept, held = stratified_split(whole.labels, TEST_FRACTION, generator=rng)
     return whole.select(kept), whole.select(held)

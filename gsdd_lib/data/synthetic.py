@@ -1,0 +1,162 @@
+"""``shapes`` and ``digits``, the two data sets that need no files of their own.
+
+``shapes`` are generated RGB images, at any resolution, always the same ones: one of eight figures
+at a random place, size, angle and color on a shaded background. Image ``i`` shows the same scene at
+every resolution. ``digits`` are 1,797 handwritten digits of 8x8 pixels from scikit-learn's wheel.
+"""
+
+import gzip
+import importlib.metadata
+import io
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsdd_lib.config import DataConfig
+from gsdd_lib.core.errors import DataError
+from gsdd_lib.core.rng import generator
+from gsdd_lib.data.dataset import ImageSet, RawData, check_size, stratified_split
+
+NATIVE = 32
+TRAIN_PER_CLASS, TEST_PER_CLASS = 200, 100
+MEAN, STD = (0.48, 0.48, 0.48), (0.30, 0.30, 0.30)  # at any resolution, rounded
+CHUNK_PIXELS = 2**16  # pixels rasterized at a time: what a cache holds
+
+Array = np.ndarray
+Figure = Callable[[Array, Array], Array]
+
+# A figure maps points (x right, y down) to a signed distance, negative inside; it fills a circle of
+# radius about 1. Outside a corner the distance is a lower bound, good enough for a soft edge.
+
+
+def _box(x: Array, y: Array, half_width: float, half_height: float) -> Array:
+    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+
+
+FIGURES: dict[str, Figure] = {
+    "disc": lambda x, y: np.hypot(x, y) - 1,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.25,
+    "half disc": lambda x, y: np.maximum(np.hypot(x, y) - 1, y),
+    "square": lambda x, y: _box(x, y, 0.8, 0.8),
+    "triangle": lambda x, y: np.maximum(math.sqrt(0.75) * np.abs(x) - 0.5 * y, y) - 0.5,
+    "cross": lambda x, y: np.minimum(_box(x, y, 0.95, 0.3), _box(x, y, 0.3, 0.95)),
+    "stripes": lambda x, y: np.maximum(
+        _box(x, y, 0.8, 0.8), np.abs(x - 0.64 * np.rint(x / 0.64)) - 0.16
+    ),
+    "checkers": lambda x, y: np.minimum(
+        _box(x - 0.4, y - 0.4, 0.4, 0.4), _box(x + 0.4, y + 0.4, 0.4, 0.4)
+    ),
+}
+
+
+def read_shapes(config: DataConfig) -> RawData:
+    """Generate both splits at ``config.resolution`` (0: 32), the same for any seed."""
+    resolution = config.resolution or NATIVE
+    count = len(FIGURES) * (TRAIN_PER_CLASS + TEST_PER_CLASS)
+    check_size("shapes", count, channels=3, resolution=resolution)
+    train = make_shapes(TRAIN_PER_CLASS, resolution, seed=0, split="train")
+    test = make_shapes(TEST_PER_CLASS, resolution, seed=0, split="test")
+    return RawData(tuple(FIGURES), MEAN, STD, train, test, "shapes, generated")
+
+
+def make_shapes(per_class: int, resolution: int, *, seed: int, split: str = "train") -> ImageSet:
+    """Images of the eight figures, class by class, as a function of ``seed`` and ``split``.
+
+    Args:
+        per_class: images of each figure.
+        resolution: pixels per side.
+        seed: of the scenes.
+        split: another name gives other scenes.
+    """
+    chunk = max(1, CHUNK_PIXELS // resolution**2)
+    images = np.empty((len(FIGURES) * per_class, 3, resolution, resolution), np.uint8)
+    for label, (name, figure) in enumerate(FIGURES.items()):
+        scenes = _sample_scenes(per_class, generator(seed, "data", "shapes", split, name)).numpy()
+        for start in range(0, per_class, chunk):
+            part = scenes[start : start + chunk]
+            first = label * per_class + start
+            images[first : first + len(part)] = _rasterize(figure, part, resolution)
+    labels = torch.arange(len(FIGURES)).repeat_interleave(per_class)
+    return ImageSet(torch.from_numpy(images), labels)
+
+
+def _sample_scenes(count: int, rng: torch.Generator) -> Tensor:
+    """Random scenes [count, 13]: place 2, radius, angle, figure RGB, ground RGB, shading 3.
+
+    Lengths are in units of half the image's side.
+    """
+
+    def uniform(low: float, high: float, columns: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand(count, columns, generator=rng)
+
+    dark, light = uniform(0.0, 0.4, 3), uniform(0.55, 0.95, 3)
+    swap = torch.rand(count, 1, generator=rng) < 0.5  # light on dark, or dark on light
+    figure, ground = torch.where(swap, dark, light), torch.where(swap, light, dark)
+    # shading: direction, phase, and waves per half side times 2 pi
+    shading = torch.cat([uniform(0, 2 * math.pi, 2), uniform(3, 9)], dim=1)
+    place, radius, angle = uniform(-0.35, 0.35, 2), uniform(0.35, 0.6), uniform(-0.4, 0.4)
+    return torch.cat([place, radius, angle, figure, ground, shading], dim=1)
+
+
+def _rasterize(figure: Figure, scenes: Array, resolution: int) -> Array:
+    """Scenes [n, 13] to uint8 [n, 3, R, R]; edges are one pixel soft.
+
+    In numpy: dozens of small steps, which torch's threads would slow down on a busy machine.
+    """
+    axis = ((np.arange(resolution) + 0.5) * (2 / resolution) - 1).astype(np.float32)
+    y, x = axis.reshape(1, -1, 1), axis.reshape(1, 1, -1)
+    columns = scenes.T.reshape(13, -1, 1, 1)
+    left, top, radius, angle = columns[:4]
+    dx, dy, cos, sin = (x - left) / radius, (y - top) / radius, np.cos(angle), np.sin(angle)
+    distance = radius * figure(cos * dx + sin * dy, cos * dy - sin * dx)
+    coverage = np.clip(0.5 - distance * (resolution / 2), 0, 1)[:, None]  # [n, 1, R, R]
+    colors = scenes.reshape(-1, 13, 1, 1)
+    direction, phase, waves = columns[10:13]
+    along = np.cos(direction) * x + np.sin(direction) * y
+    shade = 0.08 * along + 0.06 * np.sin(waves * along + phase)  # [n, R, R]
+    ground = np.clip(colors[:, 7:10] + shade[:, None], 0, 1)
+    image = ground + coverage * (colors[:, 4:7] - ground)
+    return np.rint(image * 255).astype(np.uint8)
+
+
+TEST_FRACTION = 0.2
+DIGITS_MEAN, DIGITS_STD = (0.3059,), (0.3762,)  # of the training split below; a test computes them
+
+
+def read_digits(config: DataConfig) -> RawData:
+    """The digits, gray levels 0 to 16 scaled to 0 to 255, with a test split of our own.
+
+    The publisher provides no split, so a stratified fifth is split off, the same for any seed.
+    """
+    images, labels = _read_table()
+    whole = ImageSet(images, labels)
+    rng = generator(0, "data", "digits", "test")
+    train, test = stratified_split(labels, TEST_FRACTION, generator=rng)
+    provenance = "digits (UCI, handwritten, 8x8), embedded in scikit-learn"
+    splits = (whole.select(train), whole.select(test))
+    return RawData(tuple("0123456789"), DIGITS_MEAN, DIGITS_STD, *splits, provenance)
+
+
+def _read_table() -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 [1797, 1, 8, 8] and int64 [1797].
+
+    Read from the wheel's file, not by importing scikit-learn, which takes two seconds.
+    """
+    try:
+        wheel = importlib.metadata.distribution("scikit-learn")
+        path = wheel.locate_file("sklearn/datasets/data/digits.csv.gz")
+        content = gzip.decompress(path.read_bytes())
+    except (importlib.metadata.PackageNotFoundError, OSError) as error:
+        raise DataError(
+            f"the digits inside scikit-learn cannot be read ({error});"
+            " install scikit-learn 1.3 or newer"
+        ) from None
+    table = np.loadtxt(io.BytesIO(content), delimiter=",", dtype=np.int64)  # [1797, 64 + 1]
+    if table.shape != (1797, 65) or table.min() < 0 or table[:, :64].max() != 16:
+        raise DataError("the digits inside scikit-learn are not the known ones; install it anew")
+    levels = (table[:, :64] * 255 + 8) // 16
+    images = torch.from_numpy(levels.astype(np.uint8)).reshape(-1, 1, 8, 8)
+    return images, torch.from_numpy(table[:, 64].copy())

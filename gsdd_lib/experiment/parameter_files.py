@@ -1,0 +1,154 @@
+"""Parameter files: flat YAML that overrides a notebook's parameters, checked before it runs.
+
+papermill itself only warns of an unknown parameter and then runs with the default, so a typing
+mistake would cost hours and look like a result.
+"""
+
+import ast
+import json
+import re
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gsdd_lib import config
+from gsdd_lib.config import Config, RunConfig
+from gsdd_lib.core.files import project_root
+from gsdd_lib.experiment.parameters import Interface, ParameterError, kind_of, read_cell
+
+# Where a run writes follows from the parameter file's own place, so a file may not set these.
+FOLDERS = ("output_folder", "run_folder")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core rules, so that ``1e-3`` is a number and ``no`` a word; no key twice."""
+
+    yaml_implicit_resolvers: Mapping[str, Any] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                problem = f"{reprlib.repr(key)} stands there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern in {
+    "null": r"null|~|",
+    "bool": r"true|false",
+    "int": r"[-+]?(0|[1-9][0-9]*)",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?",
+}.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"({_pattern})$"), None)
+
+
+def load_parameters(path: Path) -> dict[str, Any]:
+    """The file's flat mapping of names to numbers, booleans, texts or flat lists of them.
+
+    Raises:
+        ParameterError: the file cannot be read, is no such mapping, or holds what has no place in
+            one; whatever the YAML reader raised becomes the same one sentence.
+    """
+    try:
+        values = yaml.load(path.read_text("utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ParameterError(path, f"cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise ParameterError(path, f"not valid YAML: {error.problem}{line}") from None
+    except RecursionError:
+        raise ParameterError(path, "nested too deeply for a list of parameters") from None
+    except Exception as error:  # what a tag's constructor raises is anything
+        problem = str(error).partition("\n")[0]
+        raise ParameterError(path, f"not a YAML text of parameters: {problem}") from None
+    if values is None:
+        raise ParameterError(path, "holds no parameter; write {} to keep every default")
+    if not isinstance(values, dict):
+        raise ParameterError(path, f"must be lines of 'name: value', not a {kind_of(values)}")
+    for name, value in values.items():
+        _require_flat(path, name, value)
+    return values
+
+
+def _require_flat(path: Path, name: Any, value: Any) -> None:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ParameterError(path, f"{reprlib.repr(name)} is not a parameter's name")
+    if value is None:
+        raise ParameterError(path, f"'{name}' has no value; leave the line out for the default")
+    inner = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, int | float | str) for part in inner):
+        raise ParameterError(path, f"'{name}' is nested; a value is a scalar or a flat list")
+
+
+def place(notebook: Path, path: Path) -> Path:
+    """Where the results of a parameter file go, under ``figures/`` and ``runs/``.
+
+    ``<profile>/<notebook>/<case>``, as the file lies in ``params/``; ``own/<notebook>/<case>`` for
+    a file that lies anywhere else.
+    """
+    params = (project_root() / "params").resolve()
+    if not path.resolve().is_relative_to(params):
+        return Path("own", notebook.stem, path.stem)
+    inside = path.resolve().relative_to(params).with_suffix("")
+    if len(inside.parts) != 3:
+        raise ParameterError(path, "must be params/<profile>/<notebook>/<case>.yaml, or elsewhere")
+    if inside.parts[1] != notebook.stem:
+        raise ParameterError(path, f"belongs to '{inside.parts[1]}', not to '{notebook.stem}'")
+    return inside
+
+
+def check(notebook: Path, path: Path) -> dict[str, Any]:
+    """The file's values, once its names, types and values are all right for the notebook."""
+    values, face = load_parameters(path), read_interface(notebook)
+    place(notebook, path)
+    faults = [f"'{name}' follows from the file's place" for name in FOLDERS if name in values]
+    if faults := faults or face.faults(values):
+        raise ParameterError(path, *faults)
+    return values
+
+
+def read_interface(notebook: Path) -> Interface:
+    """Read the notebook's one ``parameters`` cell, and the models that its setup cell picks."""
+    try:
+        cells = json.loads(notebook.read_text("utf-8"))["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
+    except OSError as error:
+        raise ParameterError(notebook, f"cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise ParameterError(notebook, "not a Jupyter notebook (format 4)") from None
+    if len(tagged) != 1:
+        found = f"{len(tagged)} cells are" if tagged else "no cell is"
+        raise ParameterError(notebook, f"{found} tagged 'parameters'; exactly one must be")
+    where = f"{notebook}: parameters cell"
+    types, defaults = read_cell(where, "".join(tagged[0]["source"]))
+    for name in FOLDERS:
+        if types.get(name) != "str":
+            raise ParameterError(where, f"lacks '{name}: str = ...'")
+    models, own = _picked(notebook, code)
+    face = Interface(types, defaults, (RunConfig, *models), own)
+    if faults := face.unknown():
+        raise ParameterError(where, *faults)
+    return face
+
+
+def _picked(notebook: Path, code: list[str]) -> tuple[list[type[Config]], frozenset[str] | None]:
+    """The models and own names in the notebook's call of ``parameters.pick``, if it has one."""
+    for source in code:
+        if "parameters.pick(" not in source:
+            continue
+        calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+        call = next(call for call in calls if ast.unparse(call.func) == "parameters.pick")
+        models = []
+        for argument in call.args[1:]:
+            models.append(getattr(config, ast.unparse(argument).split(".")[-1], None))
+            if models[-1] is None:
+                problem = f"gsdd_lib.config has no model '{ast.unparse(argument)}'"
+                raise ParameterError(notebook, problem)
+        own = [ast.literal_eval(part.value) for part in call.keywords if part.arg == "own"]
+        return models, frozenset(*own)
+    return [], None

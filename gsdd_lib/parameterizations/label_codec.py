@@ -1,0 +1,92 @@
+"""Learned labels in a few bits: a grid with one step for all, entropy-coded as Gaussians are.
+
+    codec = LabelCodec.fit(logits)                     # 4 bits per class and image
+    content = encode_labels(codec.quantize(logits), codec)
+    levels, codec = decode_labels(content)
+    probabilities = codec.dequantize(levels).softmax(1)
+
+A softmax does not change when a number is added to all logits of an image, so they are stored as
+their distance below the largest.
+"""
+
+import struct
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsdd_lib.parameterizations.base import StraightThrough
+from gsdd_lib.parameterizations.codec import MAX_BITS, MAX_PER_BYTE, padded
+from gsdd_lib.parameterizations.entropy import DamagedCodeError, Decoder, Encoder
+
+VERSION = 1
+HEADER = struct.Struct("<BBIIf")  # version, bits, images, classes, step
+
+
+class LabelCodec:
+    """Learned labels on a grid of one ``step`` below the largest logit of each image.
+
+    Args:
+        step: distance of neighboring levels, positive; the lowest is ``(2^bits - 1) * step`` down.
+        bits: 1 to 8 per logit.
+    """
+
+    def __init__(self, step: float, bits: int = 4) -> None:
+        if not 1 <= bits <= MAX_BITS or not 0 < step < float("inf"):
+            raise ValueError(f"labels need 1 to {MAX_BITS} bits and a positive step")
+        self.step, self.bits = float(np.float32(step)), bits
+
+    @classmethod
+    @torch.no_grad()
+    def fit(cls, logits: Tensor, bits: int = 4) -> "LabelCodec":
+        """The step whose stored labels differ least from those of ``logits`` [N, K] (KL)."""
+        widest = (logits.amax(1, keepdim=True) - logits).max().clamp(min=1e-3).item()
+        steps = [widest * share / (2**bits - 1) for share in np.linspace(0.05, 1, 39)]
+        exact = logits.log_softmax(1)
+
+        def divergence(step: float) -> float:
+            stored = cls(step, bits).round(logits).log_softmax(1)
+            return (exact.exp() * (exact - stored)).sum(1).mean().item()
+
+        return cls(min(steps, key=divergence), bits)
+
+    def quantize(self, logits: Tensor) -> Tensor:
+        """Levels below the largest logit of each row [N, K], int64."""
+        below = logits.amax(1, keepdim=True) - logits
+        return (below / self.step).round().clamp(max=2**self.bits - 1).long()
+
+    def dequantize(self, levels: Tensor) -> Tensor:
+        """Logits of levels, at most 0, float32."""
+        return -self.step * levels.to(torch.float32)
+
+    def round(self, logits: Tensor) -> Tensor:
+        """Logits as stored; the gradient goes straight through to ``logits``."""
+        values = logits.detach()
+        return StraightThrough.apply(logits, self.dequantize(self.quantize(values)))
+
+
+def encode_labels(levels: Tensor, codec: LabelCodec) -> bytes:
+    """Integers of :meth:`LabelCodec.quantize`, [N, K], with their step, as bytes."""
+    encoder = Encoder()
+    encoder.symbols(levels.cpu().numpy())
+    head = HEADER.pack(VERSION, codec.bits, *levels.shape, codec.step)
+    return padded(head + encoder.finish(), levels.numel())
+
+
+def decode_labels(content: bytes) -> tuple[Tensor, LabelCodec]:
+    """What :func:`encode_labels` was given. Raises :class:`DamagedCodeError` as its sister does."""
+    if len(content) < HEADER.size:
+        raise DamagedCodeError("it is cut off")
+    version, bits, count, classes, step = HEADER.unpack_from(content)
+    if version != VERSION or count * classes >= (len(content) + 1) * MAX_PER_BYTE:
+        raise DamagedCodeError("its description is damaged, or of another version")
+    try:
+        codec = LabelCodec(step, bits)
+    except ValueError:
+        raise DamagedCodeError("its grid is damaged") from None
+    decoder = Decoder(content[HEADER.size :])
+    levels = decoder.symbols(count * classes)
+    decoder.finish()
+    if (levels >> bits).any():
+        raise DamagedCodeError("a label is out of range")
+    return torch.from_numpy(levels).view(count, classes), codec
