@@ -171,7 +171,7 @@ def _compile(device: str, flags: list[str], name: str, folder: Path) -> Path:
         from torch.utils.cpp_extension import load_inline  # slow to import, and needed only here
 
     source = (FOLDER / SOURCES[device]).read_text()
-    with _quiet() as output, _build_environment():
+    with _quiet() as output, _build_environment(compiler, folder):
         try:
             load_inline(
                 name,
@@ -216,19 +216,24 @@ def _quiet() -> Iterator[io.StringIO]:
 
 
 @contextlib.contextmanager
-def _build_environment() -> Iterator[None]:
+def _build_environment(compiler: list[str], folder: Path) -> Iterator[None]:
     """What torch's build reads from the environment, for as long as it builds.
 
     pip's ninja lies beside the interpreter, and PATH has that folder only in an active environment.
-    torch checks a compiler's ABI by running CXX as one word, which ``ccache g++`` is not.
+    torch runs CXX as one word, so a compiler of several, as ``ccache g++``, becomes a script.
     """
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
-    before = dict(os.environ)
-    os.environ |= {"PATH": path, "TORCH_DONT_CHECK_COMPILER_ABI": "1"}
+    if len(compiler) > 1:
+        script = folder / "compiler"
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(compiler)} "$@"\n')
+        script.chmod(0o755)
+        compiler = [str(script)]
+    before = {name: os.environ.get(name) for name in ("PATH", "CXX")}
+    path = os.pathsep.join([before["PATH"] or os.defpath, sysconfig.get_path("scripts")])
+    os.environ |= {"PATH": path, "CXX": compiler[0]}
     try:
         yield
     finally:
-        for name in ("PATH", "TORCH_DONT_CHECK_COMPILER_ABI"):
+        for name, value in before.items():
             os.environ.pop(name)
-            if name in before:
-                os.environ[name] = before[name]
+            if value is not None:
+                os.environ[name] = value
