@@ -10,12 +10,13 @@ __version__ = "0.1.0"
 
 _HOME = {
     "distill_images": "gsdd_lib.api",
+    "splat": "gsdd_lib.splatting.splat",
     "GaussianImages": "gsdd_lib.parameterizations.gaussian",
     "load_data": "gsdd_lib.data",
     "plan_budget": "gsdd_lib.parameterizations.budget",
     "initial_gaussians": "gsdd_lib.parameterizations.fit",
     "load": "gsdd_lib.storage",
-    "save": "gsdd_lib.storage",
+    "DistilledSet": "gsdd_lib.storage",
 }
 __all__ = ["__version__", *_HOME]
 

@@ -9,74 +9,38 @@ Every step is a public function of the library; notebook 00 takes them one by on
 """
 
 import math
-from dataclasses import dataclass, field
+import operator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
-from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig, FitConfig
+from gsdd_lib.config import (
+    BudgetConfig,
+    ConfigError,
+    DataConfig,
+    DistillConfig,
+    EvalConfig,
+    FitConfig,
+)
+from gsdd_lib.core.files import project_root
+from gsdd_lib.core.progress import say
 from gsdd_lib.data import DataError, ImageData, from_tensors, load_data
 from gsdd_lib.distillation.loop import distill
 from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_teacher, train_teacher
-from gsdd_lib.evaluation.evaluate import evaluate, summarize
-from gsdd_lib.parameterizations.budget import GEOMETRY, Budget, plan_budget, points_per_image
+from gsdd_lib.evaluation.protocols import learned_eval_config
+from gsdd_lib.parameterizations.budget import GEOMETRY, plan_budget, points_per_image
 from gsdd_lib.parameterizations.fit import initial_gaussians
 from gsdd_lib.parameterizations.gaussian import GaussianImages
-from gsdd_lib.storage import save
+from gsdd_lib.storage import DistilledSet
+from gsdd_lib.training.experts import Experts
 
 POINTS_AT_32 = 22  # Gaussians per image of 32x32 in the paper (table 7), 170 at 128x128:
 POINTS_EXPONENT = 1.5  # growing by this power of the side
-
-
-@dataclass(frozen=True)
-class DistilledImages:
-    """What :func:`distill_images` gives: the set, the data it was made of, how it went."""
-
-    gaussians: GaussianImages
-    data: ImageData
-    budget: Budget
-    eval_config: EvalConfig
-    seed: int
-    history: list[dict[str, float]] = field(default_factory=list)
-    soft_labels: SoftLabels | None = None
-
-    @property
-    def labels(self) -> Tensor:
-        """int64 [N], each image's own class; the names are ``data.class_names``."""
-        return self.gaussians.labels
-
-    @property
-    @torch.no_grad()
-    def targets(self) -> Tensor:
-        """What to train on: learned labels as probabilities [N, K], or the classes' numbers."""
-        return self.labels if self.soft_labels is None else self.soft_labels.probabilities()
-
-    @torch.no_grad()
-    def render(self, resolution: int | None = None) -> Tensor:
-        """Pixel values [N, C, height, width] in [0, 1], at any resolution."""
-        size = (resolution, resolution) if resolution else None
-        return self.gaussians.pixels(resolution=size).clamp(0, 1)
-
-    @torch.no_grad()
-    def dataset(self) -> TensorDataset:
-        """Pairs of an image as ``data.normalize`` gives it and its label, to train on."""
-        return TensorDataset(self.gaussians.render(), self.targets)
-
-    def evaluate(self, split: str = "test") -> dict[str, float]:
-        """Mean, std, n and ci95 of the accuracy in percent of fresh networks trained on the set."""
-        images, config = self.gaussians.render(), self.eval_config
-        rows = evaluate(images, self.targets, self.data, config, seed=self.seed + 1, split=split)
-        return summarize(rows)
-
-    def save(self, path: Path | str) -> int:
-        """Write the distilled-set file (:mod:`gsdd_lib.storage`); returns its size in bytes."""
-        about = {"made_by": "distill_images", "seed": self.seed, "ipc": self.budget.ipc}
-        learned = {"soft_labels": self.soft_labels, "eval_config": self.eval_config}
-        return save(path, self.gaussians, self.data, about, **learned)
+IMAGES_SEEN = 30_000  # by a network in its training on a distilled set, if in as many epochs as
+LEAST_EPOCHS, MOST_EPOCHS = 50, 300
 
 
 def distill_images(
@@ -85,15 +49,19 @@ def distill_images(
     *,
     ipc: int = 1,
     gpc: int | None = None,
+    objective: Literal["dm", "dc", "tm"] = "dm",
+    experts: Path | str | None = None,
     steps: int = 200,
     seed: int = 0,
     folder: Path | str | None = None,
     resolution: int = 0,
-    width: int = 64,
-    epochs: int = 300,
+    width: int = 32,
+    epochs: int | None = None,
     soft_labels: bool = False,
-) -> DistilledImages:
-    """Distill a labeled set of images into Gaussians, by distribution matching.
+) -> DistilledSet:
+    """Distill a labeled set of images into Gaussians.
+
+    Prints what is held out, what the budget buys, and how long the rest will take.
 
     Args:
         images: a folder with a folder per class; a tensor or array [N, H, W], [N, C, H, W] or
@@ -101,35 +69,90 @@ def distill_images(
             :class:`ImageData`.
         labels: of a tensor or array, [N]: integers or names of classes.
         ipc: budget, in fp32 images per class.
-        gpc: Gaussian images per class; left out, as many as leave each the paper's detail.
-        folder: where checkpoints go; the same call goes on from there after an interruption.
+        gpc: Gaussian images per class; left out, as many as leave each the paper's detail. Never
+            more than there are images to distill.
+        objective: what is matched: distributions (dm), gradients (dc), or trajectories (tm).
+        experts: the folder of the experts that ``tm`` follows (``train_experts``, notebook 03).
+        steps: of the distillation.
+        folder: where checkpoints go; the same call goes on from there after an interruption. A
+            relative one is counted from the project's root.
         resolution: pixels per side of images from a folder (0: their own).
-        width: filters per convolution of the networks.
-        epochs: passes over the distilled set when a network is trained on it.
+        width: filters per convolution of the networks; ``tm`` takes that of the experts.
+        epochs: passes over the distilled set when a network is trained on it; left out, fewer for
+            larger sets.
         soft_labels: whether labels are learned too, from what a small network of the same
             architecture says that is trained here on at most 2,000 of the images; their bytes are
             taken from the budget.
 
-    Raises one of the library's errors, one sentence on what to change.
+    Returns:
+        The set, with the data it was made from and the rows of the run as ``history``.
+
+    Raises:
+        GsddError: one sentence on what to change.
     """
+    numbers = {"ipc": ipc, "steps": steps, "seed": seed, "resolution": resolution, "width": width}
+    ipc, steps, seed, resolution, width = (_whole(*item) for item in numbers.items())
     data = as_image_data(images, labels, resolution=resolution, seed=seed)
-    gpc = gpc or suggested_gpc(data, ipc, soft_labels=soft_labels)
-    spending = BudgetConfig.from_params(ipc=ipc, gpc=gpc, soft_labels=soft_labels)
+    say(
+        f"{len(data.train):,} images of {data.num_classes} classes are distilled; held out:"
+        f" {len(data.validation):,} to choose the best step, {len(data.test):,} to test"
+    )
+    gpc = suggested_gpc(data, ipc, soft_labels=soft_labels) if gpc is None else _whole("gpc", gpc)
+    most = max(1, len(data.train) // data.num_classes)
+    if gpc > most:
+        say(f"{most} Gaussian images per class, not {gpc}: no more than there are real ones")
+    spending = BudgetConfig(ipc=ipc, gpc=min(gpc, most), soft_labels=soft_labels)
     budget = plan_budget(spending, data)
-    network = suggested_network(data.resolution)
-    eval_config = EvalConfig.from_params(eval_network=network, eval_width=width, epochs=epochs)
-    config = DistillConfig.from_params(
+    say(budget.describe())
+    network, followed, starts = suggested_network(data.resolution), None, 1
+    if objective == "tm":
+        if experts is None:
+            raise ConfigError("objective='tm' follows experts; pass the folder of train_experts")
+        followed = Experts(_in_project(experts))
+        settings, starts = followed.about[0]["settings"], min(5, max(1, followed.epochs - 1))
+        network, width = settings["expert_network"], settings["expert_width"]
+    epochs = suggested_epochs(budget.gpc * data.num_classes) if epochs is None else epochs
+    eval_config = EvalConfig(
+        eval_network=network, eval_width=width, epochs=_whole("epochs", epochs)
+    )
+    config = DistillConfig(
+        objective=objective,
         network=network,
         width=width,
         steps=steps,
-        eval_every=max(1, math.ceil(steps / 4)),
+        eval_every=max(1, math.ceil(steps / 2)),
         select_networks=1,
+        max_start_epoch=starts,
     )
     gaussians = initial_gaussians(data, budget, FitConfig(), seed=seed).gaussians
     soft = _initial_labels(gaussians, data, eval_config, seed) if soft_labels else None
-    more = {"folder": Path(folder) if folder else None, "soft_labels": soft}
+    more = {"folder": folder and _in_project(folder), "soft_labels": soft, "experts": followed}
     history = list(distill(gaussians, data, config, eval_config, seed=seed, **more))
-    return DistilledImages(gaussians, data, budget, eval_config, seed, history, soft)
+    best = max(history, key=lambda row: row["mean"])
+    about = {"made_by": "distill_images", "objective": objective, "seed": seed, "ipc": ipc}
+    about["accuracy"] = {"mean": best["mean"], "n": 1, "split": "validation"}
+    return DistilledSet.of(
+        gaussians,
+        data,
+        about | {"steps": best["step"]},
+        eval_config=learned_eval_config(eval_config, history),
+        soft_labels=soft,
+        syn_lr=best.get("syn_lr"),
+        history=history,
+    )
+
+
+def _whole(name: str, value: Any) -> int:
+    """A whole number of any kind, numpy's too, as an int."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} must be a whole number, got {value!r}") from None
+
+
+def _in_project(folder: Path | str) -> Path:
+    """A relative folder counts from the project's root, as in the notebooks."""
+    return project_root() / Path(folder).expanduser()
 
 
 def _initial_labels(
@@ -144,18 +167,28 @@ def _initial_labels(
 def as_image_data(
     images: Any, labels: Any = None, *, resolution: int = 0, seed: int = 0
 ) -> ImageData:
-    """An :class:`ImageData` of anything that :func:`distill_images` takes."""
-    if isinstance(images, ImageData):
-        return images
-    if isinstance(images, str | Path):
-        config = DataConfig(dataset="imagefolder", folder=str(images), resolution=resolution)
-        return load_data(config, seed)
+    """An :class:`ImageData` of anything that :func:`distill_images` takes.
+
+    Raises:
+        DataError: it cannot be used, or is of a single class.
+    """
     if labels is None and isinstance(images, tuple | list) and len(images) == 2:
         images, labels = images
-    if labels is None:
+    if isinstance(images, ImageData):
+        data = images
+    elif isinstance(images, str | Path):
+        config = DataConfig(dataset="imagefolder", folder=str(images), resolution=resolution)
+        data = load_data(config, seed)
+    elif labels is None:
         raise DataError("images need labels: distill_images(images, labels), or a folder per class")
-    numbers, names = _numbered(labels)
-    return from_tensors(_channels_first(images), numbers, class_names=names, seed=seed)
+    else:
+        numbers, names = _numbered(labels)
+        data = from_tensors(_channels_first(images), numbers, class_names=names, seed=seed)
+    if data.num_classes < 2:
+        raise DataError(
+            "all images are of one class; distillation needs at least two to tell apart"
+        )
+    return data
 
 
 def suggested_network(resolution: tuple[int, int]) -> str:
@@ -166,6 +199,15 @@ def suggested_network(resolution: tuple[int, int]) -> str:
     """
     depth = round(math.log2(min(resolution))) - 2
     return f"ConvNetD{min(max(depth, 1), 6)}"
+
+
+def suggested_epochs(images: int) -> int:
+    """Passes over a set of so many images that train a network well enough to compare sets.
+
+    >>> [suggested_epochs(count) for count in (10, 100, 300, 1000)]
+    [300, 300, 100, 50]
+    """
+    return min(MOST_EPOCHS, max(LEAST_EPOCHS, round(IMAGES_SEEN / images)))
 
 
 def suggested_gpc(data: ImageData, ipc: int, *, soft_labels: bool = False) -> int:

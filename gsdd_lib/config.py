@@ -191,6 +191,7 @@ class DistillConfig(Config):
     steps: int = _field(200, "outer steps", ge=0)
     lr: float = _field(5e-3, "Adam's learning rate; the paper: 1e-3", gt=0)
     lr_schedule: Literal["constant", "cosine"] = _field("constant", "of that rate; cosine: to 0")
+    round_from: float = _field(0.2, "share of steps before a codec rounds numbers", ge=0, lt=1)
     cholesky_lr_ratio: float = _field(1.0, "rate of Cholesky factors over the others'", gt=0)
     label_lr: float = _field(0.05, "Adam's rate of learned labels; 0: they stay", ge=0)
     batch_real: int = _field(64, "real images per class and step", ge=1)
@@ -260,6 +261,7 @@ class CodecConfig(Config):
 
     means_bits: int = _field(6, "bits of each coordinate", ge=1, le=9)
     cholesky_bits: int = _field(5, "bits of each of three numbers", ge=1, le=8)
-    color_bits: int = _field(5, "bits of each channel", ge=1, le=8)
+    color_bits: int = _field(5, "bits of gray, or of RGB's brightness", ge=1, le=8)
+    chroma_bits: int = _field(4, "bits of each of two differences of RGB", ge=1, le=8)
     opacity_bits: int = _field(4, "bits of the opacity", ge=1, le=8)
     tail: float = _field(0.002, "share of a column outside its grid at each end", ge=0, lt=0.5)

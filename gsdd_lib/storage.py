@@ -9,7 +9,9 @@
 
 The file holds the tensors ``packed`` (bf16 [N, M, 5 + C + opacity]), ``labels`` and, with learned
 labels, ``label_logits`` (bf16 [N, K]), a description in JSON, and a checksum over all of it;
-nothing in it can be executed. The whitening of a set distilled with ``zca=True`` is many times its
+nothing in it can be executed. Of a set with a codec (:meth:`DistilledSet.coded`), ``packed`` and
+``label_logits`` are the codecs' bytes, and ``counts``, images per class, may stand for the labels.
+The whitening of a set distilled with ``zca=True`` is many times its
 size and the same for all sets of a data set: it is a file of its own beside them, which they name.
 
 Version 3 added the checksum; since then the Gaussians of a whitened set add up to pixel values.
@@ -18,13 +20,16 @@ Version 2 added learned labels, the settings to train with, and the whitening. A
 
 import base64
 import contextlib
+import copy
 import html
 import io
 import json
+import math
 import os
 import re
 import reprlib
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -36,7 +41,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from gsdd_lib.config import Config, ConfigError, EvalConfig, RenderConfig
+from gsdd_lib.config import CodecConfig, Config, ConfigError, EvalConfig, RenderConfig
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import METADATA_KEY, DamagedFileError, read_tensors, write_tensors
 from gsdd_lib.data import DataError, ImageData
@@ -46,12 +51,16 @@ from gsdd_lib.data.normalization import (
     write_whitening,
 )
 from gsdd_lib.distillation.soft_labels import SoftLabels
+from gsdd_lib.parameterizations.codec import Codec, decode, encode
+from gsdd_lib.parameterizations.entropy import DamagedCodeError
 from gsdd_lib.parameterizations.gaussian import GaussianImages
+from gsdd_lib.parameterizations.label_codec import LabelCodec, decode_labels, encode_labels
 from gsdd_lib.splatting.splat import GEOMETRY
 
 FORMAT, VERSION = "gsdd-distilled-set", 3
 EVALUATION_ONLY = {"protocol", "networks"}  # fields of EvalConfig that do not say how to train
 SHOWN = 10  # pictures in a notebook
+BYTES = torch.uint8
 
 Resolution = int | tuple[int, int] | None
 
@@ -186,6 +195,23 @@ class DistilledSet:
         images, targets = self.dataset().tensors
         return summarize(evaluate(images, targets, data, config, seed=seed, split=split))
 
+    @torch.no_grad()
+    def coded(self, config: CodecConfig, *, label_bits: int = 4) -> Self:
+        """The same set in a few bits per number: rounded, rendered, counted and saved so.
+
+        Grids that the Gaussians or the learned labels have already, as after a distillation with
+        rounding, are kept.
+        """
+        keep = {id(self.data): self.data}
+        keep[id(self.gaussians.normalization)] = self.gaussians.normalization
+        made = copy.deepcopy(self, keep)
+        gaussians, soft = made.gaussians, made.soft_labels
+        packed, channels = gaussians.packed, gaussians.channels
+        gaussians.codec = gaussians.codec or Codec.fit(packed, config, channels=channels)
+        if soft is not None:
+            soft.codec = soft.codec or LabelCodec.fit(soft.logits, label_bits)
+        return made
+
     def save(self, path: Path | str) -> int:
         """Write the file atomically, after the whitening of a whitened set beside it.
 
@@ -268,22 +294,24 @@ class DistilledSet:
             "bits per class": f"{self.bits_per_class:,}",
         }
         accuracy = self.provenance.get("accuracy")
-        if isinstance(accuracy, dict) and all(map(accuracy.get, ("mean", "ci95", "n", "split"))):
-            from gsdd_lib.evaluation.evaluate import format_accuracy
-
-            with contextlib.suppress(TypeError, ValueError):  # a file may say anything
-                facts[f"{accuracy['split']} accuracy (%)"] = format_accuracy(accuracy)
+        with contextlib.suppress(TypeError, ValueError, KeyError):  # a file may say anything
+            mean, interval = accuracy["mean"], accuracy.get("ci95", math.nan)
+            text = f"{mean:.1f}" + ("" if math.isnan(interval) else f" ± {interval:.1f}")
+            facts[f"{accuracy['split']} accuracy (%)"] = text
         return facts
 
     def _tensors(self) -> dict[str, Tensor]:
         """What the file holds of the set; :func:`_gaussians` undoes it."""
-        small = len(self.class_names) <= 256
-        tensors = {
-            "packed": self.gaussians.packed.to(torch.bfloat16),
-            "labels": self.labels.to(torch.uint8 if small else torch.int32),
-        }
-        if self.soft_labels is not None:
-            tensors["label_logits"] = self.soft_labels.logits.to(torch.bfloat16)
+        labels, gaussians, soft = self.labels, self.gaussians, self.soft_labels
+        tensors = {"packed": _stored(gaussians.packed, gaussians.codec, encode)}
+        if gaussians.codec is not None and (labels.diff() >= 0).all():
+            counts = labels.bincount(minlength=len(self.class_names))
+            tensors["counts"] = counts.to(torch.int32)
+        else:
+            small = len(self.class_names) <= 256
+            tensors["labels"] = labels.to(torch.uint8 if small else torch.int32)
+        if soft is not None:
+            tensors["label_logits"] = _stored(soft.logits, soft.codec, encode_labels)
         return tensors
 
 
@@ -332,17 +360,20 @@ def load(path: Path | str) -> DistilledSet:
         )
     try:
         about = _About(**{name: value for name, value in described.items() if name != "format"})
-        gaussians = _gaussians(tensors, about, version, path.parent)
+        codecs = _decode(tensors, len(about.class_names))
+        gaussians = _gaussians(tensors, about, version, path.parent, codecs)
     except (ConfigError, DataError, StorageError) as error:
         text = str(error).removeprefix("_About: ")
         raise StorageError(f"'{path.name}' is not a usable distilled set: {text}") from None
-    logits = tensors.get("label_logits")
+    logits, soft = tensors.get("label_logits"), None
+    if logits is not None:
+        soft = SoftLabels(logits, codecs["label_logits"]).requires_grad_(False)
     return DistilledSet(
         gaussians.requires_grad_(False),
         about.dataset,
         tuple(about.class_names),
         about.provenance,
-        soft_labels=None if logits is None else SoftLabels(logits).requires_grad_(False),
+        soft_labels=soft,
         training=about.training,
         syn_lr=about.syn_lr,
         file_bytes=path.stat().st_size,
@@ -371,11 +402,13 @@ def _read_old(path: Path, error: Exception) -> tuple[dict[str, Tensor], dict[str
 
 
 def _gaussians(
-    tensors: dict[str, Tensor], about: _About, version: int, folder: Path
+    tensors: dict[str, Tensor], about: _About, version: int, folder: Path, codecs: dict[str, Any]
 ) -> GaussianImages:
     """The Gaussians of a file; raises StorageError where tensors and description do not fit."""
-    _check_tensors(tensors, about)
+    _check_tensors(tensors, about, codecs)
     channels, space = tensors["packed"].shape[2] - GEOMETRY - about.opacity, about.space
+    coded = codecs["packed"]
+    _require(coded is None or coded.channels == channels, f"its codec is not for {channels} colors")
     if about.whitening is None:
         _require(len(about.mean) == channels, f"mean {about.mean} for {channels} channels")
         normalization = ChannelNormalization(tuple(about.mean), tuple(about.std))
@@ -396,16 +429,43 @@ def _gaussians(
         render_config=about.render,
         opacity=about.opacity,
         space=space,
+        codec=coded,
     )
 
 
-def _check_tensors(tensors: dict[str, Tensor], about: _About) -> None:
+def _stored(values: Tensor, codec: Any, encode: Callable[..., bytes]) -> Tensor:
+    """What a file holds of ``values``: bf16, or the bytes of their codec."""
+    if codec is None:
+        return values.to(torch.bfloat16)
+    return torch.frombuffer(bytearray(encode(codec.quantize(values.detach()), codec)), dtype=BYTES)
+
+
+def _decode(tensors: dict[str, Tensor], classes: int) -> dict[str, Any]:
+    """Undo :func:`_stored` and counts, in place: values as float32; gives the codecs by name."""
+    codecs = {}
+    for name, read in (("packed", decode), ("label_logits", decode_labels)):
+        coded, codecs[name] = tensors.get(name), None
+        if coded is not None and coded.dtype == BYTES:
+            try:
+                ints, codecs[name] = read(coded.numpy().tobytes())
+            except DamagedCodeError as error:
+                raise StorageError(f"its {name} cannot be decoded, {error}") from None
+            tensors[name] = codecs[name].dequantize(ints)
+    if "counts" in tensors and codecs["packed"] is not None:
+        counts, images = tensors.pop("counts").long(), len(tensors["packed"])
+        fits = counts.shape == (classes,) and (counts >= 0).all() and counts.sum() == images
+        _require(fits, f"its counts are not those of {images} images of {classes} classes")
+        tensors["labels"] = torch.arange(classes, dtype=torch.int32).repeat_interleave(counts)
+    return codecs
+
+
+def _check_tensors(tensors: dict[str, Tensor], about: _About, codecs: dict[str, Any]) -> None:
     required = {"packed", "labels"}
     fits = required <= tensors.keys() <= required | {"label_logits"}
     _require(fits, f"it holds {reprlib.repr(sorted(tensors))} in place of Gaussians and labels")
     packed, labels, logits = (tensors.get(name) for name in ("packed", "labels", "label_logits"))
     fits = packed.dim() == 3 and 1 <= packed.shape[2] - GEOMETRY - about.opacity <= 4
-    fits = fits and packed.dtype == torch.bfloat16 and packed.numel()
+    fits = fits and packed.dtype == _dtype(codecs["packed"]) and packed.numel()
     _require(fits, f"its Gaussians are {_kind(packed)}, not bfloat16 [N, M, numbers]")
     _require(packed.isfinite().all(), "its Gaussians have non-finite numbers")
     fits = labels.dtype in (torch.uint8, torch.int32) and labels.shape == packed.shape[:1]
@@ -413,9 +473,15 @@ def _check_tensors(tensors: dict[str, Tensor], about: _About) -> None:
     low, high, classes = int(labels.min()), int(labels.max()), len(about.class_names)
     _require(0 <= low <= high < classes, f"its labels are {low} to {high} for {classes} classes")
     if logits is not None:
-        fits = logits.dtype == torch.bfloat16 and list(logits.shape) == [len(packed), classes]
+        fits = logits.dtype == _dtype(codecs["label_logits"])
+        fits = fits and list(logits.shape) == [len(packed), classes]
         _require(fits, f"its learned labels are {_kind(logits)} for {classes} classes")
         _require(logits.isfinite().all(), "its learned labels have non-finite numbers")
+
+
+def _dtype(codec: Any) -> torch.dtype:
+    """Of values when they are read."""
+    return torch.bfloat16 if codec is None else torch.float32
 
 
 def _require(fits: object, fault: str) -> None:

@@ -6,11 +6,19 @@ import torch
 from PIL import Image
 
 import gsdd_lib
-from gsdd_lib.api import as_image_data, distill_images, suggested_gpc, suggested_network
-from gsdd_lib.config import DataConfig
-from gsdd_lib.data import DataError, load_data
+from gsdd_lib.api import (
+    as_image_data,
+    distill_images,
+    suggested_epochs,
+    suggested_gpc,
+    suggested_network,
+)
+from gsdd_lib.config import DataConfig, ExpertConfig
+from gsdd_lib.core.errors import GsddError
+from gsdd_lib.data import load_data
 from gsdd_lib.data.synthetic import make_shapes
 from gsdd_lib.storage import load
+from gsdd_lib.training.experts import train_experts
 
 QUICK = {"steps": 2, "width": 4, "epochs": 3}
 
@@ -29,8 +37,8 @@ def result(shapes):
 
 def test_from_tensors(result, tmp_path):
     assert [row["step"] for row in result.history] == [0, 1, 2]
-    assert result.budget.bits_per_class <= result.budget.budget_bits_per_class
-    assert result.labels.tolist() == sorted(list(range(8)) * result.budget.gpc)
+    assert result.bits_per_class <= 3 * 8 * 8 * 32  # of one fp32 image
+    assert result.labels.tolist() == sorted(list(range(8)) * (len(result) // 8))
     assert result.render(16).shape == (len(result.labels), 3, 16, 16)
     assert len(result.dataset()) == len(result.labels)
     assert result.evaluate()["n"] == 5
@@ -56,7 +64,7 @@ def test_from_a_folder(shapes, tmp_path):
         patch.setenv("GSDD_CACHE", str(tmp_path / "cache"))
         small = distill_images(tmp_path / "mine", gpc=1, **QUICK, folder=tmp_path / "run")
     assert small.data.class_names == tuple(f"class {i}" for i in range(8))
-    assert small.budget.gpc == 1 and len(small.render()) == 8
+    assert len(small.render()) == 8
     assert len(list((tmp_path / "run").glob("checkpoint.*.pt"))) == 1
 
 
@@ -110,17 +118,81 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_refused(case, shapes):
     spoil, sentence = BAD[case]
-    with pytest.raises(DataError, match=sentence) as caught:
+    with pytest.raises(GsddError, match=sentence) as caught:
         distill_images(*spoil(*shapes))
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"ipc": "1"}, "^ipc must be a whole number, got '1'$"),
+        ({"gpc": 1.5}, "gpc must be a whole number, got 1.5"),
+        ({"ipc": 0}, "ipc must be at least 1, got 0"),
+        ({"objective": "dmm"}, "objective: Input should be 'dm', 'dc' or 'tm'"),
+        ({"objective": "tm"}, "follows experts; pass the folder of train_experts"),
+        ({"objective": "tm", "experts": "no/such/folder"}, "There are no experts in"),
+    ],
+)
+def test_settings_are_refused_in_one_sentence(more, sentence, shapes):
+    with pytest.raises(GsddError, match=sentence) as caught:
+        distill_images(*shapes, **QUICK, **more)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_are_taken(shapes, result):
+    again = distill_images(*shapes, ipc=np.int64(1), seed=np.int32(0), **QUICK)
+    assert torch.equal(again.gaussians.packed, result.gaussians.packed)
+
+
+def test_it_says_beforehand_what_it_holds_out_and_what_the_budget_buys(shapes, capsys):
+    distill_images(*shapes, ipc=1, gpc=4, **QUICK)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == (
+        "32 images of 8 classes are distilled; held out: 8 to choose the best step, 8 to test"
+    )
+    assert said[1].startswith("IPC 1 (6,144 bits per class) -> GPC 4 x ")
+
+
+def test_it_never_makes_more_images_than_it_was_given(shapes, capsys):
+    small = distill_images(*shapes, gpc=9, **QUICK)
+    assert len(small) == 32 == len(small.data.train)
+    assert "4 Gaussian images per class, not 9: no more than" in capsys.readouterr().out
+    assert suggested_gpc(small.data, 1) > 4  # what is suggested is capped too
+    assert len(distill_images(*shapes, **QUICK)) == 32
+
+
+@pytest.mark.parametrize("objective", ["dc", "tm"])
+def test_the_other_objectives(objective, shapes, tmp_path):
+    more = {"objective": objective, **QUICK}
+    if objective == "tm":
+        settings = {"num_experts": 1, "train_epochs": 3, "expert_network": "ConvNetD1"}
+        config = ExpertConfig(**settings, expert_width=4)
+        list(train_experts(as_image_data(*shapes), config, tmp_path, seed=0))
+        more |= {"experts": tmp_path, "width": 99}
+    small = distill_images(*shapes, **more)
+    assert small.provenance["objective"] == objective
+    assert (small.syn_lr is not None) == (objective == "tm")
+    if objective == "tm":
+        assert small.training["eval_lr"] == small.syn_lr and small.training["eval_width"] == 4
+
+
+def test_a_relative_folder_counts_from_the_project(shapes, tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    distill_images(*shapes, **QUICK, folder="runs/mine")
+    assert list((tmp_path / "runs" / "mine").glob("checkpoint*.pt"))
+
+
+def test_epochs_follow_from_the_size_of_the_set():
+    assert [suggested_epochs(count) for count in (8, 100, 1000, 10**5)] == [300, 300, 50, 50]
+
+
 def test_learned_labels(shapes, tmp_path):
     soft = distill_images(*shapes, ipc=2, **QUICK, soft_labels=True)
-    assert soft.budget.label_bits == 8 * 16
-    assert soft.budget.bits_per_class <= soft.budget.budget_bits_per_class
-    plain = suggested_gpc(soft.data, ipc=2)
-    assert 1 <= soft.budget.gpc <= plain
+    assert soft.soft_labels.bits == len(soft) * 8 * 16
+    assert soft.bits_per_class <= 2 * 3 * 8 * 8 * 32  # labels included
     images, targets = soft.dataset()[:]
     assert targets.shape == (len(images), 8) and soft.evaluate()["n"] == 5
     assert torch.allclose(targets.sum(1), torch.ones(len(images))) and targets.max() < 1

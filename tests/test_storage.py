@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from gsdd_lib.config import DataConfig, EvalConfig, RenderConfig
+from gsdd_lib.config import CodecConfig, DataConfig, EvalConfig, RenderConfig
 from gsdd_lib.core.files import read_tensors, write_tensors
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import DataError, ImageData, load_data
@@ -306,6 +306,70 @@ def test_label_logits_that_do_not_fit(soft_path: Path, logits, sentence: str) ->
         load(soft_path)
 
 
+@pytest.fixture
+def coded_path(tmp_path: Path, gaussians, data: ImageData, soft: SoftLabels) -> Path:
+    made = DistilledSet.of(gaussians, data, soft_labels=soft)
+    made.coded(CodecConfig()).save(tmp_path / "coded.safetensors")
+    return tmp_path / "coded.safetensors"
+
+
+def test_a_coded_set_is_smaller_and_what_it_was_when_it_was_made(
+    coded_path: Path, gaussians: GaussianImages, data: ImageData, soft: SoftLabels
+) -> None:
+    plain = DistilledSet.of(gaussians, data, soft_labels=soft)
+    made, loaded = plain.coded(CodecConfig()), load(coded_path)
+    assert plain.gaussians.codec is None and plain.soft_labels.codec is None
+    torch.testing.assert_close(loaded.render(), made.render())
+    assert not torch.allclose(loaded.render(), plain.render())
+    assert torch.equal(loaded.targets, made.targets.detach())
+    assert torch.equal(loaded.labels, gaussians.labels)
+    header = int.from_bytes(coded_path.read_bytes()[:8], "little")
+    code = made.gaussians.bits + made.soft_labels.bits
+    counts = 4 * 10
+    assert coded_path.stat().st_size == 8 + header + code // 8 + counts
+    assert loaded.bits_per_class == -(-code // 10) < plain.bits_per_class
+
+
+def test_a_coded_set_is_saved_again_as_it_was(coded_path: Path, tmp_path: Path) -> None:
+    loaded = load(coded_path)
+    loaded.coded(CodecConfig(means_bits=2)).save(tmp_path / "again.safetensors")  # grids are kept
+    assert (tmp_path / "again.safetensors").read_bytes() == coded_path.read_bytes()
+
+
+def test_labels_in_any_order_are_stored_one_by_one(gaussians, data, tmp_path: Path) -> None:
+    gaussians.labels.copy_(torch.arange(20) % 10)
+    DistilledSet.of(gaussians, data).coded(CodecConfig()).save(tmp_path / "set.safetensors")
+    assert torch.equal(load(tmp_path / "set.safetensors").labels, gaussians.labels)
+
+
+def test_every_flipped_bit_of_a_coded_set_is_refused(coded_path: Path) -> None:
+    content = coded_path.read_bytes()
+    for bit in random.Random(0).sample(range(8 * len(content)), 60):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        coded_path.write_bytes(changed)
+        with pytest.raises(StorageError):
+            load(coded_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "about", "sentence"),
+    [
+        ({"packed": torch.arange(90, dtype=torch.uint8)}, {}, "its packed cannot be decoded, its"),
+        ({"packed": torch.zeros(0, dtype=torch.uint8)}, {}, "decoded, it is cut off"),
+        ({"label_logits": torch.zeros(9, dtype=torch.uint8)}, {}, "label_logits cannot be decoded"),
+        ({"counts": torch.zeros(10, dtype=torch.int32)}, {}, "its counts are not those of 20 im"),
+        ({"counts": torch.tensor([30, -10] + [0] * 8).int()}, {}, "its counts are not those"),
+        ({"counts": torch.tensor([20]).int()}, {}, "its counts are not those of 20 images of 10"),
+        ({}, {"opacity": False}, "its codec is not for 2 colors"),
+    ],
+)
+def test_coded_content_that_cannot_be(coded_path: Path, tensors, about, sentence: str) -> None:
+    rewrite_new(coded_path, tensors, **about)
+    with pytest.raises(StorageError, match=f"'coded.safetensors' is not a usable.*{sentence}"):
+        load(coded_path)
+
+
 def test_labels_of_other_images_are_refused(gaussians: GaussianImages, data: ImageData) -> None:
     with pytest.raises(StorageError, match=r"learned labels \[3, 10\] do not fit 20 images"):
         DistilledSet.of(gaussians, data, soft_labels=SoftLabels(torch.zeros(3, 10)))
@@ -371,7 +435,7 @@ def test_it_says_briefly_what_it_is(path: Path, soft_path: Path, gaussians, data
     assert repr(load(path)) == f"DistilledSet({expected})"
     summary = {"mean": 71.25, "std": 1.0, "n": 5, "ci95": 1.2, "split": "validation"}
     scored = DistilledSet.of(gaussians, data, {"accuracy": summary})
-    assert "validation accuracy (%) 71.2 ± 1.2 (n=5)" in repr(scored)
+    assert "validation accuracy (%) 71.2 ± 1.2" in repr(scored)
     for wrong in ("high", {"mean": "high", "ci95": [], "n": {}, "split": 1}):
         assert "DistilledSet(" in repr(DistilledSet.of(gaussians, data, {"accuracy": wrong}))
 

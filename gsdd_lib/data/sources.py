@@ -186,7 +186,8 @@ def _members(path: Path) -> Iterator[tuple[tuple[str, str, str], Callable[[], by
                 parts = PurePosixPath(member.name).parts
                 if member.isfile() and len(parts) >= 3 and _is_image(parts[-1]):
                     if member.size > MAX_BYTES:
-                        raise DataError(f"{member.name} in {path} has {member.size:,} bytes")
+                        limit = f"{member.size:,} bytes; at most {MAX_BYTES:,} are read"
+                        raise DataError(f"{member.name} in {path} has {limit}")
                     yield parts[-3:], lambda member=member: tar.extractfile(member).read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path} is not a whole, readable .tgz archive ({error})") from None

@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gsdd_lib.config import DistillConfig, EvalConfig
+from gsdd_lib.config import CodecConfig, DistillConfig, EvalConfig
 from gsdd_lib.core.files import lock_folder
 from gsdd_lib.core.progress import Progress, say
 from gsdd_lib.core.schedule import cosine
 from gsdd_lib.data import ImageData
 from gsdd_lib.distillation.losses import STEP_LOSSES
+from gsdd_lib.distillation.rounding import fit_grids
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.distillation.state import Checkpoint, DistillError, Snapshot, State, begin
 from gsdd_lib.evaluation.evaluate import SUMMARY, evaluate, summarize
@@ -45,6 +46,7 @@ def distill(
     snapshots: list[Snapshot] | None = None,
     soft_labels: SoftLabels | None = None,
     start: dict[str, float] | None = None,
+    codec: CodecConfig | None = None,
 ) -> Iterator[dict[str, float]]:
     """Distill ``data.train`` into ``parameterization`` in place; a history row per evaluation.
 
@@ -72,6 +74,9 @@ def distill(
             settings and seed, so that they are not evaluated again. Not taken with learned labels,
             nor where the students' learning rate is not ``eval_config``'s: such a start is
             evaluated otherwise.
+        codec: bits per number of Gaussians that are stored in few (:mod:`.codec`), 4 per learned
+            label. Grids are fitted after ``config.round_from`` of the steps, and the rest of the
+            distillation is of rounded numbers; a row before that is never the best one.
 
     Raises:
         DistillError: the loss or its gradient is non-finite, memory does not suffice, the
@@ -80,7 +85,7 @@ def distill(
         FolderInUseError: another process is at work in ``folder``.
         KeyboardInterrupt: at Ctrl-C; it names the checkpoint.
     """
-    more = {"experts": experts, "soft_labels": soft_labels, "snapshots": snapshots}
+    more = {"experts": experts, "soft_labels": soft_labels, "snapshots": snapshots, "codec": codec}
     state = begin(parameterization, data, config, **more)
     with lock_folder(folder) if folder else contextlib.nullcontext():
         checkpoint = Checkpoint(folder, state, data, eval_config, seed)
@@ -144,6 +149,9 @@ def take_step(state: State, data: ImageData, *, seed: int) -> Tensor:
             not suffice.
     """
     config, images = state.config, state.parameterization
+    if state.codec is not None and state.step == int(config.round_from * config.steps):
+        fit_grids(images, state.soft_labels, state.codec)
+        state.best, state.best_accuracy = None, -math.inf  # of numbers that are not rounded
     one_by_one = config.update_per_class and config.objective == "dm"
     terms = [{"only": own} for own in images.labels.unique().tolist()] if one_by_one else [{}]
     state.optimizers[0].param_groups[0]["lr"] = outer_rate(config, state.step)

@@ -14,16 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gsdd_lib.config import Config, DistillConfig, EvalConfig
+from gsdd_lib.config import CodecConfig, Config, DistillConfig, EvalConfig
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import checksum, seal, unseal, write_atomically
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import class_members
+from gsdd_lib.distillation.rounding import grids_of, set_grids
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.parameterizations.base import Parameterization
+from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.training.experts import ExpertError, Experts
 
-VERSION = 2  # of the checkpoint's format
+VERSION = 3  # of the checkpoint's format
 SYN_LR_MOMENTUM = 0.5  # of the SGD that learns the students' learning rate, as published
 # How much is in memory at once changes rounding alone: a run may go on where there is less of it.
 MEMORY_SETTINGS = {"micro_batch", "keep_steps"}
@@ -51,6 +53,7 @@ class State:
     optimizers: of the parameterization, of ``log_syn_lr``, and of labels that are learned
     experts: whose paths are followed (tm)
     soft_labels: learned labels, one per image; None: the labels are the classes' numbers
+    codec: how many bits numbers are rounded to in the end; None: as they are stored now
     network: parameters [P] of the network that the next step goes on with (dc); None: a fresh one
     step: how many have been taken
     best: of the best validation accuracy so far
@@ -64,6 +67,7 @@ class State:
     optimizers: list[torch.optim.Optimizer]
     experts: Experts | None = None
     soft_labels: SoftLabels | None = None
+    codec: CodecConfig | None = None
     network: Tensor | None = None
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -103,6 +107,7 @@ class State:
     def content(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {
+            "grids": grids_of(self.parameterization, self.soft_labels),
             "parameters": self.snapshot(),
             "log_syn_lr": self.log_syn_lr.detach(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -112,6 +117,7 @@ class State:
     def load(self, content: dict[str, Any]) -> None:
         """Take over what :meth:`content` gave, from whatever device it came."""
         self.restore(content["parameters"])
+        set_grids(self.parameterization, self.soft_labels, content["grids"])
         self.log_syn_lr.data.copy_(content["log_syn_lr"])
         for optimizer, numbers in zip(self.optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(numbers)
@@ -131,12 +137,13 @@ def begin(
     experts: Experts | None = None,
     soft_labels: SoftLabels | None = None,
     snapshots: list[Snapshot] | None = None,
+    codec: CodecConfig | None = None,
 ) -> State:
     """What the first step finds.
 
     Raises:
-        DistillError: a label is not one of the data's classes, or the learned labels are not one
-            per image and class.
+        DistillError: a label is not one of the data's classes, the learned labels are not one per
+            image and class, or there is a codec for other than Gaussians.
         ExpertError: the experts do not fit, or trajectory matching has none.
     """
     labels, classes = parameterization.labels, data.num_classes
@@ -149,6 +156,10 @@ def begin(
         raise DistillError(
             f"learned labels must be {[len(labels), classes]}, a number per image and class, got "
             f"{list(soft_labels.logits.shape)}; make them of these images"
+        )
+    if codec is not None and not isinstance(parameterization, GaussianImages):
+        raise DistillError(
+            f"a codec is for Gaussians, not for {type(parameterization).__name__}; leave it out"
         )
     if config.objective != "tm":
         experts = None
@@ -170,7 +181,7 @@ def begin(
         if config.label_lr:
             optimizers.append(torch.optim.Adam(soft_labels.parameters(), lr=config.label_lr))
     members, own = class_members(data.train.labels), {"snapshots": snapshots}
-    own |= {"experts": experts, "soft_labels": soft_labels}
+    own |= {"experts": experts, "soft_labels": soft_labels, "codec": codec}
     return State(parameterization, config, members, log_syn_lr, optimizers, **own)
 
 
@@ -195,6 +206,7 @@ class Checkpoint:
             "experts": state.experts.fingerprint if state.experts else "",
             "start": _fingerprint(state),
             "snapshots": state.snapshots is not None,
+            **(state.codec.model_dump() if state.codec else {}),
             "version": VERSION,
         }
         self.path = Path(folder) / f"checkpoint.{checksum({}, self.settings)[:8]}.pt"
@@ -291,10 +303,10 @@ def _moved(tree: Any, device: torch.device) -> Any:
 
 
 def _fingerprint(state: State) -> str:
-    """SHA-256 of the parameterization as it is: its numbers, labels and own settings."""
-    plain = (bool, int, float, str, tuple, Config)
-    images = state.parameterization
-    own = vars(images).items()
-    about = {k: repr(v) for k, v in own if isinstance(v, plain) and not k.startswith("_")}
-    about |= {"kind": type(images).__name__, "normalization": images.normalization.fingerprint}
-    return checksum({**images.state_dict(), **state.snapshot()}, about)
+    """SHA-256 of what is distilled, as it is: all numbers, and the settings of every module."""
+    images, plain = state.parameterization, (bool, int, float, str, tuple, Config)
+    about = {"kind": type(images).__name__, "normalization": images.normalization.fingerprint}
+    for name, module in images.named_modules():
+        own = {k: repr(v) for k, v in vars(module).items() if isinstance(v, plain) and k[0] != "_"}
+        about[f"module {name}"] = own
+    return checksum({**images.state_dict(), **state.snapshot(), "targets": state.targets()}, about)

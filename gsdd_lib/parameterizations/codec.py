@@ -6,11 +6,12 @@
     ints, codec = decode(content)               # exactly the integers, each image's in Morton order
     packed = codec.dequantize(ints)
 
-Every column of the packed rows has a uniform grid. Three things are free and are not paid for: the
-order of an image's Gaussians (they are sorted along a Morton curve, and the gaps are coded, which
-saves close to ``log2(M!)`` bits per image), the signs of a Cholesky factor's columns (made
-positive), and what the channels of a color have in common (differences to the middle channel are
-coded). Equal integers give equal bytes, whatever the order of an image's Gaussians.
+Every column has a uniform grid: the means as they are, the Cholesky factors as ``asinh(l / 2 px)``,
+which rounds small Gaussians finely, RGB colors as brightness and two differences, in which channels
+have little in common. Two things are free and are not paid for: the order of an image's Gaussians
+(they are sorted along a Morton curve, and the gaps are coded, which saves close to ``log2(M!)``
+bits per image) and the signs of a Cholesky factor's columns (made positive). Equal integers give
+equal bytes, whatever the order of an image's Gaussians.
 """
 
 import math
@@ -24,12 +25,15 @@ from torch import Tensor, nn
 from gsdd_lib.config import CodecConfig
 from gsdd_lib.parameterizations.base import StraightThrough
 from gsdd_lib.parameterizations.entropy import DamagedCodeError, Decoder, Encoder
+from gsdd_lib.parameterizations.morton import coordinates_at, places_along
 from gsdd_lib.splatting.splat import GEOMETRY
 
 VERSION = 1
 HEADER = struct.Struct("<BBBIH")  # version, channels, numbers per Gaussian, images, points
 MAX_BITS, MAX_POSITION_BITS = 8, 9
 MAX_PER_BYTE = 512  # integers that a byte may stand for: bounds the memory that a file can ask for
+COMPANDING = 2.0  # pixels; Cholesky factors above are rounded in proportion to their size
+MAX_COMPANDED = 80.0  # asinh of a Cholesky factor that is still finite
 MANTISSA = 2  # bits of a gap, after its first, that the histogram distinguishes
 
 
@@ -37,7 +41,7 @@ class Codec(nn.Module):
     """A grid ``offset + step * k``, ``0 <= k < 2^bits``, for each column of packed Gaussians.
 
     Args:
-        bits: per column, means | Cholesky factor | colors | opacity.
+        bits: per column, means | companded Cholesky factor | turned colors | opacity.
         offset, step: float32 [D], of each column; ``step`` is positive.
         channels: colors of a Gaussian.
     """
@@ -45,15 +49,17 @@ class Codec(nn.Module):
     def __init__(self, bits: Sequence[int], offset: Tensor, step: Tensor, *, channels: int) -> None:
         super().__init__()
         self.bits, self.channels = tuple(bits), channels
-        sound = torch.isfinite(offset).all() and torch.isfinite(step).all() and (step > 0).all()
-        sound &= len(bits) == len(offset) == len(step)
-        if not sound or not all(1 <= b <= MAX_BITS for b in self.bits[2:]):
-            raise ValueError(f"grids need 1 to {MAX_BITS} bits and a positive step per column")
-        if self.bits[0] != self.bits[1] or not 1 <= self.bits[0] <= MAX_POSITION_BITS:
-            raise ValueError(f"both coordinates need the same 1 to {MAX_POSITION_BITS} bits")
+        fits = len(bits) == len(offset) == len(step) and bits[0] == bits[1] <= MAX_POSITION_BITS
+        if not fits or min(bits) < 1 or max(bits[2:]) > MAX_BITS:
+            limits = f"equal ones to {MAX_POSITION_BITS} for coordinates, to {MAX_BITS} for others"
+            raise ValueError(f"grids need an offset, a step and bits per column: {limits}")
         self.register_buffer("offset", offset.to(torch.float32))
         self.register_buffer("step", step.to(torch.float32))
         self.register_buffer("top", 2.0 ** torch.tensor(self.bits, device=step.device) - 1)
+        ends = torch.stack([self.offset, self.offset + self.step * self.top])
+        finite = ends.isfinite().all() and ends[:, 2:GEOMETRY].abs().max() < MAX_COMPANDED
+        if not finite or not (self.step > 0).all():
+            raise ValueError("grids need positive steps and finite values")
 
     @classmethod
     @torch.no_grad()
@@ -62,8 +68,9 @@ class Codec(nn.Module):
 
         Positions have the centers of ``2^bits`` equal cells of [-1, 1].
         """
-        columns = _upright(packed).flatten(0, 1)
-        bits = [config.means_bits] * 2 + [config.cholesky_bits] * 3 + [config.color_bits] * channels
+        columns = _to_grids(packed, channels).flatten(0, 1)
+        bits = [config.means_bits] * 2 + [config.cholesky_bits] * 3 + [config.color_bits]
+        bits += [config.chroma_bits if channels == 3 else config.color_bits] * (channels - 1)
         bits += [config.opacity_bits] * (columns.shape[1] - len(bits))
         ordered = columns.sort(0).values
         last = len(ordered) - 1
@@ -77,28 +84,28 @@ class Codec(nn.Module):
 
     def quantize(self, packed: Tensor) -> Tensor:
         """Nearest grid points [..., D], int64."""
-        return self._nearest(_upright(packed)).long()
+        return self._nearest(_to_grids(packed, self.channels)).long()
 
     def dequantize(self, ints: Tensor) -> Tensor:
         """The values of grid points, float32."""
-        return self.offset + self.step * ints
+        return _from_grids(self.offset + self.step * ints, self.channels)
 
     def round_packed(self, packed: Tensor) -> Tensor:
         """Values as stored; the gradient goes straight through to ``packed``."""
-        values = packed.detach()
-        signs = _signs(values)
-        stored = signs * self.dequantize(self._nearest(signs * values))
-        return StraightThrough.apply(packed, stored)
+        stored = self.dequantize(self._nearest(_to_grids(packed.detach(), self.channels)))
+        return StraightThrough.apply(packed, stored * _signs(packed.detach()))
 
     @torch.no_grad()
     def clip_(self, packed: Tensor) -> None:
         """Bring values back into their grids, in place, so that none is lost outside."""
-        signs = _signs(packed)
-        inside = (signs * packed).clamp(self.offset, self.offset + self.step * self.top)
-        packed.copy_(signs * inside)
+        values = _to_grids(packed, self.channels)
+        inside = values.clamp(self.offset, self.offset + self.step * self.top)
+        clipped = _from_grids(inside, self.channels) * _signs(packed)
+        outside = (inside != values).any(-1, keepdim=True)
+        packed.copy_(torch.where(outside, clipped, packed))
 
-    def _nearest(self, upright: Tensor) -> Tensor:
-        return ((upright - self.offset) / self.step).round().clamp(self.top.new_zeros(()), self.top)
+    def _nearest(self, values: Tensor) -> Tensor:
+        return ((values - self.offset) / self.step).round().clamp(self.top.new_zeros(()), self.top)
 
 
 def rate(packed: Tensor, codec: Codec) -> Tensor:
@@ -107,7 +114,7 @@ def rate(packed: Tensor, codec: Codec) -> Tensor:
     Each column but the positions has a Laplace distribution, of the median and the mean deviation
     of its values, over the grid's cells. Positions take their bits less ``log2(M!)``.
     """
-    values = ((_upright(packed) - codec.offset) / codec.step)[..., 2:]
+    values = ((_to_grids(packed, codec.channels) - codec.offset) / codec.step)[..., 2:]
     center = values.detach().flatten(0, 1).median(0).values
     far = (values - center).abs()
     scale = far.flatten(0, 1).mean(0).clamp(min=0.1)
@@ -128,11 +135,10 @@ def encode(ints: Tensor, codec: Codec) -> bytes:
     count, points, width = rows.shape
     encoder = Encoder()
     if rows.size:
-        gaps = np.diff(_morton(rows, codec.bits[0]), axis=1, prepend=0)
+        gaps = np.diff(places_along(rows, codec.bits[0]), axis=1, prepend=0)
         widths = (np.frexp(gaps)[1] - 1 - MANTISSA).clip(0)
         encoder.symbols((widths << MANTISSA) + (gaps >> widths))
         encoder.bits(gaps & ((1 << widths) - 1), widths)
-        _mix(rows, codec, -1)
         for column in range(2, width):
             encoder.symbols(rows[..., column])
     grids = torch.stack([codec.offset, codec.step]).cpu().numpy().astype("<f4").tobytes()
@@ -154,7 +160,6 @@ def decode(content: bytes) -> tuple[Tensor, Codec]:
             rows[..., column] = decoder.symbols(rows[..., 0].size).reshape(shape[:2])
         if (rows >> np.array(codec.bits)).any():
             raise DamagedCodeError("a number is out of range")
-        _mix(rows, codec, 1)
     decoder.finish()
     return torch.from_numpy(rows), codec
 
@@ -188,39 +193,14 @@ def _read_positions(decoder: Decoder, shape: tuple[int, int, int], bits: int) ->
     curve = gaps.reshape(shape[:2]).cumsum(1)
     if (curve[:, -1] >> 2 * bits).any():
         raise DamagedCodeError("a position is out of range")
-    return np.stack([_every_second_bit(curve, bits), _every_second_bit(curve >> 1, bits)], -1)
+    return coordinates_at(curve, bits)
 
 
 def _sorted(rows: np.ndarray, bits: int) -> np.ndarray:
     """Each image's Gaussians along the Morton curve, equal places by their other numbers."""
     others = [rows[..., column] for column in reversed(range(2, rows.shape[2]))]
-    order = np.lexsort([*others, _morton(rows, bits)], axis=-1)
+    order = np.lexsort([*others, places_along(rows, bits)], axis=-1)
     return np.take_along_axis(rows, order[..., None], axis=1)
-
-
-def _morton(rows: np.ndarray, bits: int) -> np.ndarray:
-    """Places along the curve: the bits of both coordinates, alternating."""
-    places = np.zeros(rows.shape[:2], np.int64)
-    for bit in range(bits):
-        for axis in (0, 1):
-            places |= (rows[..., axis] >> bit & 1) << 2 * bit + axis
-    return places
-
-
-def _every_second_bit(places: np.ndarray, bits: int) -> np.ndarray:
-    coordinate = np.zeros_like(places)
-    for bit in range(bits):
-        coordinate |= (places >> 2 * bit & 1) << bit
-    return coordinate
-
-
-def _mix(rows: np.ndarray, codec: Codec, sign: int) -> None:
-    """Colors less (-1) or plus (1) the middle channel, modulo the size of their grid, in place."""
-    middle = GEOMETRY + codec.channels // 2
-    for column in range(GEOMETRY, GEOMETRY + codec.channels):
-        if column != middle:
-            mixed = rows[..., column] + sign * rows[..., middle]
-            rows[..., column] = mixed & (1 << codec.bits[column]) - 1
 
 
 def padded(content: bytes, integers: int) -> bytes:
@@ -236,5 +216,29 @@ def _signs(packed: Tensor) -> Tensor:
     return signs
 
 
-def _upright(packed: Tensor) -> Tensor:
-    return packed * _signs(packed.detach())
+def _to_grids(packed: Tensor, channels: int) -> Tensor:
+    """Packed rows [..., D] in the space in which the grids are uniform."""
+    upright = packed * _signs(packed.detach())
+    sizes = torch.asinh(upright[..., 2:GEOMETRY] / COMPANDING)
+    return _assembled(upright, sizes, _basis(packed, channels).T)
+
+
+def _from_grids(values: Tensor, channels: int) -> Tensor:
+    """Undo :func:`_to_grids`, but for the signs."""
+    sizes = COMPANDING * torch.sinh(values[..., 2:GEOMETRY])
+    return _assembled(values, sizes, _basis(values, channels))
+
+
+def _assembled(rows: Tensor, sizes: Tensor, turn: Tensor) -> Tensor:
+    means, _, colors, rest = rows.split(
+        [2, 3, len(turn), rows.shape[-1] - GEOMETRY - len(turn)], -1
+    )
+    return torch.cat([means, sizes, colors @ turn, rest], -1)
+
+
+def _basis(like: Tensor, channels: int) -> Tensor:
+    """Orthonormal rows: brightness and two differences of RGB; other channels stay."""
+    if channels != 3:
+        return torch.eye(channels, dtype=like.dtype, device=like.device)
+    rows = torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]], device=like.device)
+    return torch.nn.functional.normalize(rows).to(like.dtype)

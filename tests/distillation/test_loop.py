@@ -12,6 +12,7 @@ from torch.func import functional_call
 import gsdd_lib.distillation.loop as module
 from gsdd_lib.config import (
     BudgetConfig,
+    CodecConfig,
     DataConfig,
     DistillConfig,
     EvalConfig,
@@ -577,6 +578,54 @@ def test_learned_labels_survive_a_cut(
         assert list(one) == ["packed", "label_logits"]
         assert all(torch.equal(one[name], other[name]) for name in one)
     assert not torch.equal(whole[3][0]["label_logits"], whole[3][2]["label_logits"])
+
+
+def test_rounding_starts_where_it_should_and_survives_a_cut(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, original = CONFIG.model_copy(update={"round_from": 0.5}), module.take_step
+    rounded, cut = [], {"after": math.inf}
+
+    def watched(state, *arguments, **named):
+        if state.step >= cut["after"]:
+            raise OSError("power cut")
+        loss = original(state, *arguments, **named)
+        rounded.append(state.parameterization.codec is not None)
+        return loss
+
+    monkeypatch.setattr(module, "take_step", watched)
+    whole = run_labels(data, config=config, codec=CodecConfig())
+    assert rounded == [False] * 4 + [True] * 4
+    for cut["after"] in (3, 7):  # before and after
+        with pytest.raises(OSError, match="power cut"):
+            run_labels(data, tmp_path, config, codec=CodecConfig())
+    cut["after"] = math.inf
+    resumed = run_labels(data, tmp_path, config, codec=CodecConfig())
+    assert same(whole[2], resumed[2])
+    for one, other in zip(whole[:2], resumed[:2], strict=True):
+        state, again = one.state_dict(), other.state_dict()
+        assert all(torch.equal(state[name], again[name]) for name in state)
+        assert one.bits == other.bits
+    assert torch.equal(whole[0].render(), resumed[0].render())
+    assert torch.equal(whole[1].probabilities(), resumed[1].probabilities())
+
+
+def test_a_row_before_rounding_is_never_the_best(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted = iter([90.0, 80.0, 10.0])  # steps 0, 4 and 8; rounding starts after 4
+    monkeypatch.setattr(module, "evaluate", lambda *_, **__: [{"accuracy": next(scripted)}] * 2)
+    config, snapshots = CONFIG.model_copy(update={"round_from": 0.5}), []
+    gaussians, more = make(data), {"snapshots": snapshots, "codec": CodecConfig()}
+    list(distill(gaussians, data, config, EVALUATION, seed=0, **more))
+    assert torch.equal(gaussians.packed, snapshots[2]["packed"])
+    assert gaussians.codec is not None
+
+
+def test_a_codec_for_pixels_is_refused(data: ImageData) -> None:
+    pixels = random_real_pixels(data, 1, seed=0)
+    with pytest.raises(DistillError, match="a codec is for Gaussians, not for PixelImages"):
+        list(distill(pixels, data, CONFIG, EVALUATION, seed=0, codec=CodecConfig()))
 
 
 def test_the_labels_of_the_best_row_are_kept_and_evaluated(

@@ -10,12 +10,14 @@ import pytest
 import torch
 from distillation.test_loop import CONFIG, EVALUATION, make
 
-from gsdd_lib.config import DataConfig
+from gsdd_lib.config import CodecConfig, DataConfig
 from gsdd_lib.core.files import FolderInUseError, lock_folder, seal, unseal
 from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.distillation.loop import distill
 from gsdd_lib.distillation.soft_labels import labels_of_classes
 from gsdd_lib.distillation.state import Checkpoint, DistillError, begin, read_checkpoint
+from gsdd_lib.parameterizations.codec import Codec
+from gsdd_lib.parameterizations.label_codec import LabelCodec
 
 SHORT = CONFIG.model_copy(update={"steps": 2, "eval_every": 2, "select_networks": 1})
 
@@ -141,12 +143,19 @@ def test_other_settings_start_anew_and_the_old_ones_are_found_again(
     assert "the run is finished; read from" in capsys.readouterr().out
 
 
-def test_gaussians_that_render_otherwise_are_another_start(data: ImageData, tmp_path: Path) -> None:
-    sharp = make(data)
-    sharp.store_bf16 = False
-    run(data, tmp_path)
-    run(data, tmp_path, gaussians=sharp)
-    assert len(list(tmp_path.glob("checkpoint.*.pt"))) == 2
+def test_another_storage_of_equal_numbers_is_another_start(data: ImageData) -> None:
+    starts = []
+    for bits, label_bits in ((16, 16), (32, 16), (8, 16), (7, 16), (16, 4)):
+        made = make(data)
+        soft = labels_of_classes(made.labels, 10)
+        made.store_bf16 = bits == 16
+        if bits < 16:
+            codec = CodecConfig(color_bits=bits)
+            made.codec = Codec.fit(made.packed, codec, channels=1)
+        soft.codec = LabelCodec.fit(soft.logits) if label_bits == 4 else None
+        state = begin(made, data, SHORT, soft_labels=soft)
+        starts.append(Checkpoint(Path(), state, data, EVALUATION, 0).path)
+    assert len(set(starts)) == 5
 
 
 def test_many_changes_are_counted(

@@ -47,7 +47,7 @@ def rows(ints):
 )
 def test_round_trip(images, points, channels, opacity, means_bits, bits, random):
     grid = [means_bits] * 2 + [bits] * (3 + channels + opacity)
-    codec = Codec(grid, torch.zeros(len(grid)), torch.ones(len(grid)), channels=channels)
+    codec = Codec(grid, torch.zeros(len(grid)), torch.full((len(grid),), 0.25), channels=channels)
     ints = torch.tensor(
         [[[random.randrange(2**b) for b in grid] for _ in range(points)] for _ in range(images)],
         dtype=torch.int64,
@@ -76,31 +76,48 @@ def test_equal_integers_give_equal_bytes_in_any_order():
 
 def test_a_grid_by_hand():
     codec = Codec([1, 1, 2, 2, 2, 3], torch.zeros(6), torch.full((6,), 0.5), channels=1)
-    packed = torch.tensor([[[0.3, 9.0, -0.6, 0.9, -1.2, -4.0]]])
+    sizes = 2 * torch.tensor([0.0, 0.5, 1.0, 1.5]).sinh()  # in pixels: 0, 1.04, 2.35, 4.26
+    packed = torch.tensor([[[0.3, 9.0, -1.5, 0.9, -2.2, -4.0]]])
     ints = codec.quantize(packed)  # both columns of the factor change their signs
     assert ints.tolist() == [[[1, 1, 1, 0, 2, 0]]]
-    assert codec.dequantize(ints).tolist() == [[[0.5, 0.5, 0.5, 0, 1, 0]]]
-    assert codec.round_packed(packed).tolist() == [[[0.5, 0.5, -0.5, 0, -1, 0]]]
+    expected = torch.tensor([0.5, 0.5, sizes[1], 0, sizes[2], 0])
+    torch.testing.assert_close(codec.dequantize(ints)[0, 0], expected)
+    signs = torch.tensor([1, 1, -1, -1, -1, 1])
+    torch.testing.assert_close(codec.round_packed(packed)[0, 0], signs * expected)
     codec.clip_(packed)
-    expected = torch.tensor([0.3, 0.5, -0.6, 0, -1.2, 0])
+    expected = torch.tensor([0.3, 0.5, -1.5, 0, -2.2, 0])
     torch.testing.assert_close(packed[0, 0], expected)
 
 
+def test_colors_are_turned_by_a_rotation():
+    codec = Codec([6] * 2 + [5] * 6, torch.full((8,), -2.0), torch.full((8,), 0.125), channels=3)
+    packed = torch.zeros(1, 1, 8)
+    packed[..., 5:] = torch.tensor([0.5, 0.5, 0.5])
+    assert (codec.quantize(packed) - 16).tolist() == [[[0, 0, 0, 0, 0, 7, 0, 0]]]  # 0.5 sqrt(3)
+    packed[..., 5:] = torch.tensor([0.5, 0, -0.5])
+    assert (codec.quantize(packed) - 16).tolist() == [[[0, 0, 0, 0, 0, 0, 6, 0]]]  # 0.5 sqrt(2)
+    torch.testing.assert_close(codec.dequantize(codec.quantize(packed)), packed, atol=0.05, rtol=0)
+
+
 def test_fitted_grids_reach_from_quantile_to_quantile_and_positions_stay_inside():
-    packed = gaussians(40, 20)
-    codec = fitted(packed, means_bits=5, tail=0.1)
+    packed = gaussians(40, 20, channels=1)
+    codec = fitted(packed, channels=1, means_bits=5, tail=0.1)
     assert codec.offset[0] == -1 + 1 / 32 and codec.step[1] == 2 / 32
     colors = packed[..., 5].flatten().sort().values
     assert codec.offset[5] == colors[80]
     torch.testing.assert_close(codec.offset[5] + 31 * codec.step[5], colors[719])
+    sizes = packed[..., 2].abs().flatten().sort().values
+    torch.testing.assert_close(codec.offset[2].sinh() * 2, sizes[80])
     assert codec.dequantize(codec.quantize(packed))[..., :2].abs().max() < 1
 
 
 def test_rounding_is_at_most_half_a_step_and_repeats_itself():
-    packed = gaussians()
-    codec = fitted(packed, tail=0.0)
+    packed = gaussians(channels=2)  # colors are not turned
+    codec = fitted(packed, channels=2, tail=0.0)
     stored = codec.round_packed(packed)
-    assert ((stored - packed).abs() <= 0.501 * codec.step).all()
+    widest = codec.step.expand(packed.shape).clone()
+    widest[..., 2:5] *= 1.2 * (4 + packed[..., 2:5] ** 2).sqrt()  # the slope of 2 sinh
+    assert ((stored - packed).abs() <= 0.501 * widest).all()
     assert torch.equal(codec.round_packed(stored), stored)
 
 
@@ -135,7 +152,7 @@ def test_length_is_the_entropy_of_the_numbers_and_less_for_positions():
     positions = images * (12 * points - math.lgamma(points + 1) / math.log(2))
     header = 9 + 9 * 7 + 4 + 5 * 34 + 48 + 5 * content[9 + 9 * 7]
     assert len(content) < 1.03 * (others + positions) / 8 + header
-    assert len(content) < 0.9 * sum(codec.bits) * images * points / 8
+    assert len(content) < 0.95 * sum(codec.bits) * images * points / 8
 
 
 def test_what_channels_share_is_paid_once():
@@ -147,7 +164,7 @@ def test_what_channels_share_is_paid_once():
         len(encode(codec.quantize(packed), codec))
         for packed, codec in ((gray, fitted(gray, channels=1)), (color, fitted(color)))
     ]
-    assert sizes[1] - sizes[0] <= 2 * (9 + 3) + 5  # grids and histograms, at most one more lane
+    assert sizes[1] - sizes[0] < 2 * (9 + 3) + 20  # grids and histograms of constants, no more
 
 
 def test_many_equal_gaussians_cannot_ask_for_more_memory_than_their_bytes_allow():
@@ -182,8 +199,9 @@ def test_gaussians_with_a_codec_are_rendered_and_counted_as_stored(opacity):
         images.packed.mul_(100)
     images.constrain_()
     assert torch.equal(images.codec.quantize(images.packed), images.codec.quantize(100 * packed))
-    lost = images.codec.round_packed(images.packed) - images.packed
-    assert (lost.abs() <= 0.501 * images.codec.step).all()  # nothing is outside its grid
+    once = images.packed.detach().clone()
+    images.constrain_()
+    torch.testing.assert_close(images.packed.detach(), once)
 
 
 @given(st.binary(max_size=300))
