@@ -194,7 +194,8 @@ def beside_paper(ours: pd.DataFrame, *, protocol: str = "paper") -> pd.DataFrame
     keys = ["item", "method", "setting"]
     columns = [*(f"paper_{key}" for key in keys), "protocol", WHAT, "mean", "ci95", "n"]
     ours = ours.reindex(columns=columns).set_axis([*keys, *columns[3:]], axis=1)
-    ours = ours[ours.protocol == protocol].astype({WHAT: object})
+    texts = dict.fromkeys([*keys, WHAT], object)  # columns without any text are read as numbers
+    ours = ours[ours.protocol == protocol].astype(texts)
     ours[WHAT] = [text if isinstance(text, str) and text else "not said" for text in ours[WHAT]]
     full = ours[WHAT] == "nothing"
     items = [name for name in paper_numbers() if name.startswith("table_")]

@@ -175,3 +175,10 @@ def test_coverage_counts_gsdds_own_numbers_alone():
 def test_latex_escapes_what_it_would_read_as_a_command():
     frame = pd.DataFrame({"a_b": ["50 % & {x} ± 1"], "n": [3]})
     assert r"50 \% \& \{x\} $\pm$ 1 & 3 \\" in tables.to_latex(frame)
+
+
+def test_results_that_name_no_item_of_the_paper_are_no_ones_counterpart():
+    empty = {"paper_item": float("nan"), "paper_method": "gsdd", "paper_setting": float("nan")}
+    ours = pd.DataFrame([{**empty, "protocol": "paper", "mean": 70.0, "ci95": 1.0, "n": 3}])
+    table = tables.beside_paper(ours)
+    assert (table[[tables.AS_PAPER, tables.SCALED]] == tables.NOT_RUN).all(axis=None)

@@ -1,5 +1,7 @@
 """The compiled operator against the oracle, its gradient, its registration and its determinism."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from splat_cases import (
@@ -23,8 +25,10 @@ from splat_cases import (
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import cuda_ext
+from cuda_ext.call import images_like
 from gsdd_lib.splatting.reference import splat_reference
-from gsdd_lib.splatting.splat import backend_ready, splat
+from gsdd_lib.splatting.splat import SplatError, _ready_once, backend_ready, splat
 
 LEVELS = ("portable", "v3", "v4")  # instruction sets; one that is not here means the next narrower
 
@@ -87,8 +91,8 @@ def test_opcheck(dtype):
 
 
 def test_the_largest_batches_have_the_right_shapes():
-    """44,000 images of 128 x 128, more numbers than 31 bits count; the kernels' own offsets are
-    looked at in test_splat_warp.py."""
+    """44,000 images of 128 x 128, more numbers than 31 bits count; test_warp.py covers the kernels'
+    own offsets."""
     with FakeTensorMode():
         params = torch.empty(44_000, 170, 9, requires_grad=True)
         image = splat(params, 128, 128)
@@ -122,6 +126,157 @@ def test_a_fitting_step_compiles_whole():
     (gradient,) = torch.autograd.grad(compiled(params), params)
     (eager,) = torch.autograd.grad(loss(params), params)
     assert torch.allclose(gradient, eager, rtol=1e-5, atol=1e-7)
+
+
+class Symbolic(int):
+    """A size as torch 2.11 traces it: it takes integers, and a bool is none."""
+
+    def __sub__(self, other: int) -> "Symbolic":
+        assert type(other) is int, "BooleanAtom not allowed in this context"
+        return Symbolic(int(self) - other)
+
+
+@pytest.mark.parametrize("opacity", [True, False])
+def test_shapes_are_computed_with_integers_alone(opacity):
+    params = SimpleNamespace(shape=(2, 3, Symbolic(8 + opacity)), dtype=torch.float32)
+    assert images_like(params, 4, 5, opacity, None) == ((2, 3, 4, 5), torch.float32)
+
+
+def test_sizes_may_be_dynamic():
+    def loss(params: Tensor) -> Tensor:
+        return splat(params, 9, 8).square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=True)
+    for images, points in ((2, 5), (3, 7)):
+        params = scene(seeded(), images, points, 9, 8).requires_grad_()
+        torch._dynamo.mark_dynamic(params, 0)
+        torch._dynamo.mark_dynamic(params, 1)
+        (gradient,) = torch.autograd.grad(compiled(params), params)
+        assert torch.allclose(gradient, torch.autograd.grad(loss(params), params)[0])
+
+
+# ---------------------------------------------------------------------------- what is not rendered
+
+ROWS = torch.zeros(2, 3, 9)
+REFUSED = {
+    "integers": (ROWS.long(), 4, 5, True),
+    "half": (ROWS.half(), 4, 5, True),
+    "two axes": (ROWS[0], 4, 5, True),
+    "no color": (ROWS[..., :6], 4, 5, True),
+    "five colors": (torch.zeros(2, 3, 11), 4, 5, True),
+    "no rows of pixels": (ROWS, 0, 5, True),
+    "an index of int32": (ROWS, 4, 5, True, True, True, True, torch.zeros(1, dtype=torch.int32)),
+    "an index of two axes": (ROWS, 4, 5, True, True, True, True, torch.zeros(1, 1).long()),
+    "an index out of range": (ROWS, 4, 5, True, True, True, True, torch.tensor([0, 2])),
+    "more pixels than can be counted": (ROWS[:0], 2**31, 5, True),
+}
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_registered_operator_refuses_bad_arguments(name, grad):
+    params, *others = REFUSED[name]
+    others += [True] * (6 - len(others))
+    params = params.clone().requires_grad_(grad and params.is_floating_point())
+    with pytest.raises(RuntimeError):
+        torch.ops.gsdd.splat(params, *others)
+
+
+@pytest.mark.parametrize("size", [(2, 3, 4), (1, 3, 4, 5), (2, 2, 4, 5), (2, 3, 0, 5)])
+def test_the_registered_gradient_refuses_another_shape(size):
+    with pytest.raises(RuntimeError, match="v_images must|at least 1 pixel"):
+        torch.ops.gsdd.splat_backward(torch.zeros(size), ROWS, *[True] * 4)
+
+
+def test_a_kernel_reports_by_a_number_and_touches_nothing():
+    """An exception thrown by a kernel would end the process where torch's runtime is another."""
+    image = torch.full((2, 3, 4, 5), torch.nan)
+    index = torch.tensor([1, 7])
+    sizes = [2, 3, 9, 2, 4, 5, 0, 1, 1, 1, 1]
+    call = cuda_ext.Call(ROWS.data_ptr(), index.data_ptr(), 0, image.data_ptr(), 0, *sizes)
+    assert cuda_ext.load().splat_render(call) == -2  # slot 1 of the index
+    call.index, call.height = 0, 2**40
+    assert cuda_ext.load().splat_render(call) == 1
+    assert image.isnan().all()
+
+
+class OnGpu(Tensor):
+    """A tensor of the CPU that says it is on a GPU."""
+
+    device = torch.device("cuda")
+
+
+def test_where_there_are_no_kernels_for_a_device_the_reference_serves_with_one_warning():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    params = scene(seeded(), 2, 5, 9, 8).as_subclass(OnGpu).requires_grad_()
+    _ready_once.cache_clear()
+    with pytest.warns(UserWarning, match="not available on cuda") as w:
+        images = [splat(params, 9, 8) for _ in range(3)]
+    assert len(w) == 1 and "torch sees no CUDA device" in str(w[0].message)
+    assert torch.equal(images[2], splat_reference(params, 9, 8))
+    assert torch.autograd.grad(images[0].sum(), params)[0].abs().sum() > 0
+    assert backend_ready("cpu")
+
+
+# ------------------------------------------------------------------- other ways to differentiate
+
+
+def forward_ad(function, params: Tensor) -> Tensor:
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(params, torch.ones_like(params))
+        return torch.autograd.forward_ad.unpack_dual(function(dual)).tangent
+
+
+FORWARD_MODE = {
+    "jvp": lambda function, params: torch.func.jvp(function, (params,), (params,)),
+    "jacfwd": lambda function, params: torch.func.jacfwd(function)(params),
+    "hessian": lambda function, params: torch.func.hessian(lambda p: function(p).sum())(params),
+    "forward_ad": forward_ad,
+}
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("way", FORWARD_MODE)
+def test_forward_mode_is_refused_in_one_sentence(way, grad):
+    params = scene(seeded(), 1, 3, 4, 5).requires_grad_(grad)
+    with pytest.raises(RuntimeError, match="splat has no forward-mode derivative"):
+        FORWARD_MODE[way](lambda rows: splat(rows, 4, 5), params)
+
+
+def test_forward_mode_of_the_registered_operator_is_refused():
+    params = scene(seeded(), 1, 3, 4, 5)
+    with pytest.raises(RuntimeError, match="splat has no forward-mode derivative"):
+        forward_ad(lambda rows: torch.ops.gsdd.splat(rows, 4, 5, *[True] * 4), params)
+
+
+def test_forward_mode_through_the_gradient_is_refused():
+    params = scene(seeded(), 1, 3, 4, 5).requires_grad_()
+    image = splat(params, 4, 5)
+    with pytest.raises(RuntimeError, match="splat has no forward-mode derivative"):
+        forward_ad(lambda v: torch.autograd.grad(image, params, v)[0], torch.ones_like(image))
+
+
+def test_torch_funcs_gradients_are_autograds():
+    params = scene(seeded(), 2, 4, 4, 5).requires_grad_()
+    (want,) = torch.autograd.grad(splat(params, 4, 5).square().sum(), params)
+    rows = params.detach()
+    assert torch.equal(torch.func.grad(lambda p: splat(p, 4, 5).square().sum())(rows), want)
+    image, vjp = torch.func.vjp(lambda p: splat(p, 4, 5), rows)
+    assert torch.equal(vjp(2 * image)[0], want)
+
+
+def test_torch_funcs_second_derivative_is_refused():
+    def inner(params: Tensor) -> Tensor:
+        return torch.func.grad(lambda rows: splat(rows, 4, 5).square().sum())(params).sum()
+
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.func.grad(inner)(scene(seeded(), 1, 3, 4, 5))
+
+
+def test_a_view_that_torch_negates_lazily_is_rendered_negated():
+    params = scene(seeded(), 1, 3, 4, 5)
+    assert torch.equal(splat(torch._neg_view(params), 4, 5), splat(-params, 4, 5))
 
 
 # ----------------------------------------------------------------- determinism, dtypes and strides
@@ -242,7 +397,7 @@ def test_an_index_out_of_range_is_refused(bad):
     ],
 )
 def test_a_bad_index_is_named_in_a_sentence(index, sentence):
-    with pytest.raises((TypeError, ValueError), match=sentence):
+    with pytest.raises(SplatError, match=sentence):
         splat(scene(seeded(), 4, 2, 8, 8), 8, 8, index=index)
 
 
