@@ -1,7 +1,6 @@
 """Frozen, strict settings: one model per consumer, built from a notebook's flat parameters.
 
-An unknown name is an error that names the nearest known one, so that a typing mistake in a
-parameter file stops before any work is done.
+An unknown name is an error that names the nearest one, before any work is done.
 """
 
 import difflib
@@ -51,8 +50,7 @@ def _strategy(value: str) -> str:
 
 def _inside(value: str) -> str:
     if value.startswith(("/", "~")) or ".." in value.split("/"):
-        where = "must lie in the project; link to another disk from there"
-        raise ValueError(f"{reprlib.repr(value)} {where}")
+        raise ValueError(f"{reprlib.repr(value)} must lie in the project; link to it from there")
     return value
 
 
@@ -96,11 +94,6 @@ class Config(BaseModel):
         plain, fields = {**parameters}, cls.model_fields
         plain |= {name: plain[prefix + name] for name in fields if prefix + name in plain}
         return cls(**({name: plain[name] for name in fields if name in plain} | others))
-
-    @classmethod
-    def from_params(cls, **params: Any) -> Self:
-        """The same as calling the class."""
-        return cls(**params)
 
     @classmethod
     def _sentence(cls, fault: Any) -> str:
