@@ -28,21 +28,16 @@ def choose_device(name: str = "auto") -> "torch.device":
     """
     import torch
 
-    available = torch.cuda.is_available()
-    count = torch.cuda.device_count() if available else 0
-    if name == "auto":
-        return torch.device("cuda" if available else "cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
-        device = torch.device(name)
+        device = torch.device(("cuda" if count else "cpu") if name == "auto" else name)
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device must be auto, cpu or cuda (or cuda:1 ...), got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError(
-            f"device '{name}' is not on this machine, which has {count} CUDA devices; choose "
-            "'auto' or 'cpu'"
-        )
+        has = f"which has {count} CUDA devices; choose 'auto' or 'cpu'"
+        raise ConfigError(f"device '{name}' is not on this machine, {has}")
     return device
 
 

@@ -25,22 +25,20 @@ class DamagedFileError(GsddError, ValueError):
 def project_root() -> Path:
     """The folder with ``pyproject.toml``, upwards from the working directory.
 
-    A notebook runs in ``notebooks/`` and ``make`` beside it; relative paths mean the same to both.
     Outside any project it is the working directory itself.
     """
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "pyproject.toml").is_file():
-            return folder
-    return here
+    found = (up for up in (here, *here.parents) if (up / "pyproject.toml").is_file())
+    return next(found, here)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``; missing folders are made, an existing file is replaced.
 
-    The bytes go to a temporary name in the same folder, are flushed to the disk, and only then
-    take the final name. When anything fails (a full disk, ctrl-C) the old file stays as it was,
-    the temporary one is removed, and the error (an :class:`OSError`) goes to the caller.
+    When anything fails (a full disk, Ctrl-C) the old file stays as it was.
+
+    Raises:
+        OSError: it could not be written; names the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,8 +50,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk says which file it could not hold
         raise
@@ -63,42 +60,36 @@ def write_atomically(path: Path, data: bytes) -> None:
 def lock_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
     """Keep other processes out of ``folder`` while the block runs.
 
-    The lock is advisory and belongs to the open file, so the operating system releases it when the
-    process ends, however it ends. Where the platform or the file system has no such locks, the
-    block runs without one.
+    The operating system releases the lock when the process ends, however it ends. Where there are
+    no such locks, the block runs without one.
 
     Args:
         folder: made if it is missing.
-        name: of the lock file, which stays behind; it holds the process number of its last owner.
-            A program that locks a folder and starts another one that locks it too needs a name of
-            its own.
+        name: of the lock file, which stays behind and holds its last owner's process number; a
+            program that starts another one, which locks the folder too, needs a name of its own.
 
     Raises:
         FolderInUseError: the folder is locked already, or cannot be written to.
     """
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        fcntl = None
     path = Path(folder) / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+")  # noqa: SIM115 (closed below, where errors mean something else)
     except OSError as error:
-        raise FolderInUseError(
-            f"The folder '{path.parent}' cannot be written to ({error.strerror}); choose another."
-        ) from None
+        why = f"cannot be written to ({error.strerror}); choose another"
+        raise FolderInUseError(f"The folder '{path.parent}' {why}.") from None
     with file:
         try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            import fcntl  # of POSIX systems alone
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise FolderInUseError(
                 f"Process {file.read().strip() or 'unknown'} is at work in '{path.parent}'; wait "
                 "for it to end, stop it, or choose another folder."
             ) from None
-        except OSError:  # a file system without locks
+        except (ImportError, OSError):  # a system, or a file system, without locks
             pass
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
@@ -109,10 +100,8 @@ def lock_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
 def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, Any]) -> int:
     """Write a safetensors file whose metadata is one JSON text with a checksum of everything.
 
-    Equal arguments give equal bytes.
-
     Args:
-        path: where it goes; written atomically.
+        path: where it goes; written atomically, and equal arguments give equal bytes.
         tensors: by name, on any device.
         about: anything JSON can hold; must have ``format`` and ``version``.
 
@@ -160,10 +149,13 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]
 
 def checksum(tensors: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     """SHA-256 of names, types, shapes and every byte of ``tensors``, and of ``about`` as JSON."""
+    import torch
+
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
@@ -180,26 +172,16 @@ def unseal(content: bytes) -> bytes:
     return rest
 
 
-def _serialized(tensors: Mapping[str, Any], about: Mapping[str, Any]) -> bytes:
-    from safetensors.torch import save
-
-    about = {name: about[name] for name in sorted(about)}
-    text = json.dumps({**about, "checksum": checksum(tensors, about)}, sort_keys=True)
-    return save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        {METADATA_KEY: text},
-    )
-
-
-def _bytes(tensor: Any) -> memoryview:
-    import torch
-
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
-
-
 def cache_folder() -> Path:
     """$GSDD_CACHE, else gsdd in the user's cache folder. Nothing in it is needed: all is remade."""
     if own := os.environ.get("GSDD_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gsdd"
+
+
+def _serialized(tensors: Mapping[str, Any], about: Mapping[str, Any]) -> bytes:
+    from safetensors.torch import save
+
+    text = json.dumps({**about, "checksum": checksum(tensors, about)}, sort_keys=True)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(plain, {METADATA_KEY: text})

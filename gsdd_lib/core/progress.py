@@ -11,13 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_UPDATES = 0.2
 WIDTH = 24  # characters of the bar
-FIRST_STEPS = 4  # measured before the rest is estimated; the first of them warms up and is left out
+MEASURED = {
+    "step": 4,
+    "evaluation": 1,
+}  # how many are timed; the first step warms up and is left out
 WORTH_SAYING = 10.0  # seconds; a rest that is shorter is not announced
 
 
@@ -28,12 +30,14 @@ class Progress:
         total: steps in all.
         label: what is counted.
         done: steps that were done before, by a run that is gone on from.
+        every: steps between two evaluations, of which one follows the last step; for :meth:`timed`.
     """
 
-    def __init__(self, total: int, label: str, *, done: int = 0) -> None:
-        self.total, self.label, self.done = total, label, done
+    def __init__(self, total: int, label: str, *, done: int = 0, every: int = 1) -> None:
+        self.total, self.label, self.done, self.every = total, label, done, every
         self._first, self._numbers = done, ""
-        self._write = _notebook_line() or _terminal_line()
+        self._times: dict[str, list[float]] = {what: [] for what in MEASURED}
+        self._write = _line()
         self._pause = SECONDS_BETWEEN_UPDATES if self._write else SECONDS_BETWEEN_LINES
         self._started = self._shown = time.monotonic()
 
@@ -44,6 +48,35 @@ class Progress:
         if time.monotonic() - self._shown > self._pause:
             self._show()
 
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Around a "step" or an "evaluation"; once they are known, prints what the rest takes."""
+        started, times = time.monotonic(), self._times[what]
+        yield
+        if len(times) < MEASURED[what]:
+            times.append(time.monotonic() - started)
+            if len(times) == MEASURED[what] and len(self._times["step"]) == MEASURED["step"]:
+                self._announce(self.done + (what == "step"))
+
+    def _announce(self, done: int) -> None:
+        steps, (_, *measured) = self.total - done, self._times["step"]
+        each = sum(measured) / len(measured)
+        seconds, text = steps * each, f"for {steps} steps ({each:.2g} s a step)"
+        if self._times["evaluation"]:
+            evaluations, took = (
+                -(-self.total // self.every) - done // self.every,
+                self._times["evaluation"][0],
+            )
+            seconds += evaluations * took
+            text += f" and {evaluations} evaluations ({took:.2g} s each)"
+        else:
+            text += ", evaluations not counted"
+        now = datetime.now()
+        until = now + timedelta(seconds=seconds)
+        day = "" if until.date() == now.date() else "%a %d %b "
+        if seconds >= WORTH_SAYING:
+            say(f"about {_duration(seconds)} {text}, until {until:{day}%H:%M}")
+
     def _show(self, *, last: bool = False) -> None:
         self._shown = time.monotonic()
         seconds = self._shown - self._started
@@ -53,20 +86,14 @@ class Progress:
         elif last:
             self._write(f"{text})", last)
         else:
-            steps, left = max(1, self.done - self._first), max(0, self.total - self.done)
+            left = seconds / max(1, self.done - self._first) * max(0, self.total - self.done)
             full = WIDTH * self.done // max(1, self.total)
-            bar = "━" * full + "·" * (WIDTH - full)
-            self._write(f"{bar} {text}, {seconds / steps * left:.0f} s left)", last)
+            self._write(f"{'━' * full:·<{WIDTH}} {text}, {left:.0f} s left)", last)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._write:
             self._show(last=True)
 
@@ -78,61 +105,6 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-class Pace:
-    """Measures the first steps of a run and says what the rest of it will take.
-
-    Args:
-        total: steps of the run.
-        every: steps between two evaluations; there is one after the last step too.
-        done: steps that are behind it.
-    """
-
-    def __init__(self, total: int, every: int, *, done: int = 0) -> None:
-        self.total, self.every, self.done = total, every, done
-        self._steps: list[float] = []
-        self._evaluation: float | None = None
-
-    @contextlib.contextmanager
-    def step(self) -> Iterator[None]:
-        """Around a step; after the first few, one line is printed."""
-        started = time.monotonic()
-        yield
-        self.done += 1
-        if len(self._steps) < FIRST_STEPS:
-            self._steps.append(time.monotonic() - started)
-            if len(self._steps) == FIRST_STEPS:
-                self._say()
-
-    @contextlib.contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """Around an evaluation; where the line was printed without its time, it is printed anew."""
-        started, known = time.monotonic(), self._evaluation is not None
-        yield
-        self._evaluation = time.monotonic() - started
-        if not known and len(self._steps) == FIRST_STEPS:
-            self._say()
-
-    def rest(self) -> tuple[float, str]:
-        """Seconds that the rest will take, and the same in words."""
-        steps = self.total - self.done
-        evaluations = -(-self.total // self.every) - self.done // self.every
-        each = sum(self._steps[1:]) / (len(self._steps) - 1)
-        seconds, text = steps * each, f"for {steps} steps ({each:.2g} s a step)"
-        if self._evaluation is None:
-            text += ", evaluations not counted"
-        else:
-            seconds += evaluations * self._evaluation
-            text += f" and {evaluations} evaluations ({self._evaluation:.2g} s each)"
-        until = datetime.now() + timedelta(seconds=seconds)
-        day = "" if until.date() == datetime.now().date() else "%a %d %b "
-        return seconds, f"about {_duration(seconds)} {text}, until {until:{day}%H:%M}"
-
-    def _say(self) -> None:
-        seconds, text = self.rest()
-        if seconds >= WORTH_SAYING:
-            say(text)
-
-
 def _duration(seconds: float) -> str:
     """In the unit that suits: "40 s", "4 min", "2.5 h"."""
     if seconds < 90:
@@ -140,32 +112,25 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _notebook_line() -> Callable[[str, bool], None] | None:
-    """Show a text in one output of the running cell, in place of the one before."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if os.environ.get("TQDM_DISABLE") == "1" or not hasattr(shell, "kernel"):
+def _line() -> Callable[[str, bool], None] | None:
+    """What replaces the last line of a running cell or of a terminal; None: nothing can be."""
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if os.environ.get("TQDM_DISABLE") == "1":
         return None
-    from IPython.display import display
+    if hasattr(shell, "kernel"):
+        from IPython.display import DisplayHandle
 
-    output = None
+        output, shown = DisplayHandle(), []
 
-    def write(text: str, last: bool) -> None:
-        nonlocal output
-        if output is None:
-            output = display({"text/plain": text}, raw=True, display_id=True)
-        else:
-            output.update({"text/plain": text}, raw=True)
+        def in_notebook(text: str, last: bool) -> None:
+            show = output.update if shown else output.display
+            show({"text/plain": text}, raw=True)
+            shown[:] = [text]
 
-    return write
+        return in_notebook
 
-
-def _terminal_line() -> Callable[[str, bool], None] | None:
-    """Write a text over the last line of the terminal."""
-    if os.environ.get("TQDM_DISABLE") == "1" or not sys.stderr.isatty():
-        return None
-
-    def write(text: str, last: bool) -> None:
+    def in_terminal(text: str, last: bool) -> None:
         sys.stderr.write(f"\r{text}\033[K" + "\n" * last)
         sys.stderr.flush()
 
-    return write
+    return in_terminal if sys.stderr.isatty() else None

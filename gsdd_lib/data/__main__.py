@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fetch", action="store_true", help="fetch it where it is missing")
     options = parser.parse_args(arguments)
     try:
-        config = DataConfig.from_params(dataset=options.dataset, folder=options.folder)
+        config = DataConfig(dataset=options.dataset, folder=options.folder)
         try:
             raw = read_data(config)
         except DataError:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gsdd_lib.config import CodecConfig, DistillConfig, EvalConfig
 from gsdd_lib.core.files import lock_folder
-from gsdd_lib.core.progress import Pace, Progress, say
+from gsdd_lib.core.progress import Progress, say
 from gsdd_lib.core.schedule import cosine
 from gsdd_lib.data import ImageData
 from gsdd_lib.distillation.losses import STEP_LOSSES
@@ -116,20 +116,22 @@ def _rows(
     """The rows that are not in the checkpoint, which is kept up to date."""
     config = state.config
     select = eval_config.model_copy(update={"networks": config.select_networks})
-    pace = Pace(config.steps, config.eval_every, done=state.step)
-    with Progress(config.steps, config.objective, done=state.step) as progress:
+    facts = {"done": state.step, "every": config.eval_every}
+    with Progress(config.steps, config.objective, **facts) as progress:
         if not state.history:
             known = start if _evaluated_alike(state, eval_config) else None
-            row = _evaluate(state, data, select, seed=seed, loss=math.nan, known=known, pace=pace)
+            row = _evaluate(
+                state, data, select, seed=seed, loss=math.nan, known=known, progress=progress
+            )
             checkpoint.save(state)
             yield row
         while state.step < config.steps:
-            with pace.step():
+            with progress.timed("step"):
                 loss = take_step(state, data, seed=seed).item()
             progress.update(loss=loss)
             row = None
             if state.step % config.eval_every == 0 or state.step == config.steps:
-                row = _evaluate(state, data, select, seed=seed, loss=loss, pace=pace)
+                row = _evaluate(state, data, select, seed=seed, loss=loss, progress=progress)
             if row or state.step % config.checkpoint_every == 0:
                 checkpoint.save(state)
             if row:
@@ -261,7 +263,7 @@ def _evaluate(
     *,
     seed: int,
     loss: float,
-    pace: Pace,
+    progress: Progress,
     known: dict[str, float] | None = None,
 ) -> dict[str, float]:
     """The history row of this moment, kept in ``state``; known: a row with its accuracy."""
@@ -272,7 +274,7 @@ def _evaluate(
     if known is None:
         with torch.no_grad():
             images, labels = state.parameterization.render(), state.targets()
-        with pace.evaluation():
+        with progress.timed("evaluation"):
             rows = evaluate(images, labels, data, select, seed=seed, split="validation")
         summary = summarize(rows)
     else:

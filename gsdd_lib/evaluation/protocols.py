@@ -156,4 +156,4 @@ def learned_eval_config(config: EvalConfig, history: Sequence[Mapping[str, float
 def settings_for(network: str, config: EvalConfig) -> EvalConfig:
     """``config`` with ``network`` and its own :data:`SETTINGS`; a ConvNet keeps ``config``'s."""
     own = SETTINGS[network] | USUAL if network in SETTINGS else {}
-    return EvalConfig.from_params(**config.model_dump() | own | {"eval_network": network})
+    return EvalConfig(**config.model_dump() | own | {"eval_network": network})

@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from gsdd_lib import config
-from gsdd_lib.config import Config, RunConfig
 from gsdd_lib.core.files import project_root
 from gsdd_lib.experiment.parameters import Interface, ParameterError, kind_of, read_cell
 
@@ -30,10 +29,9 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                problem = f"{reprlib.repr(key)} stands there twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            problem = f"{reprlib.repr(twice[0])} stands there twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -60,8 +58,6 @@ def load_parameters(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise ParameterError(path, f"not valid YAML: {error.problem}{line}") from None
-    except RecursionError:
-        raise ParameterError(path, "nested too deeply for a list of parameters") from None
     except Exception as error:  # what a tag's constructor raises is anything
         problem = str(error).partition("\n")[0]
         raise ParameterError(path, f"not a YAML text of parameters: {problem}") from None
@@ -70,25 +66,20 @@ def load_parameters(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ParameterError(path, f"must be lines of 'name: value', not a {kind_of(values)}")
     for name, value in values.items():
-        _require_flat(path, name, value)
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ParameterError(path, f"{reprlib.repr(name)} is not a parameter's name")
+        if value is None:
+            raise ParameterError(path, f"'{name}' has no value; leave the line out for the default")
+        inner = value if isinstance(value, list) else [value]
+        if not all(isinstance(element, int | float | str) for element in inner):
+            raise ParameterError(path, f"'{name}' is nested; a value is a scalar or a flat list")
     return values
 
 
-def _require_flat(path: Path, name: Any, value: Any) -> None:
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ParameterError(path, f"{reprlib.repr(name)} is not a parameter's name")
-    if value is None:
-        raise ParameterError(path, f"'{name}' has no value; leave the line out for the default")
-    inner = value if isinstance(value, list) else [value]
-    if not all(isinstance(part, int | float | str) for part in inner):
-        raise ParameterError(path, f"'{name}' is nested; a value is a scalar or a flat list")
-
-
 def place(notebook: Path, path: Path) -> Path:
-    """Where the results of a parameter file go, under ``figures/`` and ``runs/``.
+    """Where results go, under ``figures/`` and ``runs/``: ``<profile>/<notebook>/<case>``.
 
-    ``<profile>/<notebook>/<case>``, as the file lies in ``params/``; ``own/<notebook>/<case>`` for
-    a file that lies anywhere else.
+    The profile is "own" for a file that does not lie in ``params/``.
     """
     params = (project_root() / "params").resolve()
     if not path.resolve().is_relative_to(params):
@@ -126,29 +117,25 @@ def read_interface(notebook: Path) -> Interface:
         raise ParameterError(notebook, f"{found} tagged 'parameters'; exactly one must be")
     where = f"{notebook}: parameters cell"
     types, defaults = read_cell(where, "".join(tagged[0]["source"]))
-    for name in FOLDERS:
-        if types.get(name) != "str":
-            raise ParameterError(where, f"lacks '{name}: str = ...'")
-    models, own = _picked(notebook, code)
-    face = Interface(types, defaults, (RunConfig, *models), own)
+    if missing := [name for name in FOLDERS if types.get(name) != "str"]:
+        raise ParameterError(where, f"lacks '{missing[0]}: str = ...'")
+    models, own = [], None
+    for call in filter(None, map(_pick_call, code)):
+        own = frozenset(
+            n for key in call.keywords if key.arg == "own" for n in ast.literal_eval(key.value)
+        )
+        for name in map(ast.unparse, call.args[1:]):
+            models.append(getattr(config, name.split(".")[-1], None))
+            if models[-1] is None:
+                raise ParameterError(notebook, f"gsdd_lib.config has no model '{name}'")
+    face = Interface(types, defaults, (config.RunConfig, *models), own)
     if faults := face.unknown():
         raise ParameterError(where, *faults)
     return face
 
 
-def _picked(notebook: Path, code: list[str]) -> tuple[list[type[Config]], frozenset[str] | None]:
-    """The models and own names in the notebook's call of ``parameters.pick``, if it has one."""
-    for source in code:
-        if "parameters.pick(" not in source:
-            continue
-        calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-        call = next(call for call in calls if ast.unparse(call.func) == "parameters.pick")
-        models = []
-        for argument in call.args[1:]:
-            models.append(getattr(config, ast.unparse(argument).split(".")[-1], None))
-            if models[-1] is None:
-                problem = f"gsdd_lib.config has no model '{ast.unparse(argument)}'"
-                raise ParameterError(notebook, problem)
-        own = [ast.literal_eval(part.value) for part in call.keywords if part.arg == "own"]
-        return models, frozenset(*own)
-    return [], None
+def _pick_call(source: str) -> ast.Call | None:
+    """The call of ``parameters.pick`` in a cell."""
+    nodes = ast.walk(ast.parse(source)) if "parameters.pick(" in source else ()
+    calls = (node for node in nodes if isinstance(node, ast.Call))
+    return next((call for call in calls if ast.unparse(call.func) == "parameters.pick"), None)

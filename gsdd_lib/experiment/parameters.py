@@ -3,7 +3,6 @@
 A notebook has one ``parameters`` cell of ``name: type = literal  # meaning`` lines, and builds its
 settings from them by name in its setup cell::
 
-    from gsdd_lib.experiment import parameters, results
     settings = parameters.pick(globals(), DataConfig, BudgetConfig, own=("photos",))
     folder = results.open_run(output_folder, run_folder)  # prints where results go
 
@@ -28,7 +27,6 @@ from gsdd_lib.experiment.tables import paper_number
 
 PREFIXES = ("dm_", "dc_", "tm_")
 SCALARS = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}
-INJECTED = "# Parameters"  # first line of the cell that papermill adds
 LONGEST = 220  # characters of a message's faults
 
 
@@ -65,12 +63,12 @@ class Interface:
 
     def field(self, name: str) -> tuple[type[Config], str, bool] | None:
         """The model and field that ``name`` stands for, and whether it lists several values."""
-        without = name[3:] if name.startswith(PREFIXES) else name
-        singular = name[:-1] if "list" in self.types.get(name, "") else name
-        for candidate in (name, without, singular):
+        plural = "list" in self.types.get(name, "")
+        candidates = {name: False, re.sub("^(dm|dc|tm)_", "", name): False}
+        for field, many in (candidates | ({name[:-1]: True} if plural else {})).items():
             for model in self.models:
-                if candidate in model.model_fields:
-                    return model, candidate, candidate == singular != name
+                if field in model.model_fields:
+                    return model, field, many
         return None
 
     def unknown(self) -> list[str]:
@@ -84,54 +82,40 @@ class Interface:
 
     def faults(self, values: Mapping[str, Any]) -> list[str]:
         """A sentence for each wrong value; if there is none, what is wrong with them together."""
-        faults = [fault for name, value in values.items() if (fault := self._fault(name, value))]
-        return faults or self._joint_faults({**self.defaults, **values})
-
-    def _fault(self, name: str, value: Any) -> str:
-        shown, parts = reprlib.repr(value), value if isinstance(value, list) else [value]
-        if name not in self.types:
-            return f"unknown parameter {reprlib.repr(name)}{nearest(name, self.types)}"
-        if not fits(value, self.types[name]):
-            return f"'{name}' must be {self.types[name]}, not {shown} ({kind_of(value)})"
-        if not parts:
-            return f"'{name}' is an empty list"
-        if not (found := self.field(name)):
-            sound = all(isinstance(p, str) or (math.isfinite(p) and p >= 0) for p in parts)
-            return "" if sound else f"'{name}' must be finite and not negative, not {shown}"
-        model, field, many = found
+        if faults := [fault for item in values.items() if (fault := self._fault(*item))]:
+            return faults
         try:
-            for part in parts if many else [value]:
-                model(**{field: part})
-        except ConfigError as error:
-            return f"'{name}': {str(error).partition(f'{field}: ')[2]}"
-        return ""
-
-    def _joint_faults(self, values: Mapping[str, Any]) -> list[str]:
-        try:
-            picked = {model: model.pick(values) for model in self.models}
-            run = picked[RunConfig]
+            picked = {model: model.pick({**self.defaults, **values}) for model in self.models}
+            run, budget, data = map(picked.get, (RunConfig, BudgetConfig, DataConfig))
             paper_number(run.paper_item, run.paper_method, run.paper_setting)
-            if {BudgetConfig, DataConfig} <= picked.keys():
-                _check_budget(picked[BudgetConfig], picked[DataConfig])
+            if budget and data and (size := DATASETS[data.dataset]):
+                from gsdd_lib.parameterizations.budget import points_per_image
+
+                side = {"height": data.resolution or size[1], "width": data.resolution or size[1]}
+                how = {"ipc": budget.ipc, "gpc": budget.gpc, "opacity": budget.opacity}
+                points_per_image(channels=size[0], **side, **how)
         except GsddError as error:
             return [str(error)]
         return []
 
-
-def _check_budget(budget: BudgetConfig, data: DataConfig) -> None:
-    """Raise where the budget buys nothing, if the images' size is known without reading them."""
-    from gsdd_lib.parameterizations.budget import points_per_image
-
-    if size := DATASETS[data.dataset]:
-        side = data.resolution or size[1]
-        points_per_image(
-            ipc=budget.ipc,
-            gpc=budget.gpc,
-            opacity=budget.opacity,
-            channels=size[0],
-            height=side,
-            width=side,
-        )
+    def _fault(self, name: str, value: Any) -> str:
+        shown, elements = reprlib.repr(value), value if isinstance(value, list) else [value]
+        if name not in self.types:
+            return f"unknown parameter {reprlib.repr(name)}{nearest(name, self.types)}"
+        if not fits(value, self.types[name]):
+            return f"'{name}' must be {self.types[name]}, not {shown} ({kind_of(value)})"
+        if not elements:
+            return f"'{name}' is an empty list"
+        if not (found := self.field(name)):
+            sound = all(isinstance(e, str) or (math.isfinite(e) and e >= 0) for e in elements)
+            return "" if sound else f"'{name}' must be finite and not negative, not {shown}"
+        model, field, many = found
+        try:
+            for element in elements if many else [value]:
+                model(**{field: element})
+        except ConfigError as error:
+            return f"'{name}': {str(error).partition(f'{field}: ')[2]}"
+        return ""
 
 
 def pick(
@@ -153,15 +137,13 @@ def pick(
     types, assigned = _executed(where, namespace)
     face = Interface(types, others, (RunConfig, *models), frozenset(own))
     values = {name: namespace.get(name) for name in {**types, **dict.fromkeys(assigned)}}
-    fields = {field for model in face.models for field in model.model_fields}
-    if wrong := [name for name in others if name not in fields]:
-        raise ParameterError("parameters.pick", f"no model has a field '{wrong[0]}'")
+    if wrong := others.keys() - {field for model in face.models for field in model.model_fields}:
+        raise ParameterError("parameters.pick", f"no model has a field '{min(wrong)}'")
     if faults := face.unknown() or face.faults(values):
         raise ParameterError(where, *faults)
     settings = Settings(values={})
     for model in face.models:
-        mine = {name: value for name, value in others.items() if name in model.model_fields}
-        picked = model.pick(values, **mine)
+        picked = model.pick({**values, **others})
         setattr(settings, model.__name__.removesuffix("Config").lower(), picked)
         settings.values |= picked.model_dump()
     settings.values |= values
@@ -171,16 +153,14 @@ def pick(
 def _executed(where: str, namespace: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     """Types of the parameters cell as it was last run, and the names that papermill's cell sets."""
     cells = namespace.get("_ih", ())
-    ours = [at for at, cell in enumerate(cells) if re.search(r"(?m)^output_folder\s*:", cell)]
-    if ours:
-        added = [cell for cell in cells[ours[-1] :] if cell.startswith(INJECTED)]
+    if ours := [at for at, cell in enumerate(cells) if re.search(r"(?m)^output_folder\s*:", cell)]:
+        added = [cell for cell in cells[ours[-1] :] if cell.startswith("# Parameters")]
         names = [name for name, *_ in _assignments("\n".join(added))]
         return read_cell(where, cells[ours[-1]])[0], names
     kinds = namespace.get("__annotations__", {})  # a notebook that was exported as a script
     if "output_folder" not in kinds:
         raise ParameterError(where, "was not run; run it before this one")
-    plain = {name: kind.__name__ for name, kind in kinds.items() if type(kind) is type}
-    return {name: plain.get(name, str(kind)) for name, kind in kinds.items()}, []
+    return {n: k.__name__ if type(k) is type else str(k) for n, k in kinds.items()}, []
 
 
 def read_cell(where: str, source: str) -> tuple[dict[str, str], dict[str, Any]]:
@@ -198,8 +178,7 @@ def read_cell(where: str, source: str) -> tuple[dict[str, str], dict[str, Any]]:
         try:
             value = ast.literal_eval(node)
         except (AttributeError, ValueError, TypeError, RecursionError):
-            problem = f"line {line} is not 'name: type = literal'"
-            raise ParameterError(where, problem) from None
+            raise ParameterError(where, f"line {line} is not 'name: type = literal'") from None
         if not fits(value, kind):
             raise ParameterError(where, f"'{name}' is not of type {kind}")
         types[name], defaults[name] = kind, value
@@ -216,16 +195,10 @@ def _assignments(source: str) -> Iterator[tuple[str, str | None, ast.AST | None,
 
 
 def fits(value: Any, kind: str) -> bool:
-    """Whether ``value`` is of the annotated type: a SCALARS name, or ``list[...]`` of one.
-
-    >>> fits(1, "float"), fits(True, "int"), fits([1, 2], "list[int]"), fits("1", "int")
-    (True, False, True, False)
-    """
+    """Whether ``value`` is of the annotated type: a SCALARS name, or ``list[...]`` of one."""
     if kind.startswith("list[") and kind.endswith("]"):
-        return isinstance(value, list) and all(fits(part, kind[5:-1]) for part in value)
-    if isinstance(value, bool):
-        return kind == "bool"
-    return isinstance(value, SCALARS.get(kind, ()))
+        return isinstance(value, list) and all(fits(element, kind[5:-1]) for element in value)
+    return isinstance(value, SCALARS.get(kind, ())) and isinstance(value, bool) == (kind == "bool")
 
 
 def kind_of(value: Any) -> str:

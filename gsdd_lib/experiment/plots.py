@@ -27,10 +27,12 @@ DPI = 200  # of saved figures and of those in a notebook, which shows them at ha
 
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _, _GREY, _, _CYAN = sns.color_palette("colorblind")
 _BLACK = (0.25, 0.25, 0.25)
-# Every method's name in print, and its one color. "distilled dm" is "distilled" by DM, and so on.
+# Every method's name in print, and its one color. "pixels dm" is "pixels" by DM, and "pixels dm,
+# initial" the same before distillation.
 METHODS: Mapping[str, tuple[str, Any]] = {
     "distilled": ("Gaussians, distilled", _BLUE),
     "Gaussians": ("Gaussians", _BLUE),
+    "gaussians": ("Gaussians", _BLUE),
     "gsdd": ("GSDD", _BLUE),
     "initial": ("Gaussians, before distillation", _CYAN),
     "random real": ("random real images, at equal storage", _ORANGE),
@@ -49,10 +51,15 @@ METHODS: Mapping[str, tuple[str, Any]] = {
 OBJECTIVES = {"dm": ("-", "o"), "dc": ("--", "s"), "tm": (":", "^")}  # lines and markers
 
 
-def _method(name: str) -> tuple[str, str]:
-    """A method without its objective, and the objective, if it ends in one."""
-    base, _, last = name.rpartition(" ")
-    return (base, last) if last in OBJECTIVES and base in METHODS else (name, "")
+INITIAL = ", initial"
+
+
+def _method(name: str) -> tuple[str, str, bool]:
+    """A method by itself, its objective or "", and whether it is not yet distilled."""
+    plain = name.removesuffix(INITIAL)
+    base, _, last = plain.rpartition(" ")
+    base, objective = (base, last) if base and last in OBJECTIVES else (plain, "")
+    return base, objective, plain != name
 
 
 def color(method: str) -> Any:
@@ -62,14 +69,16 @@ def color(method: str) -> Any:
 
 def label(method: str) -> str:
     """The method's name as figures print it."""
-    base, objective = _method(method)
-    name = METHODS.get(base, (base,))[0]
-    return f"{name} by {objective.upper()}" if objective else name
+    base, objective, initial = _method(method)
+    name = METHODS.get(base, (base,))[0] + (f" by {objective.upper()}" if objective else "")
+    return f"{name}, before distillation" if initial else name
 
 
 def _look(method: str) -> dict[str, Any]:
-    line, marker = OBJECTIVES.get(_method(method)[1], ("-", "o"))
-    return {"color": color(method), "ls": line, "marker": marker}
+    _, objective, initial = _method(method)
+    line, marker = OBJECTIVES.get(objective, ("-", "o"))
+    look = {"color": color(method), "ls": line, "marker": marker}
+    return look | {"mfc": "white"} if initial else look
 
 
 def use_style() -> None:

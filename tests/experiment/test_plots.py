@@ -92,6 +92,30 @@ def test_a_method_has_one_color_and_an_objective_one_line():
     assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "method", "printed"),
+    [
+        ("gaussians dm", "distilled", "Gaussians by DM"),
+        ("gaussians dm, initial", "distilled", "Gaussians by DM, before distillation"),
+        ("pixels dc", "pixels", "pixels by DC"),
+        ("idc tm", "downsampled", "IDC by TM"),
+        ("fred dm", "frequency", "FreD by DM"),
+        ("ddif dm, initial", "neural field", "DDiF by DM, before distillation"),
+        ("random real", "random real", "random real images, at equal storage"),
+        ("whole data", "whole data", "all real images"),
+        ("mine dm", "never heard of", "mine by DM"),
+    ],
+)
+def test_the_names_of_a_contest_have_their_methods_color_and_read_well(name, method, printed):
+    assert plots.color(name) == plots.color(method) and plots.label(name) == printed
+
+
+def test_what_is_not_yet_distilled_has_a_hollow_mark_of_its_objective():
+    frame = pd.DataFrame({"method": ["idc tm", "idc tm, initial"], "mean": 70.0, "ci95": 1.0})
+    marks = [line for line in plots.accuracy_bars(frame).axes[0].lines if line.get_marker() == "^"]
+    assert [mark.get_markerfacecolor() == "white" for mark in marks] == [False, True]
+
+
 def test_a_method_that_no_figure_knows_is_grey():
     assert plots.color("never heard of") == plots.color("dc")
     assert plots.label("never heard of") == "never heard of"
