@@ -196,6 +196,9 @@ class DistillConfig(Config):
     select_networks: int = _field(2, "networks trained for a row", ge=1)
     checkpoint_every: int = _field(25, "steps between two checkpoints", ge=1)
     micro_batch: int = _field(256, "images in memory at once (dm, dc); rounding alone", ge=1)
+    dm_match: Literal["means", "kernel"] = _field(
+        "means", "what dm compares: mean embeddings, or distributions by a kernel (hard labels)"
+    )
     update_per_class: bool = _field(False, "whether Adam steps after each class (dm)")
     outer_loop: int = _field(1, "steps per network (dc)", ge=1)
     inner_loop: int = _field(1, "epochs a network trains between steps (dc)", ge=0)

@@ -2,8 +2,10 @@
 
 arXiv 2110.04181, eq. 5, and its published code: the embedding is what a freshly initialized
 network computes before its linear layer; squared distances are summed over features and classes.
+:func:`kernel_loss` compares whole distributions in place of their means.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,3 +53,46 @@ def dm_loss(real_means: Tensor, syn_embeddings: Tensor, syn_labels: Tensor) -> T
     """
     syn_means = class_means(syn_embeddings, syn_labels, len(real_means))
     return (real_means - syn_means).square().sum()
+
+
+BANDWIDTHS = (0.25, 1.0)  # squared, over the mean squared distance of a class's real images
+
+
+def kernel_loss(
+    real: Tensor, real_labels: Tensor, synthetic: Tensor, synthetic_labels: Tensor
+) -> Tensor:
+    """Squared maximum mean discrepancy of every class, summed, with two Gaussian kernels.
+
+    ``mean k(s, s') - 2 mean k(s, r) + mean k(r, r')``, ``k(x, y) = exp(-|x - y|^2 / 2 b)``: 0 where
+    the two have one distribution, not only one mean.
+
+    Args:
+        real: embeddings [N, features], without gradient.
+        real_labels: int64 [N].
+        synthetic: embeddings [M, features].
+        synthetic_labels: int64 [M]; each of its classes has real images.
+
+    Returns:
+        A scalar, differentiable in ``synthetic``.
+
+    Source: Gretton et al., A Kernel Two-Sample Test, JMLR 2012, eq. 5.
+    """
+    total = synthetic.new_zeros(())
+    for label in synthetic_labels.unique().tolist():
+        s, r = synthetic[synthetic_labels == label], real[real_labels == label]
+        among_real = _squared_distances(r, r)
+        for bandwidth in BANDWIDTHS:
+            scale = -0.5 / (bandwidth * among_real.mean().clamp(min=1e-12))
+            for distances, weight in (
+                (_squared_distances(s, s), 1),
+                (_squared_distances(s, r), -2),
+                (among_real, 1),
+            ):
+                total = total + weight * torch.exp(scale * distances).mean()
+    return total
+
+
+def _squared_distances(one: Tensor, other: Tensor) -> Tensor:
+    products = one @ other.T
+    squares = one.square().sum(1)[:, None] + other.square().sum(1)[None]
+    return (squares - 2 * products).clamp(min=0)

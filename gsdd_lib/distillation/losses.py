@@ -19,7 +19,7 @@ from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData, ImageSet
 from gsdd_lib.data.dataset import class_members, sample_per_class
 from gsdd_lib.distillation.dc import batch_gradients, gradient_distance
-from gsdd_lib.distillation.dm import class_means, dm_loss
+from gsdd_lib.distillation.dm import class_means, dm_loss, kernel_loss
 from gsdd_lib.distillation.microbatch import class_groups, map_micro_batches, sum_over_groups
 from gsdd_lib.distillation.state import State
 from gsdd_lib.distillation.tm import student_path, synthetic_batches, tm_loss
@@ -68,8 +68,10 @@ def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None =
     batch = sample_real(data, state, seed, only)
     classes, own = batch.labels.unique(return_inverse=True)
     with torch.no_grad():
-        embeddings = map_micro_batches(embed_real, config.micro_batch, batch.images, batch.labels)
-    real = class_means(embeddings, own, len(classes))
+        real_embeddings = map_micro_batches(
+            embed_real, config.micro_batch, batch.images, batch.labels
+        )
+    real = class_means(real_embeddings, own, len(classes))
     if state.soft_labels is not None:  # all images have a share in every class's mean
         synthetic = apply_dsa(images.render(), augmentation, images.labels)
         embeddings = map_micro_batches(network.embed, config.micro_batch, synthetic)
@@ -80,6 +82,8 @@ def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None =
         present, own = labels.unique(return_inverse=True)
         group = apply_dsa(group, augmentation, labels)
         embeddings = map_micro_batches(network.embed, config.micro_batch, group)
+        if config.dm_match == "kernel":
+            return kernel_loss(real_embeddings, batch.labels, embeddings, labels)
         return dm_loss(real[torch.searchsorted(classes, present)], embeddings, own)
 
     if only is not None:

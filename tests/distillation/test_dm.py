@@ -1,10 +1,12 @@
 """Distribution matching: hand-computed means and distances, and what is refused."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from gsdd_lib.distillation.dm import class_means, dm_loss
+from gsdd_lib.distillation.dm import class_means, dm_loss, kernel_loss
 from gsdd_lib.distillation.microbatch import map_micro_batches
 
 EMBEDDINGS = torch.tensor([[1.0, 2.0], [0.0, 10.0], [3.0, 6.0], [2.0, 20.0]])
@@ -89,3 +91,33 @@ def test_gradcheck_in_probabilities():
     real, embeddings = torch.randn(2, 4, dtype=torch.float64), torch.randn(5, 4).double()
     logits = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda z: dm_loss(real, embeddings, z.softmax(1)), logits)
+
+
+def test_the_kernel_loss_by_hand():
+    real, labels = torch.tensor([[0.0], [2.0]]), torch.tensor([0, 0])
+    synthetic = torch.tensor([[1.0]], requires_grad=True)
+    # distances among real 0, 4, 4, 0, their mean 2; of the synthetic one to both 1
+    wanted = sum(
+        1 - 2 * math.exp(-1 / (2 * bandwidth * 2)) + (1 + math.exp(-4 / (2 * bandwidth * 2))) / 2
+        for bandwidth in (0.25, 1.0)
+    )
+    found = kernel_loss(real, labels, synthetic, torch.tensor([0]))
+    assert found.item() == pytest.approx(wanted, rel=1e-6)
+    (gradient,) = torch.autograd.grad(found, synthetic)
+    assert gradient.abs().item() < 1e-6  # halfway: nowhere to go
+
+
+def test_the_kernel_loss_is_zero_for_equal_sets_and_positive_for_equal_means():
+    real, labels = torch.tensor([[-1.0], [1.0]]), torch.tensor([3, 3])
+    assert kernel_loss(real, labels, real, labels).item() == pytest.approx(0, abs=1e-6)
+    narrow = 0.1 * real
+    assert kernel_loss(real, labels, narrow, labels).item() > 0.1
+    assert dm_loss(real.mean(0, keepdim=True), narrow, torch.zeros(2).long()).item() == 0
+
+
+def test_the_kernel_loss_in_double():
+    draw = torch.Generator().manual_seed(0)
+    real = torch.randn(6, 3, generator=draw, dtype=torch.float64)
+    synthetic = torch.randn(4, 3, generator=draw, dtype=torch.float64, requires_grad=True)
+    labels, own = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 1, 0, 1])
+    assert torch.autograd.gradcheck(lambda s: kernel_loss(real, labels, s, own), synthetic)
