@@ -95,7 +95,7 @@ def _without_gradient(render: Any) -> list[Tensor]:
 
 def _decoder(method: str, case: Decoding, gaussians: np.ndarray) -> tuple[list[Tensor], Any]:
     size = (case.size, case.size)
-    draw = generator(0, "efficiency", method)
+    random = generator(0, "efficiency", method)
     if method == "Gaussians":
         rows = torch.from_numpy(gaussians).repeat(-(-case.batch // len(gaussians)), 1, 1)
         rows = rows[: case.batch].contiguous().requires_grad_()
@@ -103,11 +103,11 @@ def _decoder(method: str, case: Decoding, gaussians: np.ndarray) -> tuple[list[T
     if method == "neural field":
         labels = torch.zeros(case.batch, dtype=torch.int64)
         identity = ChannelNormalization((0.0,) * CHANNELS, (1.0,) * CHANNELS)
-        more = {"width": case.field_width, "normalization": identity, "generator": draw}
+        more = {"width": case.field_width, "normalization": identity, "generator": random}
         fields = NeuralFields(labels, CHANNELS, size, **more)
         return list(fields.parameters()), fields.pixels
     side = case.pixel_side
-    small = torch.rand(case.batch, CHANNELS, side, side, generator=draw).requires_grad_()
+    small = torch.rand(case.batch, CHANNELS, side, side, generator=random).requires_grad_()
     # At full size the pixels are the image: what is left is the copy into the batch.
     enlarge = small.clone if side == case.size else lambda: interpolate(small, size, mode="nearest")
     return [small], enlarge

@@ -2,7 +2,7 @@
 
 The fitting case is the paper's (table 20): images of 128 x 128, 170 Gaussians, 1,000 steps. On a
 CPU a tenth of its 1,000 images are fitted, all of the steps. The images are cut from two
-photographs where scikit-learn, which ships them, is there, and generated elsewhere.
+photographs that scikit-learn ships, and generated where it is not installed.
 """
 
 import time
@@ -40,23 +40,25 @@ QUICK_FITTING = Fitting(3, 5, 12, 40)
 
 
 def photographs(count: int, size: int) -> tuple[Tensor, str]:
-    """``[count, 3, size, size]`` in [0, 1], cut at random from two photographs; what they are.
+    """``[count, 3, size, size]`` in [0, 1], cut at random from two photographs, and a description.
 
     Sources: the sample images of scikit-learn. Without it, smooth generated images.
     """
-    draw = generator(0, "benchmark", "photographs")
+    random = generator(0, "benchmark", "photographs")
     try:
         from sklearn.datasets import load_sample_images
 
         sources = [torch.from_numpy(np.array(one)) for one in load_sample_images().images]
     except ImportError:
-        waves = torch.rand(count, 3, 4, 4, generator=draw)
+        waves = torch.rand(count, 3, 4, 4, generator=random)
         smooth = torch.nn.functional.interpolate(waves, (size, size), mode="bilinear")
         return smooth, "smooth generated images"
     crops = []
     for number in range(count):
         source = sources[number % len(sources)]
-        top, left = (int(torch.randint(s - size + 1, (), generator=draw)) for s in source.shape[:2])
+        top, left = (
+            int(torch.randint(s - size + 1, (), generator=random)) for s in source.shape[:2]
+        )
         crops.append(source[top : top + size, left : left + size].permute(2, 0, 1) / 255)
     return torch.stack(crops), "crops of two photographs"
 
@@ -126,7 +128,7 @@ def fitting_table(row: dict) -> str:
 
 
 def call_costs(device: str = "cpu", *, calls: int = 200, repeats: int = 9) -> dict[str, float]:
-    """Microseconds of a call that has next to nothing to render, by how it is made."""
+    """Microseconds of a call that renders one Gaussian on one pixel, by how it is made."""
     params = torch.zeros(1, 1, 9, device=device)
     leaf, v_image = params.clone().requires_grad_(), torch.ones(1, 3, 1, 1, device=device)
     switches = (1, 1, True, True, True, True)

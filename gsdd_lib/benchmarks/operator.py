@@ -5,7 +5,7 @@
 Both render the same fitted Gaussians in the same process with the same threads. The oracle's time
 and memory grow with Gaussians times samples, so where a whole batch would take minutes it renders
 some of the images and its time is scaled to the batch; the table says how many. Where a GPU and
-gsplat are there, gsplat's rasterizer stands beside them. Two more tables time a fit and a call
+gsplat are available, gsplat's rasterizer is measured as well. Two more tables time a fit and a call
 (:mod:`gsdd_lib.benchmarks.fitting`).
 """
 
@@ -68,13 +68,13 @@ QUICK = (Workload(6, 5, 12, 10, 1), Workload(4, 7, 9, 14, 3))
 
 def fitted_gaussians(work: Workload, *, steps: int = 100) -> Tensor:
     """``[8, points, 6 + channels]``: what a short fit of generated images leaves."""
-    draw = generator(0, "benchmark", *asdict(work).values())
-    target = _discs(work, draw)
+    random = generator(0, "benchmark", *asdict(work).values())
+    target = _discs(work, random)
     spacing = math.sqrt(work.height * work.width / work.points)
     params = torch.zeros(FITTED, work.points, 6 + work.channels)
-    params[..., :2] = 2 * torch.rand(FITTED, work.points, 2, generator=draw) - 1
+    params[..., :2] = 2 * torch.rand(FITTED, work.points, 2, generator=random) - 1
     params[..., 2] = params[..., 4] = 0.5 * spacing
-    params[..., 5:-1] = 0.1 * torch.randn(FITTED, work.points, work.channels, generator=draw)
+    params[..., 5:-1] = 0.1 * torch.randn(FITTED, work.points, work.channels, generator=random)
     params[..., -1] = 1
     optimizer = torch.optim.Adam([params.requires_grad_()], lr=0.03)
     for _ in range(steps):
@@ -85,14 +85,14 @@ def fitted_gaussians(work: Workload, *, steps: int = 100) -> Tensor:
     return params.detach()
 
 
-def _discs(work: Workload, draw: torch.Generator) -> Tensor:
+def _discs(work: Workload, random: torch.Generator) -> Tensor:
     """``[8, C, H, W]``: twelve discs of random place, size and color, one over the other."""
     y = torch.arange(work.height)[:, None] / work.height
     x = torch.arange(work.width) / work.width
     image = torch.zeros(FITTED, work.channels, work.height, work.width)
     for _ in range(12):
-        place = torch.rand(FITTED, 3, 1, 1, generator=draw)
-        color = torch.randn(FITTED, work.channels, 1, 1, generator=draw)
+        place = torch.rand(FITTED, 3, 1, 1, generator=random)
+        color = torch.randn(FITTED, work.channels, 1, 1, generator=random)
         inside = (x - place[:, 0]).square() + (y - place[:, 1]).square() < 0.08 * place[:, 2]
         image = torch.where(inside[:, None], color, image)
     return image

@@ -4,10 +4,10 @@ Only what every kernel has to do is counted. A sample inside a Gaussian's suppor
 costs the fewest vector instructions known to us: to render it, two products of the recurrence and
 one sum; to differentiate it, the two products, the sum of the weights, and two instructions for
 each of its moments in t. Every pixel of a Gaussian adds its colors. No exponential, support test or
-set-up of a Gaussian is counted, and no idle lane. An instruction counts as one fused multiply-add at
-the rate that a matrix product reaches here, all lanes full, the nearest to the peak that can be
-measured without assembly; the parameters, images and gradients pass once through memory at the rate
-of a copy. The roofline is the larger of the two times.
+set-up of a Gaussian is counted, and no idle lane. An instruction counts as one fused multiply-add
+at the rate that a matrix product reaches here, all lanes full, the nearest to the peak that can be
+measured without assembly; the parameters, images and gradients pass once through memory at the
+rate of a copy. The roofline is the larger of the two times.
 """
 
 import functools

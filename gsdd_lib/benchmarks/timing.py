@@ -62,7 +62,7 @@ def _cuda_ms(job: Job) -> float:
 
 
 def peak_mib(job: Job, device: str = "cpu") -> float | None:
-    """Peak memory of ``job`` beyond what is there before it and what it returns, in MiB.
+    """Peak memory of ``job`` in MiB, beyond what is allocated before it and what it returns.
 
     On the CPU this is the process's resident memory, so an allocator that kept memory from earlier
     work hides some of the peak: measure in a process of its own (:func:`run_alone`), after a small
