@@ -146,7 +146,7 @@ def nvcc() -> str:
 
 
 def arch_flags(archs: Iterator[str] | tuple[str, ...]) -> list[str]:
-    """What nvcc is told of the architectures ``"sm_90"``, ...: code for these and no others."""
+    """nvcc's flags to compile for the architectures ``"sm_90"``, ... and no others."""
     return [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in archs]
 
 

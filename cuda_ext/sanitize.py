@@ -6,7 +6,8 @@ they render is compared with the CPU's as well. Prints OK, or ends with an error
 
 import torch
 
-import cuda_ext
+from cuda_ext import BuildError, load
+from cuda_ext.call import gather, render
 
 # images, points, channels, height, width: none, one, sizes that fill no tile, several chunks of
 # Gaussians, several parts of an image
@@ -20,13 +21,15 @@ SHAPES = (
     (1, 9, 3, 70, 75),
 )
 # Of the largest pixel. Coarse, for a sample on the rim of a support may fall on either side: this
-# run is about memory, tests/test_splat_cuda.py about numbers.
+# run is about memory, tests/splatting/test_cuda.py about numbers.
 TOLERANCE = 1e-2
 
 
 def main() -> None:
-    if not torch.cuda.is_available() or not cuda_ext.load():
-        raise SystemExit("There is no GPU, or no nvcc to compile the kernels for it.")
+    try:
+        load("cuda")
+    except BuildError as error:
+        raise SystemExit(f"The CUDA kernels cannot be built here: {error}.") from error
     generator = torch.Generator().manual_seed(0)
     for shape in SHAPES:
         for dtype in (torch.float32, torch.float64):
@@ -43,10 +46,10 @@ def check(shape: tuple, dtype: torch.dtype, supersample: bool, generator: torch.
     params[:, 3::7, 2] = torch.nan
     size = (images, channels, height, width)
     v_images = torch.randn(size, generator=generator, dtype=dtype)
-    switches = (True, True, True, supersample)
-    on_cpu = torch.ops.gsdd.splat(params, height, width, *switches)
-    on_gpu = torch.ops.gsdd.splat(params.cuda(), height, width, *switches)
-    gradient = torch.ops.gsdd.splat_backward(v_images.cuda(), params.cuda(), *switches)
+    switches = (True, True, True, supersample, None)
+    on_cpu = render(params, height, width, *switches)
+    on_gpu = render(params.cuda(), height, width, *switches)
+    gradient = gather(v_images.cuda(), params.cuda(), *switches)
     scale = max(1.0, float(on_cpu.abs().max())) if on_cpu.numel() else 1.0
     if not torch.allclose(on_gpu.cpu(), on_cpu, rtol=0, atol=TOLERANCE * scale):
         raise SystemExit(f"The GPU's image differs from the CPU's for the shape {shape}.")

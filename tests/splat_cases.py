@@ -63,16 +63,16 @@ def scene(
 ) -> Tensor:
     """Gaussians as a fit leaves them: ``size`` times as wide as their spacing, any tilt."""
 
-    def draw(*shape: int) -> Tensor:
+    def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
     spacing = size * math.sqrt(height * width / max(1, points))
-    means = spread * (2 * draw(images, points, 2) - 1)
-    diagonal = spacing * (0.3 + 0.6 * draw(images, points, 2))
-    tilt = spacing * (draw(images, points, 1) - 0.5)
+    means = spread * (2 * uniform(images, points, 2) - 1)
+    diagonal = spacing * (0.3 + 0.6 * uniform(images, points, 2))
+    tilt = spacing * (uniform(images, points, 1) - 0.5)
     cholesky = torch.cat([diagonal[..., :1], tilt, diagonal[..., 1:]], dim=-1)
-    colors = 2 * draw(images, points, channels) - 1
-    alpha = 0.2 + 1.2 * draw(images, points, int(opacity))
+    colors = 2 * uniform(images, points, channels) - 1
+    alpha = 0.2 + 1.2 * uniform(images, points, int(opacity))
     return torch.cat([means, cholesky, colors, alpha], dim=-1)
 
 
@@ -287,8 +287,8 @@ def fitted_psnr(
     Args:
         render: ``(params [B, M, 9] float32, height, width) -> images``, differentiable.
     """
-    draw = scene(seeded(5), images, points // 2, side, side, size=1.2).float()
-    target = splat_reference(draw, side, side)
+    source = scene(seeded(5), images, points // 2, side, side, size=1.2).float()
+    target = splat_reference(source, side, side)
     params = scene(seeded(6), images, points, side, side, size=0.9).float().requires_grad_()
     optimizer = torch.optim.Adam([params])
     for step in range(steps):

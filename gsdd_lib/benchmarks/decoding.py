@@ -4,7 +4,8 @@ Every method makes the same images [B, 3, S, S] from ``storage`` bytes each, as 
 allow. The Gaussians are fitted ones, for random ones would distort what culling saves.
 """
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from gsdd_lib.benchmarks.operator import PASSES, Workload, fitted_gaussians
-from gsdd_lib.benchmarks.roofline import alive_samples, floor_ms
-from gsdd_lib.benchmarks.timing import Job, median_ms, peak_mib, run_alone
+from gsdd_lib.benchmarks.roofline import alive_samples, roofline_ms
+from gsdd_lib.benchmarks.timing import Job, peaks_alone, time_job
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.parameterizations.neural_field import NeuralFields
@@ -69,8 +70,12 @@ def fitted(case: Decoding, steps: int) -> np.ndarray:
     return fitted_gaussians(work, steps=steps).numpy()
 
 
-def decode_job(method: str, which: str, case: Decoding, gaussians: np.ndarray) -> Job:
-    """Makes the batch once; differentiates it in the parameters where ``which`` says so."""
+def decode_job(
+    method: str, which: str, case: Decoding, gaussians: np.ndarray, *, few: bool = False
+) -> Job:
+    """Makes the batch once, or one image of it; differentiates it where ``which`` says so."""
+    if few:
+        case = replace(case, batch=1)
     leaves, render = _decoder(method, case, gaussians)
     if which == "forward":
         return lambda: _without_gradient(render)
@@ -90,7 +95,7 @@ def _without_gradient(render: Any) -> list[Tensor]:
 
 def _decoder(method: str, case: Decoding, gaussians: np.ndarray) -> tuple[list[Tensor], Any]:
     size = (case.size, case.size)
-    draw = generator(0, "efficiency", method)
+    random = generator(0, "efficiency", method)
     if method == "Gaussians":
         rows = torch.from_numpy(gaussians).repeat(-(-case.batch // len(gaussians)), 1, 1)
         rows = rows[: case.batch].contiguous().requires_grad_()
@@ -98,49 +103,39 @@ def _decoder(method: str, case: Decoding, gaussians: np.ndarray) -> tuple[list[T
     if method == "neural field":
         labels = torch.zeros(case.batch, dtype=torch.int64)
         identity = ChannelNormalization((0.0,) * CHANNELS, (1.0,) * CHANNELS)
-        more = {"width": case.field_width, "normalization": identity, "generator": draw}
+        more = {"width": case.field_width, "normalization": identity, "generator": random}
         fields = NeuralFields(labels, CHANNELS, size, **more)
         return list(fields.parameters()), fields.pixels
     side = case.pixel_side
-    small = torch.rand(case.batch, CHANNELS, side, side, generator=draw).requires_grad_()
+    small = torch.rand(case.batch, CHANNELS, side, side, generator=random).requires_grad_()
     # At full size the pixels are the image: what is left is the copy into the batch.
     enlarge = small.clone if side == case.size else lambda: interpolate(small, size, mode="nearest")
     return [small], enlarge
 
 
-def _peak(method: str, which: str, case: Decoding, gaussians: np.ndarray) -> float | None:
-    small = Decoding(case.size, 1, case.storage)
-    decode_job(method, which, small, gaussians)()  # loads what stays loaded
-    return peak_mib(decode_job(method, which, case, gaussians))
-
-
-def peaks(cases: list[tuple]) -> list[float | None]:
-    """Peak MiB beyond input and output of each ``(method, which, case, gaussians)``, in order."""
-    return [_peak(*one) for one in cases]
-
-
 def measure(
     cases: list[Decoding], *, repeats: int, fit_steps: int, memory: bool = True
 ) -> list[dict[str, Any]]:
-    """One row per case, method and pass: milliseconds, peak MiB, and for Gaussians the floor.
+    """Time and memory of every case, method and pass.
 
-    Memory is measured in a fresh process. ``mib`` is None where the system does not tell.
+    Returns:
+        Rows of ``size``, ``batch``, ``storage``, ``method``, ``pass``, the median ``ms`` with the
+        quartiles ``ms_low`` and ``ms_high``, the peak ``mib`` beyond input and output (None where
+        the system does not tell), and for Gaussians ``roofline_ms``, the time no kernel can beat.
     """
     rows, jobs = [], []
     for case in cases:
         gaussians = fitted(case, fit_steps)
         alive = alive_samples(torch.from_numpy(gaussians), case.size, case.size)
-        for method in METHODS:
-            for which in PASSES:
-                job = decode_job(method, which, case, gaussians)
-                row = {"size": case.size, "batch": case.batch, "storage": case.storage}
-                row |= {"method": method, "pass": which, "ms": median_ms(job, repeats)}
-                if method == "Gaussians":
-                    size = (case.size, case.size)
-                    row["floor_ms"] = floor_ms(
-                        alive, case.batch, case.points, CHANNELS, size, which
-                    )
-                rows.append(row)
-                jobs.append((method, which, case, gaussians))
-    found = run_alone(peaks, jobs) if memory else [None] * len(jobs)
+        for method, which in itertools.product(METHODS, PASSES):
+            jobs.append((method, which, case, gaussians))
+            timing = time_job(decode_job(*jobs[-1]), repeats)
+            row = {"size": case.size, "batch": case.batch, "storage": case.storage}
+            row |= {"method": method, "pass": which}
+            row |= {"ms": timing.ms, "ms_low": timing.low, "ms_high": timing.high}
+            if method == "Gaussians":
+                work = (case.batch, case.points, CHANNELS, (case.size, case.size))
+                row["roofline_ms"] = roofline_ms(alive, *work, which)
+            rows.append(row)
+    found = peaks_alone(decode_job, jobs) if memory else [None] * len(jobs)
     return [row | {"mib": mib} for row, mib in zip(rows, found, strict=True)]

@@ -1,32 +1,28 @@
-"""What fitting costs, and what a call costs: the two small tables of the benchmark.
+"""What a fit costs, and what a call costs: the two small tables of the benchmark.
 
 The fitting case is the paper's (table 20): images of 128 x 128, 170 Gaussians, 1,000 steps. On a
 CPU a tenth of its 1,000 images are fitted, all of the steps. The images are cut from two
-photographs where scikit-learn, which ships them, is there, and generated elsewhere.
+photographs that scikit-learn ships, and generated where it is not installed.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gsdd_lib.benchmarks.timing import median_ms, peak_mib, run_alone
+from gsdd_lib.benchmarks.timing import Job, markdown, median_ms, peaks_alone
 from gsdd_lib.core.rng import generator
 from gsdd_lib.splatting.splat import splat
 
-PAPER_IMAGES, PAPER_TABLE = 1000, "table_20_rasterizer_across_gpus"
-FIT_COLUMNS = (
-    "images", "Gaussians", "size", "steps", "s", "s for 1,000 images", "PSNR (dB)", "MiB",
-    "ms per step", "operator's ms",
-)  # fmt: skip
+PAPER_IMAGES = 1000
 FIT_NOTE = """\
 One fit of {images}, all attributes, bf16 as stored. "s for 1,000 images" is scaled from the
-images fitted. MiB: peak memory beyond the targets and the Gaussians. ms per step: a median, beside
-that of the bare operator, forward + backward, on the same Gaussians. The paper's row is read off
-its table 20 (ImageNet, its GPUs) and was not run here."""
+images fitted. MiB: peak memory beyond the targets and the Gaussians. ms per step: the fit's mean,
+beside the median of the bare operator, forward + backward, on the same Gaussians.
+The paper's numbers for the same size stand in its table 20 and in notebook 02."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +40,25 @@ QUICK_FITTING = Fitting(3, 5, 12, 40)
 
 
 def photographs(count: int, size: int) -> tuple[Tensor, str]:
-    """``[count, 3, size, size]`` in [0, 1], cut at random from two photographs; what they are.
+    """``[count, 3, size, size]`` in [0, 1], cut at random from two photographs, and a description.
 
     Sources: the sample images of scikit-learn. Without it, smooth generated images.
     """
-    draw = generator(0, "benchmark", "photographs")
+    random = generator(0, "benchmark", "photographs")
     try:
         from sklearn.datasets import load_sample_images
 
         sources = [torch.from_numpy(np.array(one)) for one in load_sample_images().images]
     except ImportError:
-        waves = torch.rand(count, 3, 4, 4, generator=draw)
+        waves = torch.rand(count, 3, 4, 4, generator=random)
         smooth = torch.nn.functional.interpolate(waves, (size, size), mode="bilinear")
         return smooth, "smooth generated images"
     crops = []
     for number in range(count):
         source = sources[number % len(sources)]
-        top, left = (int(torch.randint(s - size + 1, (), generator=draw)) for s in source.shape[:2])
+        top, left = (
+            int(torch.randint(s - size + 1, (), generator=random)) for s in source.shape[:2]
+        )
         crops.append(source[top : top + size, left : left + size].permute(2, 0, 1) / 255)
     return torch.stack(crops), "crops of two photographs"
 
@@ -84,22 +82,21 @@ def _fit(gaussians: Any, targets: Tensor, steps: int) -> list[dict[str, float]]:
     return list(fit_rows(gaussians, targets, FitConfig(fit_steps=steps)))
 
 
-def _fit_peak(case: Fitting, device: str) -> float | None:
-    few, few_targets = _start(Fitting(1, case.points, case.size, 1), device)
-    _fit(few, few_targets, 2)  # loads what stays loaded
-    gaussians, targets = _start(case, device)
+def _fit_job(case: Fitting, device: str, *, few: bool = False) -> Job:
+    """Three steps of a fit, of one image if ``few``."""
+    gaussians, targets = _start(replace(case, images=1) if few else case, device)
 
     def job() -> list[Tensor]:
         _fit(gaussians, targets, 3)
         return []
 
-    return peak_mib(job, device)
+    return job
 
 
 def measure_fitting(case: Fitting, *, repeats: int, device: str = "cpu") -> dict:
-    """The numbers of :data:`FIT_COLUMNS` as a row, and a word on the images."""
+    """Seconds, PSNR, memory and milliseconds per step of a fit, and what was fitted."""
     gaussians, targets = _start(case, device)
-    mib = run_alone(_fit_peak, case, device)
+    (mib,) = peaks_alone(_fit_job, [(case, device)], device)
     start = time.perf_counter()
     curve = _fit(gaussians, targets, case.steps)  # its last row waits for the device
     seconds = time.perf_counter() - start
@@ -121,39 +118,17 @@ def measure_fitting(case: Fitting, *, repeats: int, device: str = "cpu") -> dict
     }
 
 
-def paper_line(points: int) -> str | None:
-    """The paper's seconds, PSNR and memory at ``points`` Gaussians; None where it has none."""
-    try:
-        from gsdd_lib.experiment.tables import paper_numbers
-    except ImportError:  # a bare torch, as on a borrowed GPU
-        return None
-    table = paper_numbers()[PAPER_TABLE]
-    if points not in table["points"]:
-        return None
-    at = table["points"].index(points)
-    gpus = {name: row for name, row in table.items() if name != "points"}
-    cells = [f"{row['time_s'][at]:.1f} s ({name})" for name, row in gpus.items()]
-    any_gpu = gpus["a100"]
-    return (
-        f"The paper's {PAPER_IMAGES:,} images (128x128, {points} Gaussians, 1,000 steps): "
-        f"{', '.join(cells)}; {any_gpu['psnr_db'][at]:.1f} dB, {any_gpu['memory_gb'][at]:.2f} GB."
-    )
-
-
 def fitting_table(row: dict) -> str:
-    """The row of :func:`measure_fitting` as Markdown, with its note and the paper's line."""
-    mib = "not told" if row["mib"] is None else f"{row['mib']:.0f}"
-    cells = [row["images"], row["points"], row["size"], row["steps"], f"{row['seconds']:.1f}"]
-    cells += [f"{row['seconds_1000_images']:.0f}", f"{row['psnr_db']:.2f}", mib]
-    cells += [f"{row['step_ms']:.1f}", f"{row['operator_ms']:.1f}"]
-    lines = [FIT_COLUMNS, ["---"] * len(FIT_COLUMNS), cells]
-    table = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-    note = FIT_NOTE.format(images=row["of"])
-    return "\n\n".join(filter(None, (table, note, paper_line(row["points"]))))
+    """The row of :func:`measure_fitting` as Markdown, with its note."""
+    heads = ("images", "Gaussians", "size", "steps", "s", "s for 1,000 images", "PSNR (dB)", "MiB")
+    heads += ("ms per step", "operator's ms")
+    values = [value for name, value in row.items() if name != "of"]
+    table = markdown([dict(zip(heads, values, strict=True))])
+    return f"{table}\n\n{FIT_NOTE.format(images=row['of'])}"
 
 
 def call_costs(device: str = "cpu", *, calls: int = 200, repeats: int = 9) -> dict[str, float]:
-    """Microseconds of a call that has next to nothing to render, by how it is made."""
+    """Microseconds of a call that renders one Gaussian on one pixel, by how it is made."""
     params = torch.zeros(1, 1, 9, device=device)
     leaf, v_image = params.clone().requires_grad_(), torch.ones(1, 3, 1, 1, device=device)
     switches = (1, 1, True, True, True, True)

@@ -1,4 +1,4 @@
-"""gsplat's CUDA rasterizer on our Gaussians, for the benchmark: same images, its own mathematics.
+"""gsplat's CUDA rasterizer on our Gaussians, for the benchmark.
 
 gsplat composites front to back and has no additive mode. The nearest to ours is one orthographic
 camera per image, all Gaussians at one depth, our covariances handed over as they are and our

@@ -1,14 +1,13 @@
-"""How fast the splatting operator could be at all on this CPU: its floor, and what it is made of.
+"""The roofline of the splatting operator on this CPU: the time that no kernel can beat.
 
-The floor counts only what nobody can leave out. A sample inside a Gaussian's support (an alive
-sample) costs the fewest vector instructions known to us: to render it, two products of the
-recurrence and one sum; to differentiate it, the two products, the sum of the weights, and two
-instructions for each of its moments in t. Every pixel of a Gaussian adds its colors. No
-exponential, no support test, no set-up of a Gaussian, no lane left idle at a rim. Each instruction
-counts as one fused multiply-add at the rate that a matrix product reaches here, all lanes full,
-the nearest to the peak that can be measured without assembly; the parameters, images and gradients
-pass once through memory at the rate of a copy. The floor is the larger of the two times: no kernel
-will reach it, and it shows how much is left at the very most.
+Only what every kernel has to do is counted. A sample inside a Gaussian's support (an alive sample)
+costs the fewest vector instructions known to us: to render it, two products of the recurrence and
+one sum; to differentiate it, the two products, the sum of the weights, and two instructions for
+each of its moments in t. Every pixel of a Gaussian adds its colors. No exponential, support test or
+set-up of a Gaussian is counted, and no idle lane. An instruction counts as one fused multiply-add
+at the rate that a matrix product reaches here, all lanes full, the nearest to the peak that can be
+measured without assembly; the parameters, images and gradients pass once through memory at the
+rate of a copy. The roofline is the larger of the two times.
 """
 
 import functools
@@ -60,10 +59,10 @@ def traffic_bytes(images: int, points: int, numbers: int, image_size: int, which
     return once if which == "forward" else 2 * once + 4 * images * points * numbers
 
 
-def floor_ms(
+def roofline_ms(
     alive: float, images: int, points: int, channels: int, size: tuple[int, int], which: str
 ) -> float:
-    """The floor in milliseconds for ``images`` images of ``alive`` alive samples each."""
+    """The roofline in milliseconds for ``images`` images of ``alive`` alive samples each."""
     arithmetic = images * instructions(alive, channels, which) / fma_per_second()
     traffic = traffic_bytes(images, points, 6 + channels, channels * size[0] * size[1], which)
     return 1e3 * max(arithmetic, traffic / bytes_per_second())

@@ -1,4 +1,4 @@
-"""What a piece of work costs: median time, peak memory, and on which machine."""
+"""What a piece of work costs: time with its spread, peak memory, and on which machine."""
 
 import ctypes
 import multiprocessing
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,11 +22,28 @@ LEVELS = ("portable", "v3", "v4")  # instruction sets of the CPU kernels, narrow
 Job = Callable[[], list[Tensor]]  # does its work and returns what it made
 
 
-def median_ms(job: Job, repeats: int, device: str = "cpu") -> float:
-    """Median milliseconds of ``repeats`` runs after one that does not count."""
+class Timing(NamedTuple):
+    """Milliseconds of repeated runs: their median, and the quartiles below and above it."""
+
+    ms: float
+    low: float
+    high: float
+
+
+def time_job(job: Job, repeats: int, device: str = "cpu") -> Timing:
+    """Time ``repeats`` runs after one that does not count."""
     job()
     once = _cpu_ms if device == "cpu" else _cuda_ms
-    return statistics.median(once(job) for _ in range(repeats))
+    times = [once(job) for _ in range(repeats)]
+    low, median, high = (
+        statistics.quantiles(times, n=4, method="inclusive") if repeats > 1 else 3 * times
+    )
+    return Timing(median, low, high)
+
+
+def median_ms(job: Job, repeats: int, device: str = "cpu") -> float:
+    """The median of :func:`time_job`."""
+    return time_job(job, repeats, device).ms
 
 
 def _cpu_ms(job: Job) -> float:
@@ -45,7 +62,7 @@ def _cuda_ms(job: Job) -> float:
 
 
 def peak_mib(job: Job, device: str = "cpu") -> float | None:
-    """Peak memory of ``job`` beyond what is there before it and what it returns, in MiB.
+    """Peak memory of ``job`` in MiB, beyond what is allocated before it and what it returns.
 
     On the CPU this is the process's resident memory, so an allocator that kept memory from earlier
     work hides some of the peak: measure in a process of its own (:func:`run_alone`), after a small
@@ -83,6 +100,36 @@ def run_alone(function: Callable, *arguments: Any) -> Any:
     spawn = multiprocessing.get_context("spawn")  # a fork would share the parent's memory
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def peaks_alone(make: Callable[..., Job], cases: list[tuple], device: str = "cpu") -> list:
+    """:func:`peak_mib` of the jobs ``make(*case)``, in their order, in a fresh process.
+
+    ``make(*case, few=True)`` is a small job of the same kind that runs first and loads what stays
+    loaded.
+    """
+    return run_alone(_peaks, make, cases, device)
+
+
+def _peaks(make: Callable[..., Job], cases: list[tuple], device: str) -> list[float | None]:
+    found = []
+    for case in cases:
+        make(*case, few=True)()
+        found.append(peak_mib(make(*case), device))
+    return found
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Rows of equal keys as a Markdown table; None is "not run", floats get two decimals."""
+    shown = [list(map(_cell, row.values())) for row in rows]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *shown]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "not run"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def machine(device: str = "cpu") -> dict[str, str | int]:

@@ -211,7 +211,7 @@ def efficiency(frame: pd.DataFrame, x: str, y: str, *, xlabel: str, ylabel: str)
     """A panel per pass, a line per method over ``x``, logarithmic axes; the roofline dashed.
 
     Args:
-        frame: columns ``pass``, ``method``, ``x`` and ``y``; where ``y`` is "ms", also ``floor_ms``
+        frame: columns ``pass``, ``method``, ``x`` and ``y``; where ``y`` is "ms", also ``roofline_ms``
             (NaN where a method has none).
     """
     passes = list(dict.fromkeys(frame["pass"]))
@@ -221,9 +221,9 @@ def efficiency(frame: pd.DataFrame, x: str, y: str, *, xlabel: str, ylabel: str)
         for method, part in rows.groupby("method", sort=False):
             shade = color(method)
             ax.plot(part[x], part[y], marker="o", ms=3, color=shade, label=label(method))
-            if y == "ms" and part.floor_ms.notna().all():
+            if y == "ms" and part.roofline_ms.notna().all():
                 named = f"{label(method)}, roofline"
-                ax.plot(part[x], part.floor_ms, ls="--", lw=1, color=shade, label=named)
+                ax.plot(part[x], part.roofline_ms, ls="--", lw=1, color=shade, label=named)
         ax.set(xscale="log", yscale="log", title=name)
         ticks = sorted(rows[x].unique())
         ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])

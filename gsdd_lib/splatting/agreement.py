@@ -1,8 +1,8 @@
-"""Judges of the splatting operator from outside it, and how far two of its rungs are apart.
+"""Independent checks of the splatting operator, and the error between two of its implementations.
 
-What notebook 01 holds the operator against: gsplat's own torch code for the footprint of a single
-Gaussian, the exact mean of a Gaussian over each pixel, and another rung of the ladder (formula,
-oracle, CPU, CUDA), attribute by attribute.
+Notebook 01 compares the operator with gsplat's own torch code for the footprint of a single
+Gaussian, with the exact mean of a Gaussian over each pixel, and with its other implementations
+(formula, oracle, CPU, CUDA), attribute by attribute.
 """
 
 import sys
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gsdd_lib.splatting.reference import (
-    FLOOR_VARIANCE,
+    MINIMUM_VARIANCE,
     PREFILTER_VARIANCE,
     SUPPORT,
     covariance_matrix,
@@ -31,11 +31,12 @@ GSPLAT_MAX_ALPHA = 0.999  # gsplat clamps a weight here, ours at 1: compare belo
 def exact_pixels(params: Tensor, height: int, width: int, *, per_axis: int = 16) -> Tensor:
     """What a perfect camera sees: the Gaussians themselves averaged over each pixel's square.
 
-    No pre-filter; ``per_axis ** 2`` samples a pixel (even). Opacities are there; the floor on the
-    variance is measured in the fine grid, where it is next to nothing.
+    There is no pre-filter, and the variance that keeps Sigma invertible is added in pixels of the
+    fine grid, where it is negligible.
 
     Args:
-        params: ``[B, M, 6 + C]``, as :func:`gsdd_lib.splatting.splat.splat` takes them.
+        params: ``[B, M, 6 + C]`` with opacity, as the operator takes them.
+        per_axis: samples per pixel and axis, even.
 
     Returns:
         ``[B, C, height, width]``.
@@ -123,7 +124,7 @@ def _gsplat_project(
     flat_covariance = torch.stack([l11**2, l11 * l21, l11 * l21, l21**2 + l22**2], -1)
     covariance = F.pad(flat_covariance.unflatten(-1, (2, 2)), (0, 1, 0, 1))[:, None]
     camera = torch.diag(rows.new_tensor([samples, samples, 1.0])).expand(len(rows), 1, 3, 3)
-    variance = (PREFILTER_VARIANCE if prefilter else FLOOR_VARIANCE) * samples**2
+    variance = (PREFILTER_VARIANCE if prefilter else MINIMUM_VARIANCE) * samples**2
     pose = torch.eye(4).to(rows).expand(len(rows), 1, 4, 4)
     _, centers, _, conics, _ = _torch_impl._fully_fused_projection(
         means, covariance, pose, camera, width, height, eps2d=variance, camera_model="ortho"
@@ -173,7 +174,7 @@ def _single_layer() -> ModuleType:
     return module
 
 
-# --------------------------------------------------------------------------- comparing two rungs
+# ------------------------------------------------------------------------------ two implementations
 
 
 def image_and_gradient(
@@ -189,7 +190,7 @@ def image_and_gradient(
 def agreement(
     result: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor], decided: Tensor
 ) -> dict[str, float]:
-    """Largest errors of a rung (image and gradient) against another.
+    """Largest errors of one implementation (image and gradient) against another.
 
     Args:
         decided: ``[B, 1, H, W]``, pixels that count (:func:`decided_pixels`); the gradients must

@@ -15,7 +15,7 @@ from torch import Tensor
 
 SUPPORT = 1 / 255
 PREFILTER_VARIANCE = 1 / 12  # a unit pixel box (paper, section 3.3)
-FLOOR_VARIANCE = 1 / 256  # without the pre-filter: keeps Sigma invertible, 1/16 pixel of deviation
+MINIMUM_VARIANCE = 1 / 256  # keeps Sigma invertible without the pre-filter: 1/16 pixel of deviation
 MAX_ELEMENTS = 2**24  # Gaussians x samples held at once; larger batches go image by image
 
 
@@ -33,9 +33,10 @@ def splat_reference(
 ) -> Tensor:
     """Render ``params [B, M, 5 + C + opacity]`` to ``[B, C, height, width]``, densely.
 
-    The row layout is the operator's (:func:`gsdd_lib.splatting.splat.splat`), and so is ``index``.
-    ``published_support`` swaps the support rule for the published kernel's, faults included
-    (:func:`published_mask`).
+    Args:
+        published_support: use the published kernel's support rule, faults included
+            (:func:`published_mask`). All other arguments are the operator's
+            (:func:`gsdd_lib.splatting.splat.splat`).
     """
     if index is not None:
         params = params.index_select(0, index)
@@ -94,7 +95,7 @@ def pixel_center(means: Tensor, height: int, width: int) -> Tensor:
 def covariance_matrix(cholesky: Tensor, prefilter: bool = True) -> Tensor:
     """``Sigma = L L^T + v I`` in squared pixels, ``[..., 3] -> [..., 2, 2]`` (paper, eq. 3)."""
     l11, l21, l22 = cholesky.unbind(-1)
-    variance = PREFILTER_VARIANCE if prefilter else FLOOR_VARIANCE
+    variance = PREFILTER_VARIANCE if prefilter else MINIMUM_VARIANCE
     entries = [l11**2 + variance, l11 * l21, l11 * l21, l21**2 + l22**2 + variance]
     return torch.stack(entries, dim=-1).unflatten(-1, (2, 2))
 

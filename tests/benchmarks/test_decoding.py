@@ -37,5 +37,6 @@ def test_a_job_makes_the_batch_and_its_gradients(method):
 def test_rows():
     rows = measure([Decoding(8, 2, 200)], repeats=1, fit_steps=1, memory=False)
     assert [row["method"] for row in rows] == [name for name in METHODS for _ in range(2)]
-    assert all(row["ms"] > 0 and row["mib"] is None for row in rows)
-    assert [("floor_ms" in row) for row in rows] == [True] * 2 + [False] * 4
+    assert all(0 < row["ms_low"] <= row["ms"] <= row["ms_high"] for row in rows)
+    assert all(row["mib"] is None for row in rows)
+    assert [("roofline_ms" in row) for row in rows] == [True] * 2 + [False] * 4

@@ -7,7 +7,16 @@ import sys
 import pytest
 import torch
 
-from gsdd_lib.benchmarks.timing import cpu_kernels, machine, median_ms, peak_mib, run_alone
+from gsdd_lib.benchmarks.timing import (
+    cpu_kernels,
+    machine,
+    markdown,
+    median_ms,
+    peak_mib,
+    peaks_alone,
+    run_alone,
+    time_job,
+)
 
 MIB = 2**18  # float32 numbers
 
@@ -42,6 +51,33 @@ def test_the_first_run_does_not_count():
         patch.setattr("time.perf_counter", lambda: next(times))
         assert median_ms(lambda: calls.append(1), 3) == pytest.approx(2)
     assert len(calls) == 4
+
+
+def test_a_timing_has_its_quartiles():
+    with pytest.MonkeyPatch.context() as patch:
+        times = iter([0, 0.005, 0, 0.001, 0, 0.002, 0, 0.004, 0, 0.003])  # five starts and ends
+        patch.setattr("time.perf_counter", lambda: next(times))
+        assert time_job(lambda: [], 5) == pytest.approx((3, 2, 4))
+
+
+def sized(mib: int, *, few: bool = False):
+    """Fills and drops ``mib`` MiB, or one if ``few``."""
+
+    def job() -> list[torch.Tensor]:
+        torch.ones((1 if few else mib) * MIB).sum()
+        return []
+
+    return job
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_peaks_are_measured_one_by_one_in_one_process():
+    assert peaks_alone(sized, [(40,), (10,)]) == pytest.approx([40, 10], abs=3)
+
+
+def test_a_table_says_what_was_not_run():
+    text = markdown([{"a": 1, "b": 2.345}, {"a": "x", "b": None}])
+    assert text == "| a | b |\n| --- | --- |\n| 1 | 2.35 |\n| x | not run |"
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_a_method_that_no_figure_knows_is_grey():
 
 def test_efficiency_names_its_axis_once():
     columns = {"pass": ["forward", "backward"], "method": "Gaussians", "size": 8, "ms": 1.0}
-    frame = pd.DataFrame(columns | {"floor_ms": 0.5})
+    frame = pd.DataFrame(columns | {"roofline_ms": 0.5})
     figure = plots.efficiency(frame, "size", "ms", xlabel="pixels", ylabel="time (ms)")
     assert figure.get_supxlabel() == "pixels"
     assert [ax.get_xlabel() for ax in figure.axes] == ["", ""]

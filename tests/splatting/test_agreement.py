@@ -1,4 +1,4 @@
-"""The judges of notebook 01 are judged here: by hand, and by breaking what they should notice."""
+"""The checks of notebook 01, by hand and by breaking what they should notice."""
 
 import math
 

@@ -1,6 +1,6 @@
 """The CUDA kernels: what the compiler makes of them, and on a GPU the same promises as on the CPU.
 
-The block programs inside the kernels are tested without a GPU in test_splat_warp.py.
+The block programs inside the kernels are tested without a GPU in test_warp.py.
 """
 
 import itertools
@@ -215,7 +215,7 @@ def test_a_side_stream_is_respected():
     for _ in range(5):
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):
-            torch.cuda._sleep(50_000_000)  # the other stream would read `late` before it is there
+            torch.cuda._sleep(50_000_000)  # the other stream would read `late` too early
             late = torch.zeros_like(params)
             late.copy_(params)
             got = render(late, case)

@@ -74,7 +74,7 @@ def test_mirroring_the_gaussians_mirrors_the_image(seed):
 def test_supersampling_is_twice_the_resolution_averaged_down(seed):
     params = scene(seeded(seed), 1, 6, 20, 24, size=1.3)
     large = params * params.new_tensor([1, 1, 2, 2, 2, 1, 1, 1, 1])
-    # Without the pre-filter the samples are the same points; only the variance floor differs.
+    # Without the pre-filter the samples are the same points; only the added variance differs.
     fine = splat(large, 40, 48, prefilter=False, supersample=False)
     image = splat(params, 20, 24, prefilter=False)
     assert (F.avg_pool2d(fine, 2) - image).abs().max() <= 0.01

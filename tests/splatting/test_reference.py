@@ -37,7 +37,7 @@ def gaussian(
 
 
 def floored(variance: float) -> float:
-    """The Cholesky entry that gives ``variance`` once the floor of 1/256 is added."""
+    """The Cholesky entry that gives ``variance`` once 1/256 is added."""
     return math.sqrt(variance - 1 / 256)
 
 
@@ -106,7 +106,7 @@ def test_positions_and_samples():
     assert sample_grid(1, 2, 2)[4:].tolist() == second_pixel
 
 
-def test_the_covariance_and_its_two_floors():
+def test_the_covariance_and_its_two_added_variances():
     cholesky = torch.tensor([2.0, 3.0, 1.0], dtype=torch.float64)
     product = torch.tensor([[4.0, 6.0], [6.0, 10.0]], dtype=torch.float64)
     eye = torch.eye(2, dtype=torch.float64)

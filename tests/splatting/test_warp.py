@@ -223,7 +223,7 @@ def test_offsets_past_two_to_the_31st(host):
 
 
 def sanitized(folder: Path, *flags: str) -> subprocess.CompletedProcess:
-    """Build the program with a sanitizer and run it; skip where the sanitizer is not to be had."""
+    """Build the program with a sanitizer and run it; skip where there is no such sanitizer."""
     program = folder / "host_warp"
     try:
         compile_host(program, "-std=c++20", "-g", "-DHOST_WARP_MAIN", *flags)
