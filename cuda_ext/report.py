@@ -9,9 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import torch
-
-from cuda_ext import CUDA_CFLAGS, CUDA_SOURCES, FOLDER, BuildError, _nvcc
+from cuda_ext import CUDA_CFLAGS, FOLDER, SOURCES, BuildError, arch_flags, nvcc
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(sm_\w+)'")
 KERNEL = re.compile(r"\d(render|gather|add_parts)_kernelI([fd])((?:Li\d+E)+)E")
@@ -23,23 +21,27 @@ NUMBERS = {
 }
 
 
-def compile_report(*archs: str) -> list[dict[str, str | int]]:
-    """One row per kernel and architecture (``"sm_90"``, ...), in the compiler's order.
+def compile_report(*archs: str, folder: Path | None = None) -> list[dict[str, str | int]]:
+    """What nvcc makes of the kernels for the architectures ``"sm_90"``, ...
 
-    Columns: ``kernel``, ``arch``, ``registers`` per thread, ``shared`` bytes per block, and bytes
-    per thread of ``spills`` and of the ``stack``.
+    Args:
+        folder: where the object file ``splat.o`` and the PTX stay; by default they do not.
+
+    Returns:
+        One row per kernel and architecture, in the compiler's order: ``kernel``, ``arch``,
+        ``registers`` per thread, ``shared`` bytes per block, and bytes per thread of ``spills`` and
+        of the ``stack``.
 
     Raises:
         BuildError: there is no nvcc, or the source does not compile.
     """
-    if shutil.which(_nvcc()) is None:
+    if shutil.which(nvcc()) is None:
         raise BuildError("nvcc was not found; install the CUDA toolkit or set CUDA_HOME")
-    include = Path(torch.__file__).parent / "include"
-    targets = [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in archs]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [_nvcc(), "-std=c++20", *CUDA_CFLAGS, f"-I{FOLDER}", f"-I{include}", *targets]
-        command += ["--threads", "0", "-Xptxas", "-v", "-c", "-o", f"{folder}/splat.o"]
-        command += [str(FOLDER / name) for name in CUDA_SOURCES]
+    with tempfile.TemporaryDirectory() as own:
+        place = str(folder or own)
+        command = [nvcc(), "-std=c++17", *CUDA_CFLAGS, f"-I{FOLDER}", *arch_flags(archs)]
+        command += ["--threads", "0", "--keep", "--keep-dir", place, "-Xptxas", "-v"]
+        command += ["-c", "-o", f"{place}/splat.o", str(FOLDER / SOURCES["cuda"])]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if "error" in line]

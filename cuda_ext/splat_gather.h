@@ -20,13 +20,58 @@ struct Sums {
     T value[kSums<C>];
 };
 
+// What a block works on: a chunk of the Gaussians of a stored image, and a part of its tiles. It lies
+// in shared memory since the sums need the registers.
+template <typename T>
+struct Portion {
+    int image, begin, count, part, first_tile, end_tile, first_slot, end_slot;
+
+    SPLAT_HD void set(const Shape& shape, int block) {
+        const int chunks = ceil_div(shape.points, kChunk<T>), tiles = tiles_of(shape);
+        image = block / chunks / parts_of(shape);
+        begin = block % chunks * kChunk<T>;
+        count = shape.points - begin < kChunk<T> ? shape.points - begin : kChunk<T>;
+        part = block / chunks % parts_of(shape);
+        first_tile = part * kTilesPerPart;
+        end_tile = tiles - first_tile < kTilesPerPart ? tiles : first_tile + kTilesPerPart;
+        first_slot = shape.indexed ? 0 : image;
+        end_slot = shape.indexed ? int(shape.batch) : image + 1;
+    }
+    // Offset of the row of the chunk's Gaussian number k.
+    SPLAT_HD int64_t row(const Shape& shape, int k) const {
+        return (int64_t(image) * shape.points + begin + k) * shape.row;
+    }
+};
+
 template <typename T, int C>
 struct GatherShared {
-    Staged<T, C> staged[kChunk<T>];
+    Portion<T> own;
+    Outlines<T, kChunk<T>> outlines;
+    T lift[kChunk<T>], log2_rim[kChunk<T>], color[C][kChunk<T>];  // the rest of each brush
     PixelGradient<T, C> pixels[kWarps][kTile * kTile];
     Sums<T, C> sums[kWarps][kChunk<T>];
     uint8_t list[kWarps][kChunk<T>];  // the Gaussians that touch the warp's tile
 };
+
+template <typename T, int C>
+SPLAT_DEVICE void stage(
+    Numbers<T> row, const Shape& shape, int k, GatherShared<T, C>& shared) {
+    const Gaussian<T> g = outline(row, shape, k, shared.outlines);
+    if (!g.alive) return;
+    shared.lift[k] = lift_of(g, shape);
+    shared.log2_rim[k] = lifted_rim(g, shape);
+    for (int c = 0; c < C; ++c)
+        shared.color[c][k] = c < shape.channels ? row.load(kGeometry + c) : T(0);
+}
+
+template <typename T, int C>
+SPLAT_DEVICE Brush<T, C> brush(const GatherShared<T, C>& shared, int k) {
+    const auto& all = shared.outlines;
+    Brush<T, C> g{all.x[k],     all.y[k],       all.slope[k],      all.flat[k],
+                  all.steep[k], shared.lift[k], shared.log2_rim[k]};
+    for (int c = 0; c < C; ++c) g.color[c] = shared.color[c][k];
+    return g;
+}
 
 // dL/dpixel of one lane's pixels over the samples per pixel, zero outside the image.
 template <typename T, int C, int S>
@@ -48,7 +93,7 @@ SPLAT_DEVICE void load_pixels(
 // the color gradient over the weight's scale (see `finish`).
 template <typename T, int C, int S>
 SPLAT_DEVICE void gather_rows(
-    const Staged<T, C>& g, const Tile<T>& tile, const PixelGradient<T, C>* pixels, int from_row,
+    const Brush<T, C>& g, const Tile<T>& tile, const PixelGradient<T, C>* pixels, int from_row,
     int rows, Sums<T, C>& sums) {
     constexpr T step = T(1) / S;
     const T x = T(tile.x) + T(0.5 / S), y = T(tile.y + from_row) + T(0.5 / S);
@@ -73,7 +118,7 @@ SPLAT_DEVICE void gather_rows(
                     const T t = column[j].t + (below + T(i) * step) * g.steep;
                     const T e = column[j].base - t * t;
                     const T weight = weight_at(g, e);
-                    const T h = e > T(0) ? T(0) : v_weight * weight;  // at the clamp nothing moves
+                    const T h = held(e, T(0)) ? T(0) : v_weight * weight;
                     total += weight;
                     m[j] += h;
                     mt[j] += h * t;
@@ -99,16 +144,16 @@ SPLAT_DEVICE void gather_rows(
 // one and each takes some of the tile's rows, and they add to its sums in turns.
 template <typename Team, typename T, int C, int S>
 SPLAT_DEVICE void gather_tile(
-    const T* v_images, const Shape& shape, int image, const Tile<T>& tile, int count,
-    int warp, GatherShared<T, C>& shared) {
+    const T* v_images, const Shape& shape, int image, const Tile<T>& tile, int warp,
+    GatherShared<T, C>& shared) {
     uint8_t* list = shared.list[warp];
     PixelGradient<T, C>* pixels = shared.pixels[warp];
 
     // 2a. List the Gaussians that touch the tile, in their order.
     int listed = 0;
-    for (int group = 0; group < count; group += kLanes) {
+    for (int group = 0; group < shared.own.count; group += kLanes) {
         const uint32_t alive = Team::ballot([&](int lane) {
-            return group + lane < count && touches(shared.staged[group + lane], tile);
+            return group + lane < shared.own.count && touches(shared.outlines, group + lane, tile);
         });
         Team::lanes([&](int lane) {
             if (alive >> lane & 1u)
@@ -132,7 +177,7 @@ SPLAT_DEVICE void gather_tile(
         Team::lanes([&](int lane) {
             const int slot = lane & (slots - 1), from_row = (lane >> (kLaneBits - sharing)) * rows;
             if (slot < left)
-                gather_rows<T, C, S>(shared.staged[list[first + slot]], tile, pixels, from_row,
+                gather_rows<T, C, S>(brush(shared, list[first + slot]), tile, pixels, from_row,
                                      rows, sums[lane]);
         });
         for (int turn = 0; turn < 1 << sharing; ++turn)
@@ -146,26 +191,22 @@ SPLAT_DEVICE void gather_tile(
     }
 }
 
-// The chain rule: from a Gaussian's sums to the gradient of its row. Where the weight saturates,
-// the staged weight was opacity exp(-sigma) and the moments want exp(-sigma); elsewhere it was
-// exp(-sigma) and the color wants opacity exp(-sigma). The moments' t was steep times theirs.
+// From a Gaussian's sums to the gradient of its row. Where the weight saturates, the staged weight
+// was opacity exp(-sigma) and the moments want exp(-sigma); elsewhere it was exp(-sigma) and the
+// color wants opacity exp(-sigma). The moments' t was measured in units of 1 / steep.
 template <typename T, int C>
-SPLAT_DEVICE void finish(
-    Numbers<T> row, const Shape& shape, const Sums<T, C>& sums, Numbers<T> v_row) {
-    const Gaussian<T> g = project<T>(row, shape);
-    if (!g.alive) {
-        for (int i = 0; i < shape.row; ++i) v_row[i] = T(0);
-        return;
-    }
-    const bool saturated = saturates(g, shape);
-    const T scale = saturated ? T(1) / g.opacity : T(1), per_t = scale / steepness(g);
-    const T color_scale = saturated ? T(1) : g.opacity;
-    const T* m = sums.value;
-    const T moments[kMoments] = {m[0] * scale, m[1] * scale, m[2] * per_t, m[3] * scale,
-                                 m[4] * per_t, m[5] * per_t / steepness(g)};
-    project_vjp(g, row, shape, moments, v_row);
-    for (int c = 0; c < C; ++c)
-        if (c < shape.channels) v_row[kGeometry + c] = color_scale * sums.value[kMoments + c];
+SPLAT_DEVICE void finish(Numbers<T> row, const Shape& shape, Sums<T, C>& sums, Numbers<T> v_row) {
+    write_gradient<C>(row, shape, sums.value, v_row, [&](const Gaussian<T>& g, T* m) {
+        const bool saturated = saturates(g, shape);
+        const T scale = saturated ? T(1) / g.opacity : T(1), per_t = scale / root_steepness(g);
+        m[0] *= scale;
+        m[1] *= scale;
+        m[2] *= per_t;
+        m[3] *= scale;
+        m[4] *= per_t;
+        m[5] = m[5] * per_t / root_steepness(g);
+        for (int c = 0; c < C; ++c) m[kMoments + c] *= saturated ? T(1) : g.opacity;
+    });
 }
 
 // Offset of a Gaussian's sums over one part in slots [stored, parts, points, kSums].
@@ -174,56 +215,58 @@ SPLAT_HD int64_t slot_offset(const Shape& shape, int image, int part, int k) {
     return ((int64_t(image) * parts_of(shape) + part) * shape.points + k) * kSums<C>;
 }
 
-// Writes v_params where one part covers the image, else slots. A block belongs to a stored image
-// and looks through the index for where it is shown, 32 slots of the batch at a time: an image
-// shown twice adds up in the batch's order and one that is not shown gets zeros, without atomics.
+// The first slot of the batch from `slot` on that shows the block's image, or the end.
+template <typename Team, typename T>
+SPLAT_DEVICE int next_shown(const Shape& shape, const Portion<T>& own, int slot) {
+    for (; slot < own.end_slot; slot += kLanes) {
+        const uint32_t shown = Team::ballot([&](int lane) {
+            return slot + lane < own.end_slot && shape.source(slot + lane) == own.image;
+        });
+        if (shown != 0) return slot + lowest_bit(shown);
+    }
+    return own.end_slot;
+}
+
+// Writes v_params where one part covers the image, else slots. A block looks through the index for
+// where its image is shown: an image shown twice adds up in the batch's order and one that is not
+// shown gets zeros, without atomics.
 template <typename Team, typename T, int C, int S>
 SPLAT_DEVICE void gather(
     const T* v_images, Numbers<T> params, Numbers<T> v_params, T* slots, const Shape& shape,
     int block, GatherShared<T, C>& shared) {
-    const int chunks = ceil_div(shape.points, kChunk<T>), parts = parts_of(shape);
-    const int part = block / chunks % parts, image = block / chunks / parts;
-    const int begin = block % chunks * kChunk<T>;
-    const int count = shape.points - begin < kChunk<T> ? shape.points - begin : kChunk<T>;
-    const int64_t first_row = int64_t(image) * shape.points + begin;
-    const auto row = [&](int k) { return params + (first_row + k) * shape.row; };
+    const Portion<T>& own = shared.own;
+    Team::threads([&](int thread) {
+        if (thread == 0) shared.own.set(shape, block);
+    });
 
     // 1. Stage, and start every warp's sums at zero.
     Team::threads([&](int thread) {
-        if (thread < count)
-            stage(row(thread), shape, false, shared.staged[thread]);
+        if (thread < own.count)
+            stage(params + own.row(shape, thread), shape, thread, shared);
         for (int i = thread; i < kWarps * kChunk<T>; i += kThreads)
             shared.sums[i / kChunk<T>][i % kChunk<T>] = Sums<T, C>{};
     });
 
     // 2. A warp takes every eighth tile of the part.
-    const int first = part * kTilesPerPart, tiles = tiles_of(shape);
-    const int last = tiles - first < kTilesPerPart ? tiles : first + kTilesPerPart;
-    const int begin_slot = shape.picks() ? 0 : image;
-    const int end_slot = shape.picks() ? int(shape.batch) : image + 1;
     Team::warps([&](int warp) {
-        for (int group = begin_slot; group < end_slot; group += kLanes) {
-            uint32_t shown = Team::ballot([&](int lane) {
-                return group + lane < end_slot && shape.source(group + lane) == image;
-            });
-            for (; shown != 0; shown &= shown - 1)
-                for (int tile = first + warp; tile < last; tile += kWarps)
-                    gather_tile<Team, T, C, S>(v_images, shape, group + lowest_bit(shown),
-                                               tile_at<T, S>(shape, tile), count, warp, shared);
-        }
+        for (int slot = next_shown<Team>(shape, own, own.first_slot); slot < own.end_slot;
+             slot = next_shown<Team>(shape, own, slot + 1))
+            for (int tile = own.first_tile + warp; tile < own.end_tile; tile += kWarps)
+                gather_tile<Team, T, C, S>(
+                    v_images, shape, slot, tile_at<T, S>(shape, tile), warp, shared);
     });
 
     // 3. Sum over the warps in their order; apply the chain rule or keep the part's slot.
     Team::threads([&](int thread) {
-        if (thread >= count) return;
+        if (thread >= own.count) return;
         Sums<T, C> total{};
         for (int warp = 0; warp < kWarps; ++warp)
             for (int i = 0; i < kSums<C>; ++i) total.value[i] += shared.sums[warp][thread].value[i];
-        if (parts == 1) {
-            finish<T, C>(
-                row(thread), shape, total, v_params + (first_row + thread) * shape.row);
+        if (parts_of(shape) == 1) {
+            const int64_t row = own.row(shape, thread);
+            finish<T, C>(params + row, shape, total, v_params + row);
         } else {
-            T* slot = slots + slot_offset<C>(shape, image, part, begin + thread);
+            T* slot = slots + slot_offset<C>(shape, own.image, own.part, own.begin + thread);
             for (int i = 0; i < kSums<C>; ++i) slot[i] = total.value[i];
         }
     });

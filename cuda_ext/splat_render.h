@@ -12,6 +12,58 @@ struct Pixels {
     T value[kRowsPerLane][C];
 };
 
+// What drawing reads of one Gaussian, the same for all lanes of a warp. It walks down a lane's column
+// of samples by a recurrence: exp of a quadratic has a geometric second difference.
+template <typename T, int C>
+struct alignas(16) Staged : Brush<T, C> {
+    T rim;   // 2^log2_rim
+    T bend;  // ratio of two successive ratios of samples; 0 where the recurrence is not safe
+    T lean;  // ratio of the first ratios of two neighboring columns
+};
+
+template <typename T, int C>
+struct RenderShared {
+    Staged<T, C> staged[kStaged];
+    Outlines<T, kStaged> outlines;
+};
+
+// Whether a lane's column may be walked by the recurrence from its top sample: with a sample of the
+// support at its foot, t is at most sqrt(lift - log2_rim) + fall at the top, and e there must not be
+// below what a number can hold (the note on the seed in splat_simd.h). The pre-filter's variance
+// makes it so for every opacity up to 1e11; without it, most narrow Gaussians must not walk.
+template <typename T>
+SPLAT_HD bool walks(const Gaussian<T>& g, const Shape& shape) {
+    const T fall = (T(kRowsPerLane) - T(1) / T(shape.per_axis)) * root_steepness(g);
+    const T rise = std::sqrt(-log2_rim(g));
+    const T deepest = lifted_rim(g, shape) - fall * (T(2) * rise + fall);
+    return deepest > T(sizeof(T) == 4 ? -124 : -1000);
+}
+
+// Numbers are written in place, one by one, since a row of them would not fit into the registers
+// beside a lane's pixels.
+template <typename T, int C>
+SPLAT_DEVICE void stage(
+    Numbers<T> row, const Shape& shape, int k, RenderShared<T, C>& shared) {
+    const Gaussian<T> g = outline(row, shape, k, shared.outlines);
+    if (!g.alive) return;
+    Staged<T, C>& staged = shared.staged[k];
+    staged.x = g.x;
+    staged.y = g.y;
+    staged.slope = g.slope;
+    staged.flat = flatness(g);
+    staged.steep = root_steepness(g);
+    staged.lift = lift_of(g, shape);
+    staged.log2_rim = lifted_rim(g, shape);
+    const T down = staged.steep / shape.per_axis;  // t from one sample of a column to the next
+    staged.rim = power_of_2(staged.log2_rim);
+    staged.bend = walks(g, shape) ? power_of_2(T(-2) * down * down) : T(0);
+    staged.lean = power_of_2(T(2) * down * down * g.slope);
+    const T samples = T(shape.per_axis * shape.per_axis);
+    const T scale = (saturates(g, shape) ? T(1) : g.opacity) / samples;
+    for (int c = 0; c < C; ++c)
+        staged.color[c] = c < shape.channels ? scale * row.load(kGeometry + c) : T(0);
+}
+
 // One Gaussian's weights over a lane's pixels, whose first sample is at (x, y), an exponential for
 // every sample.
 template <typename T, int C, int S>
@@ -31,7 +83,7 @@ SPLAT_DEVICE void sample_columns(
 
 // The same by the recurrence down each column: a third of the exponentials, which the GPU computes
 // at an eighth of the rate of a product. A column that the support misses may end in infinity
-// times zero; that is not a number, and fails the test at the rim as zero would.
+// times zero; that is NaN, and fails the test at the rim as zero would.
 template <typename T, int C, int S>
 SPLAT_DEVICE void walk_columns(const Staged<T, C>& g, T x, T y, T (&weight)[kRowsPerLane]) {
     constexpr T step = T(1) / S;
@@ -45,7 +97,7 @@ SPLAT_DEVICE void walk_columns(const Staged<T, C>& g, T x, T y, T (&weight)[kRow
         T ratio = first_ratio;
 #pragma unroll
         for (int i = 0; i < kRowsPerLane * S; ++i) {
-            if (value >= g.rim) weight[i / S] += value < T(1) ? value : T(1);
+            if (inside(value, g.rim)) weight[i / S] += clamped(value, T(1));
             value *= ratio;
             ratio *= g.bend;
         }
@@ -82,11 +134,11 @@ SPLAT_DEVICE void store(
 
 template <typename Team, typename T, int C, int S>
 SPLAT_DEVICE void render(
-    Numbers<T> params, T* images, const Shape& shape, int block, Staged<T, C>* staged) {
+    Numbers<T> params, T* images, const Shape& shape, int block, RenderShared<T, C>& shared) {
     const int tiles = tiles_of(shape), per_image = ceil_div(tiles, kWarps);
     const int image = block / per_image, first_tile = block % per_image * kWarps;
     const int64_t source = shape.source(image);
-    const bool there = source >= 0 && source < shape.stored();  // else it is left black
+    const bool there = source >= 0 && source < shape.stored;  // else it is left black
     const int points = there ? shape.points : 0;
     const Numbers<T> rows = params + source * shape.points * shape.row;
     typename Team::template PerThread<Pixels<T, C>> pixels;
@@ -97,7 +149,7 @@ SPLAT_DEVICE void render(
         // 1. Stage: a thread projects one Gaussian.
         Team::threads([&](int thread) {
             if (thread < count)
-                stage(rows + int64_t(begin + thread) * shape.row, shape, true, staged[thread]);
+                stage(rows + int64_t(begin + thread) * shape.row, shape, thread, shared);
         });
 
         // 2. Cull 32 Gaussians at a time, 3. walk those that touch the warp's tile.
@@ -106,12 +158,13 @@ SPLAT_DEVICE void render(
             const Tile<T> tile = tile_at<T, S>(shape, first_tile + warp);
             for (int group = 0; group < count; group += kLanes) {
                 const uint32_t alive = Team::ballot([&](int lane) {
-                    return group + lane < count && touches(staged[group + lane], tile);
+                    return group + lane < count && touches(shared.outlines, group + lane, tile);
                 });
                 Team::lanes([&](int lane) {
                     const T x = T(tile.x + lane_column(lane)) + T(0.5 / S);
                     const T y = T(tile.y + lane_row(lane)) + T(0.5 / S);
-                    draw<T, C, S>(staged + group, alive, x, y, pixels[warp * kLanes + lane]);
+                    draw<T, C, S>(
+                        shared.staged + group, alive, x, y, pixels[warp * kLanes + lane]);
                 });
             }
         });

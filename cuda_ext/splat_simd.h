@@ -5,13 +5,15 @@
 // pixels in x, so a strip needs no gather, and a sample below another follows from it by two
 // products (exp of a quadratic has a geometric second difference):
 //     G(y + h) = G(y) R(y),   R(y + h) = R(y) Q,   Q = exp(-h^2 curvature).
-// The seed must not underflow while a later sample of its chunk is alive, which bounds how many
-// rows one seed may serve (`rows_per_seed`); one row means that every sample has its own exp.
+// The seed must not underflow while a later sample of its chunk is inside the support, which bounds
+// how many rows one seed may serve (`rows_per_seed`); one row means that every sample has its own exp.
 // A column with no sample of its chunk in the support is set to zero at its seed: its products
 // would sink below the smallest normal number, where a processor takes a hundred times as long.
 
 namespace splat {
 namespace SPLAT_TARGET {
+
+#include "splat_sample.h"
 
 template <typename T>
 struct Lanes {
@@ -98,19 +100,16 @@ inline void walk(const Gaussian<T>& g, int from_row, int to_row, int width, Body
     using V = typename Lanes<T>::V;
     constexpr int lanes = Lanes<T>::count;
     constexpr T step = T(1) / S, first_sample = T(0.5) / S;
-    constexpr T half_log2e = T(0.72134752044448170368);
-    const T slope = g.slope;
-    const T curve = half_log2e * g.curvature, flat = half_log2e / g.a;
+    const T slope = g.slope, curve = steepness(g), flat = flatness(g);
     const V second = V{} + T(T(2) * curve * step * step);
     const V ratio_step = exp2_lanes(-second);
     const int chunk = rows_per_seed(g, step);
-    const T tip = g.b * std::sqrt(g.reach / g.c);  // dx of the lowest point of the ellipse
-    const T half_width = extent(g, g.a);
-    const Span columns = pixels_between(g.x - half_width, g.x + half_width, first_sample, 0, width);
+    const T lowest = lowest_dx(g, g.reach), reach_x = half_width(g, g.reach);
+    const Span columns = pixels_between(g.x - reach_x, g.x + reach_x, first_sample, 0, width);
 
-    const T rim_exponent = -half_log2e * g.reach - T(0.01);  // of the support, with room to round
+    const T rim_exponent = log2_rim(g) - T(0.01);  // with room to round
     // Whether a product may sink: how deep the exponent is where a strip goes furthest out.
-    const T far_u = half_width + T(lanes);
+    const T far_u = reach_x + T(lanes);
     const T far_t = std::sqrt(g.reach / g.curvature) + std::fabs(slope) * T(lanes) + T(chunk + 2);
     const bool sinks = flat * far_u * far_u + curve * far_t * far_t > T(sizeof(T) == 4 ? 120 : 1000);
 
@@ -120,13 +119,14 @@ inline void walk(const Gaussian<T>& g, int from_row, int to_row, int width, Body
     for (int x = columns.first; x <= columns.last; x += lanes) {
         const int right = x + lanes - 1 < columns.last ? x + lanes - 1 : columns.last;
         const T dx_left = T(x) + first_sample - g.x, dx_right = T(right + 1) - first_sample - g.x;
-        const auto rim = [&](T at, T side) {  // dy of the ellipse's upper (-) or lower (+) arc
-            const T dx = at < dx_left ? dx_left : (at > dx_right ? dx_right : at);
+        const auto half_chord = [&](T dx) {
             const T left = g.reach - dx * dx / g.a;
-            return slope * dx + side * std::sqrt((left > 0 ? left : T(0)) / g.curvature);
+            return std::sqrt((left > 0 ? left : T(0)) / g.curvature);
         };
-        const Span rows = pixels_between(
-            g.y + rim(-tip, T(-1)), g.y + rim(tip, T(1)), first_sample, from_row, to_row);
+        const auto end = [&](T side) {
+            return g.y + arc(slope, lowest, side, dx_left, dx_right, half_chord);
+        };
+        const Span rows = pixels_between(end(T(-1)), end(T(1)), first_sample, from_row, to_row);
         if (rows.first > rows.last) continue;
 
         V dx[S], base[S], line[S];
@@ -159,8 +159,8 @@ inline void walk(const Gaussian<T>& g, int from_row, int to_row, int width, Body
                 value[j] = dead ? zero : value[j];
                 ratio[j] = dead ? zero : ratio[j];
             }
-            const int end = y + chunk - 1 < rows.last ? y + chunk - 1 : rows.last;
-            for (int row = y; row <= end; ++row) {
+            const int last = y + chunk - 1 < rows.last ? y + chunk - 1 : rows.last;
+            for (int row = y; row <= last; ++row) {
                 for (int i = 0; i < S; ++i)
                     for (int j = 0; j < S; ++j) {
                         G[i][j] = value[j];
@@ -188,13 +188,13 @@ struct Draw {
     inline void enter(int column, V, V) { x = column; }
     inline void leave() {}
     inline void operator()(int y, const V (&G)[S][S]) {
-        const V zero = {};
+        const V zero = {}, one = zero + T(1);
         V weight = zero;
         for (int i = 0; i < S; ++i)
             for (int j = 0; j < S; ++j) {
                 V w = G[i][j];
-                if (saturated) w = opacity * w > T(1) ? zero + T(1) : opacity * w;
-                weight += G[i][j] >= threshold ? w : zero;
+                if (saturated) w = clamped(opacity * w, one);
+                weight += inside(G[i][j], threshold) ? w : zero;
             }
         T* at = planes + (y - from_row) * stride + x;
         for (int k = 0; k < C; ++k) store(at + k * plane, load(at + k * plane) + color[k] * weight);
@@ -224,7 +224,7 @@ struct Gather {
     }
     inline void operator()(int y, const V (&G)[S][S]) {
         constexpr T step = T(1) / S;
-        const V zero = {};
+        const V zero = {}, one = zero + T(1);
         const T* at = planes + (y - from_row) * stride + x;
         V image[C], v_weight = zero;
         for (int k = 0; k < C; ++k) {
@@ -236,10 +236,10 @@ struct Gather {
             const V t = (T(y) + T(0.5) / S + T(i) * step) - line;
             V both = zero, rightmost = zero;
             for (int j = 0; j < S; ++j) {
-                const V alive = G[i][j] >= threshold ? G[i][j] : zero;
+                const V alive = inside(G[i][j], threshold) ? G[i][j] : zero;
                 const V w = opacity * alive;
-                weight += saturated ? (w > T(1) ? zero + T(1) : w) : w;
-                const V h = saturated ? (w > T(1) ? zero : alive) : alive;
+                weight += saturated ? clamped(w, one) : w;
+                const V h = saturated ? (held(w, one) ? zero : alive) : alive;
                 both += h;
                 if (j > 0) rightmost = h;
             }
@@ -274,7 +274,7 @@ struct Gather {
 
 // One band of one image, C channels (fewer in the data are padded by black).
 template <typename T, int C, int S>
-void draw_band(const T* rows, const Shape& shape, const Band& band, T* planes) {
+void draw_band(Numbers<T> rows, const Shape& shape, const Band& band, T* planes) {
     const T per_sample = T(1) / (S * S);
     Draw<T, C, S> draw;
     draw.planes = planes;
@@ -282,24 +282,26 @@ void draw_band(const T* rows, const Shape& shape, const Band& band, T* planes) {
     draw.stride = band.stride;
     draw.from_row = band.from_row;
     for (int k = 0; k < shape.points; ++k) {
-        const T* row = rows + int64_t(k) * shape.row;
+        const Row<T> row(rows + int64_t(k) * shape.row, shape);
         const Gaussian<T> g = project<T>(row, shape);
         if (!g.alive) continue;
-        draw.saturated = shape.saturate && g.opacity > T(1);
+        draw.saturated = saturates(g, shape);
         draw.opacity = typename Lanes<T>::V{} + g.opacity;
-        draw.threshold = typename Lanes<T>::V{} + support_threshold(g.opacity);
+        draw.threshold = typename Lanes<T>::V{} + rim(g);
         const T scale = per_sample * (draw.saturated ? T(1) : g.opacity);
         for (int c = 0; c < C; ++c)
-            draw.color[c] = typename Lanes<T>::V{} + (c < shape.channels ? scale * row[kGeometry + c] : T(0));
+            draw.color[c] = typename Lanes<T>::V{} +
+                            (c < shape.channels ? scale * row.load(kGeometry + c) : T(0));
         walk<T, S>(g, band.from_row, band.to_row, shape.width, draw);
     }
 }
 
 // Moments and color gradients of every Gaussian over one band: sums[points][kMoments + kMaxChannels].
 template <typename T, int C, int S>
-void gather_band(const T* rows, const Shape& shape, const Band& band, const T* planes, T* sums) {
+void gather_band(
+    Numbers<T> rows, const Shape& shape, const Band& band, const T* planes, T* sums) {
     for (int k = 0; k < shape.points; ++k) {
-        const T* row = rows + int64_t(k) * shape.row;
+        const Row<T> row(rows + int64_t(k) * shape.row, shape);
         const Gaussian<T> g = project<T>(row, shape);
         T* out = sums + int64_t(k) * (kMoments + kMaxChannels);
         if (!g.alive) continue;
@@ -309,11 +311,12 @@ void gather_band(const T* rows, const Shape& shape, const Band& band, const T* p
         gather.stride = band.stride;
         gather.from_row = band.from_row;
         gather.slope = g.slope;
-        gather.saturated = shape.saturate && g.opacity > T(1);
+        gather.saturated = saturates(g, shape);
         gather.opacity = typename Lanes<T>::V{} + g.opacity;
-        gather.threshold = typename Lanes<T>::V{} + support_threshold(g.opacity);
+        gather.threshold = typename Lanes<T>::V{} + rim(g);
         for (int c = 0; c < C; ++c)
-            gather.color[c] = typename Lanes<T>::V{} + (c < shape.channels ? row[kGeometry + c] : T(0));
+            gather.color[c] = typename Lanes<T>::V{} +
+                              (c < shape.channels ? row.load(kGeometry + c) : T(0));
         walk<T, S>(g, band.from_row, band.to_row, shape.width, gather);
         for (int m = 0; m < kMoments; ++m) out[m] += sum_lanes<T>(gather.total[m]);
         for (int c = 0; c < shape.channels; ++c) out[kMoments + c] += sum_lanes<T>(gather.v_color[c]);
@@ -321,11 +324,11 @@ void gather_band(const T* rows, const Shape& shape, const Band& band, const T* p
 }
 
 template <typename T>
-Kernels<T> kernels(int channels, int per_axis) {
-#define SPLAT_PICK(C, S) Kernels<T>{draw_band<T, C, S>, gather_band<T, C, S>, C, Lanes<T>::count}
-    if (per_axis == 1) return channels == 1 ? SPLAT_PICK(1, 1) : channels <= 3 ? SPLAT_PICK(3, 1) : SPLAT_PICK(4, 1);
-    return channels == 1 ? SPLAT_PICK(1, 2) : channels <= 3 ? SPLAT_PICK(3, 2) : SPLAT_PICK(4, 2);
-#undef SPLAT_PICK
+Kernels<T> kernels(const Shape& shape) {
+    return with_constants<true>(shape, [](auto channels, auto per_axis) {
+        constexpr int C = decltype(channels)::value, S = decltype(per_axis)::value;
+        return Kernels<T>{draw_band<T, C, S>, gather_band<T, C, S>, C};
+    });
 }
 
 }  // namespace SPLAT_TARGET

@@ -20,8 +20,6 @@
 // order: results are the same bit for bit from run to run, whatever else is in the batch.
 #pragma once
 
-#include <type_traits>
-
 #include "splat_math.h"
 
 #if defined(__CUDACC__)
@@ -42,7 +40,6 @@ template <typename T>
 constexpr int kChunk = sizeof(T) == 4 ? 96 : 32;
 static_assert(kChunk<float> <= 256, "a warp's list holds bytes");
 
-constexpr double kHalfLog2E = 0.72134752044448170368;
 constexpr double kRoom = 1.001;   // the culling ellipse's reach over the true one: covers rounding
 constexpr double kMargin = 1e-3;  // pixels around a tile's outermost samples, for the same reason
 
@@ -60,25 +57,10 @@ SPLAT_HD int64_t render_blocks(const Shape& shape) {
 }
 template <typename T>
 SPLAT_HD int64_t gather_blocks(const Shape& shape) {
-    return shape.stored() * parts_of(shape) * ceil_div(shape.points, kChunk<T>);
+    return shape.stored * parts_of(shape) * ceil_div(shape.points, kChunk<T>);
 }
 SPLAT_HD int64_t add_parts_blocks(const Shape& shape) {
-    return (shape.stored() * shape.points + kThreads - 1) / kThreads;
-}
-
-// Calls f(C, S) with constants for the channels (rounded up) and the samples per pixel and axis.
-// double is for checking gradients, not for speed: one number of channels is enough.
-template <typename T, typename F>
-void with_constants(const Shape& shape, F f) {
-    const auto with_samples = [&](auto channels) {
-        if (shape.per_axis == 1) f(channels, std::integral_constant<int, 1>());
-        else f(channels, std::integral_constant<int, 2>());
-    };
-    if constexpr (sizeof(T) == 4) {
-        if (shape.channels == 1) return with_samples(std::integral_constant<int, 1>());
-        if (shape.channels <= 3) return with_samples(std::integral_constant<int, 3>());
-    }
-    with_samples(std::integral_constant<int, kMaxChannels>());
+    return (shape.stored * shape.points + kThreads - 1) / kThreads;
 }
 
 template <typename T>
@@ -143,90 +125,76 @@ SPLAT_HD float rough_root_over(float square, float by) {
 }
 SPLAT_HD double rough_root_over(double square, double by) { return std::sqrt(square) / by; }
 
-// ---- One Gaussian, staged in shared memory --------------------------------------------------
+// ---- Gaussians, staged in shared memory -----------------------------------------------------
+
+// What culling reads of N Gaussians, an array for each number: the lanes of a warp cull different
+// Gaussians, and neighbors in an array lie in different banks of shared memory.
+template <typename T, int N>
+struct Outlines {
+    T x[N], y[N], slope[N], flat[N], steep[N];
+    T room[N];        // flat dx^2 + t^2 at the rim, times kRoom
+    T half_width[N];  // half the support's extent along x
+    T lowest[N];      // dx of its lowest point
+};
 
 // With lift = log2(opacity) where the weight saturates, else 0, and t = steep (dy - slope dx),
 //     2^min(e, 0),   e = lift - flat dx^2 - t^2,
 // is min(1, opacity exp(-sigma)) where it saturates, else exp(-sigma): one formula for both.
-//
-// Rendering walks down a lane's column of samples by a recurrence (exp of a quadratic has a
-// geometric second difference) and reads rim, bend and lean; everything else reads floor.
 template <typename T, int C>
-struct alignas(16) Staged {
+struct Brush {
     T x, y, slope, flat, steep, lift;
-    T rim;   // 2^floor
-    T bend;  // ratio of two successive ratios of samples; 0 where the recurrence is not safe
+    T log2_rim;  // e at the rim of the support
     T color[C];
-    T lean;             // ratio of the first ratios of two neighboring columns
-    T floor;            // e at the rim of the support
-    T half_width, tip;  // of the support: half its extent along x, and dx of its lowest point
 };
 
 template <typename T>
-SPLAT_HD bool saturates(const Gaussian<T>& g, const Shape& shape) {
-    return shape.saturate && g.opacity > T(1);
+SPLAT_HD T root_steepness(const Gaussian<T>& g) {
+    return std::sqrt(steepness(g));
 }
-
 template <typename T>
-SPLAT_HD T steepness(const Gaussian<T>& g) {
-    return std::sqrt(T(kHalfLog2E) * g.curvature);
+SPLAT_HD T lift_of(const Gaussian<T>& g, const Shape& shape) {
+    return saturates(g, shape) ? std::log2(g.opacity) : T(0);
+}
+template <typename T>
+SPLAT_HD T lifted_rim(const Gaussian<T>& g, const Shape& shape) {
+    return lift_of(g, shape) + log2_rim(g);
 }
 
-// Whether a lane's column may be walked by the recurrence from its top sample: with a sample of the
-// support at its foot, t is at most sqrt(lift - floor) + fall at the top, and e there must not be
-// below what a number can hold (the note on the seed in splat_simd.h). The pre-filter's variance
-// makes it so for every opacity up to 1e11; without it, most narrow Gaussians must not walk.
-template <typename T, int C>
-SPLAT_HD bool walks(const Staged<T, C>& staged, const Gaussian<T>& g, const Shape& shape) {
-    const T fall = (T(kRowsPerLane) - T(shape.spacing())) * staged.steep;
-    const T rise = std::sqrt(T(kHalfLog2E) * g.reach);
-    const T deepest = staged.floor - fall * (T(2) * rise + fall);
-    return deepest > T(sizeof(T) == 4 ? -124 : -1000);
-}
-
-// A dead Gaussian's half-width is below zero: it touches nothing, and nothing but its x is looked at.
-// Numbers are written in place, one by one, for a row of them would not fit into the registers beside
-// a lane's pixels.
-template <typename T, int C>
-SPLAT_HD void stage(Numbers<T> row, const Shape& shape, bool premultiply, Staged<T, C>& staged) {
-    staged.half_width = T(-INFINITY);
-    staged.x = T(0);
+// Projects a Gaussian and outlines it as number k. A dead one has an infinitely negative half-width,
+// which no tile touches, and nothing else of it is read but its x.
+template <typename T, int N>
+SPLAT_HD Gaussian<T> outline(Numbers<T> row, const Shape& shape, int k, Outlines<T, N>& all) {
+    all.half_width[k] = T(-INFINITY);
+    all.x[k] = T(0);
     const Gaussian<T> g = project<T>(row, shape);
-    if (!g.alive) return;
-    const bool saturated = saturates(g, shape);
-    staged.x = g.x;
-    staged.y = g.y;
-    staged.slope = g.slope;
-    staged.flat = T(kHalfLog2E) / g.a;
-    staged.steep = steepness(g);
-    staged.lift = saturated ? std::log2(g.opacity) : T(0);
-    staged.floor = staged.lift - T(kHalfLog2E) * g.reach;
-    const T down = staged.steep / shape.per_axis;  // t from one sample of a column to the next
-    staged.rim = power_of_2(staged.floor);
-    staged.bend = walks(staged, g, shape) ? power_of_2(T(-2) * down * down) : T(0);
-    staged.lean = power_of_2(T(2) * down * down * g.slope);
-    staged.half_width = std::sqrt(T(kRoom) * g.reach * g.a);
-    staged.tip = g.b * std::sqrt(T(kRoom) * g.reach / g.c);
-    T scale = T(1);
-    if (premultiply) scale = (saturated ? T(1) : g.opacity) / T(shape.per_axis * shape.per_axis);
-    for (int c = 0; c < C; ++c)
-        staged.color[c] = c < shape.channels ? scale * T(row[kGeometry + c]) : T(0);
+    if (!g.alive) return g;
+    all.x[k] = g.x;
+    all.y[k] = g.y;
+    all.slope[k] = g.slope;
+    all.flat[k] = flatness(g);
+    all.steep[k] = root_steepness(g);
+    all.room[k] = T(kRoom) * (lift_of(g, shape) - lifted_rim(g, shape));
+    all.half_width[k] = half_width(g, T(kRoom) * g.reach);
+    all.lowest[k] = lowest_dx(g, T(kRoom) * g.reach);
+    return g;
 }
 
-// Whether the support may hold a sample of the tile: exact but for kRoom and kMargin. The ellipse
-// between the tile's left and right side is convex, so it meets the tile where its heights do.
-template <typename T, int C>
-SPLAT_HD bool touches(const Staged<T, C>& g, const Tile<T>& tile) {
-    const T left = tile.left - g.x, right = tile.right - g.x;
-    if (left > g.half_width || right < -g.half_width) return false;
-    const T room = T(kRoom) * (g.lift - g.floor);
-    const auto height = [&](T peak, T side) {  // of the upper (-) or lower (+) arc
-        const T dx = peak < left ? left : (peak > right ? right : peak);
-        const T rest = room - g.flat * dx * dx;
-        return g.y + g.slope * dx + side * rough_root_over(rest > T(0) ? rest : T(0), g.steep);
+// Whether the support of Gaussian k may hold a sample of the tile: exact but for kRoom and kMargin.
+// The ellipse between the tile's left and right side is convex, so it meets the tile where its
+// heights do.
+template <typename T, int N>
+SPLAT_HD bool touches(const Outlines<T, N>& all, int k, const Tile<T>& tile) {
+    const T left = tile.left - all.x[k], right = tile.right - all.x[k];
+    if (left > all.half_width[k] || right < -all.half_width[k]) return false;
+    const auto half_chord = [&](T dx) {
+        const T rest = all.room[k] - all.flat[k] * dx * dx;
+        return rough_root_over(rest > T(0) ? rest : T(0), all.steep[k]);
     };
-    // So written, a height that is not a number counts as touching; the samples' test decides.
-    return !(height(-g.tip, T(-1)) > tile.bottom || height(g.tip, T(1)) < tile.top);
+    const auto end = [&](T side) {
+        return all.y[k] + arc(all.slope[k], all.lowest[k], side, left, right, half_chord);
+    };
+    // Written so that a NaN counts as touching; the samples' own test decides.
+    return !(end(T(-1)) > tile.bottom || end(T(1)) < tile.top);
 }
 
 // A column of samples as a Gaussian sees it: dx, the part of e that it shares, t at its top.
@@ -236,15 +204,15 @@ struct Column {
 };
 
 template <typename T, int C>
-SPLAT_HD Column<T> column_at(const Staged<T, C>& g, T x, T y) {
+SPLAT_HD Column<T> column_at(const Brush<T, C>& g, T x, T y) {
     const T dx = x - g.x;
     return {dx, g.lift - g.flat * dx * dx, g.steep * ((y - g.y) - g.slope * dx)};
 }
 
 // The weight over the color's scale, zero outside the support.
 template <typename T, int C>
-SPLAT_HD T weight_at(const Staged<T, C>& g, T e) {
-    return e >= g.floor ? power_of_2(e < T(0) ? e : T(0)) : T(0);
+SPLAT_HD T weight_at(const Brush<T, C>& g, T e) {
+    return inside(e, g.log2_rim) ? power_of_2(clamped(e, T(0))) : T(0);
 }
 
 }  // namespace splat

@@ -26,8 +26,13 @@ from gsdd_lib.config import DistillConfig, EvalConfig, FitConfig
 from gsdd_lib.data import ImageData
 from gsdd_lib.distillation.loop import distill
 from gsdd_lib.evaluation import baselines
-from gsdd_lib.evaluation.evaluate import format_accuracy
-from gsdd_lib.evaluation.protocols import learned_eval_config
+from gsdd_lib.evaluation.evaluate import format_accuracy, summarize
+from gsdd_lib.evaluation.protocols import (
+    Protocols,
+    best_row,
+    compare_protocols,
+    learned_eval_config,
+)
 from gsdd_lib.parameterizations import downsampled, frequency
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.parameterizations.budget import Budget
@@ -35,7 +40,7 @@ from gsdd_lib.parameterizations.downsampled import DownsampledImages
 from gsdd_lib.parameterizations.fit import initial_gaussians
 from gsdd_lib.parameterizations.frequency import FrequencyImages
 from gsdd_lib.parameterizations.neural_field import NeuralFields
-from gsdd_lib.parameterizations.pixel import Storage, affordable_images, random_real_pixels
+from gsdd_lib.parameterizations.pixel import PixelImages, Storage, random_real_pixels
 from gsdd_lib.training.experts import Experts
 
 FIELD_STEPS = 500  # Adam steps of a neural field's warm-up; published: 5,000
@@ -49,24 +54,16 @@ def start_gaussians(
     return initial_gaussians(data, budget, fit_config, seed=seed, **more).gaussians
 
 
-def start_pixels(storage: Storage) -> Start:
-    """Random real images as pixels of that storage, as many as the budget buys."""
+def start_pixels(storage: Storage, factor: int = 1) -> Start:
+    """Random real images as pixels of that storage; ``factor``: of smaller sides (IDC)."""
 
     def start(data: ImageData, budget: Budget, _: FitConfig, *, seed: int) -> Parameterization:
-        count = affordable_images(budget, storage)
-        return random_real_pixels(data, count, seed=seed, storage=storage).to(data.device)
-
-    return start
-
-
-def start_downsampled(storage: Storage) -> Start:
-    """Random real images of half the resolution (IDC)."""
-
-    def start(data: ImageData, budget: Budget, _: FitConfig, *, seed: int) -> Parameterization:
-        count = downsampled.affordable_images(budget, storage=storage)
+        count = downsampled.affordable_images(budget, factor=factor, storage=storage)
         images, labels = _real(data, count, seed)
         more = {"normalization": data.normalization, "storage": storage}
-        return DownsampledImages.init_from(images, labels, **more).to(data.device)
+        if factor == 1:
+            return PixelImages.init_from(images, labels, **more).to(data.device)
+        return DownsampledImages.init_from(images, labels, factor=factor, **more).to(data.device)
 
     return start
 
@@ -101,8 +98,8 @@ STARTS: dict[str, Start] = {
     "pixels": start_pixels("uint8"),
     "pixels fp32": start_pixels("fp32"),
     "pixels bf16": start_pixels("bf16"),
-    "idc": start_downsampled("fp32"),
-    "idc 4 bits": start_downsampled("uint4"),
+    "idc": start_pixels("fp32", downsampled.FACTOR),
+    "idc 4 bits": start_pixels("uint4", downsampled.FACTOR),
     "fred": start_frequencies,
     "ddif": start_fields,
 }
@@ -165,18 +162,8 @@ def enter(
     before = {name: value.detach().clone() for name, value in images.named_parameters()}
     began, history, snapshots = time.perf_counter(), [], []
     place = folder / method.replace(" ", "_") if folder else None
-    rows = distill(
-        images,
-        data,
-        config,
-        eval_config,
-        seed=seed,
-        folder=place,
-        experts=experts,
-        snapshots=snapshots,
-        start=start,
-    )
-    for row in rows:
+    more = {"folder": place, "experts": experts, "snapshots": snapshots, "start": start}
+    for row in distill(images, data, config, eval_config, seed=seed, **more):
         history.append(row)
         seconds = time.perf_counter() - began
         shown = f"step {row['step']:5d}: {format_accuracy(row)} on validation"
@@ -205,7 +192,7 @@ def judge(
         seed: none of those that chose a row.
         initial: methods whose images before distillation are judged too, as "<method>, initial".
     """
-    sets, configs, first = {}, {}, len(entries[0].images)
+    sets, configs = {}, {}
     for entry in entries:
         states = {entry.method: None}
         if entry.method in initial:
@@ -213,13 +200,46 @@ def judge(
         for name, snapshot in states.items():
             own = entry.eval_config if snapshot is None else eval_config
             sets[name] = (entry.render(snapshot), entry.images.labels)
-            configs[name] = baselines.equal_steps(own, first, len(entry.images))
+            configs[name] = _equal_steps(own, entries, entry)
     return baselines.set_rows(sets, data, configs, seed=seed)
+
+
+def compare(
+    entries: Sequence[Entry],
+    data: ImageData,
+    eval_config: EvalConfig,
+    *,
+    seed: int,
+    rows: Sequence[baselines.Row] = (),
+) -> dict[str, Protocols]:
+    """Both protocols of every entry, by method; the networks are trained as in :func:`judge`.
+
+    Args:
+        rows: of ``judge`` with the same entries, config and seed; not evaluated again.
+    """
+    found = {}
+    for entry in entries:
+        judged = [row for row in rows if row["method"] == entry.method]
+        found[entry.method] = compare_protocols(
+            entry.history,
+            entry.snapshots,
+            entry.render,
+            entry.images.labels,
+            data,
+            _equal_steps(eval_config, entries, entry),
+            seed=seed,
+            known={best_row(entry.history): summarize(judged)} if judged else None,
+        )
+    return found
 
 
 def repeat(images: Parameterization) -> Parameterization:
     """A copy to distill in another way from the same start."""
     return copy.deepcopy(images)
+
+
+def _equal_steps(config: EvalConfig, entries: Sequence[Entry], entry: Entry) -> EvalConfig:
+    return baselines.equal_steps(config, len(entries[0].images), len(entry.images))
 
 
 def _real(data: ImageData, count: int, seed: int) -> tuple[Tensor, Tensor]:

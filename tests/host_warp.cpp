@@ -1,6 +1,7 @@
 // The CUDA block programs (splat_render.h, splat_gather.h) on the host, block after block as the
-// GPU would launch them. As a library it serves tests/test_splat_warp.py; built with a sanitizer and
-// HOST_WARP_MAIN it is a program that renders and differentiates odd shapes for it to watch.
+// GPU would launch them. As a library it is called like the kernels by tests/splatting/test_warp.py;
+// built with a sanitizer and HOST_WARP_MAIN it is a program that renders and differentiates odd
+// shapes for the sanitizer to watch.
 //
 // There are two teams. A `Loop` takes its threads one by one, in either order: within a step no
 // thread may depend on another, so both orders must give the same bits. `Hardware` has a real
@@ -12,6 +13,7 @@
 #include <memory>
 #include <vector>
 
+#include "splat_call.h"
 #include "splat_gather.h"
 #include "splat_render.h"
 
@@ -53,18 +55,16 @@ struct Loop {
     static void block(F program) { program(); }
 };
 
-// Shared memory as a block may find it: with nothing in it that is a number.
+// Shared memory as a block may find it: every number in it is NaN.
 void poison(void* shared, size_t bytes) { std::memset(shared, 0xff, bytes); }
 
 // What the launchers of splat_cuda.cu do, with a loop over the blocks in place of the grid.
 template <typename Team, typename T, int C, int S>
 void render_all(Numbers<T> params, T* images, const Shape& shape) {
-    const auto staged = std::make_unique<Staged<T, C>[]>(kStaged);
+    const auto shared = std::make_unique<RenderShared<T, C>>();
     for (int64_t block = 0; block < render_blocks(shape); ++block) {
-        poison(staged.get(), kStaged * sizeof(Staged<T, C>));
-        Team::block([&] {
-            render<Team, T, C, S>(params, images, shape, int(block), staged.get());
-        });
+        poison(shared.get(), sizeof *shared);
+        Team::block([&] { render<Team, T, C, S>(params, images, shape, int(block), *shared); });
     }
 }
 
@@ -73,7 +73,7 @@ void gather_all(
     const T* v_images, Numbers<T> params, Numbers<T> v_params, const Shape& shape) {
     const auto shared = std::make_unique<GatherShared<T, C>>();
     const int64_t parts = parts_of(shape);
-    std::vector<T> slots(parts > 1 ? shape.stored() * parts * shape.points * kSums<C> : 0, T(NAN));
+    std::vector<T> slots(parts > 1 ? shape.stored * parts * shape.points * kSums<C> : 0, T(NAN));
     for (int64_t block = 0; block < gather_blocks<T>(shape); ++block) {
         poison(shared.get(), sizeof *shared);
         Team::block([&] {
@@ -82,8 +82,14 @@ void gather_all(
         });
     }
     if (parts == 1) return;
-    for (int64_t index = 0; index < shape.stored() * shape.points; ++index)
+    for (int64_t index = 0; index < shape.stored * shape.points; ++index)
         add_parts<T, C>(slots.data(), params, v_params, shape, index);
+}
+
+// A batch of images with an opacity.
+Shape batch_of(int64_t images, int points, int channels, int height, int width, int per_axis) {
+    return {images, images, points, channels, 6 + channels, height, width, true, true, true,
+            per_axis, false, nullptr};
 }
 
 }  // namespace
@@ -92,55 +98,43 @@ void gather_all(
 
 namespace {
 
-// stored, points, channels, height, width, opacity, saturate, prefilter, samples per axis, bfloat16,
-// rendered: with -1, all that are stored, in their order
-Shape shape_from(const int64_t* n, const int64_t* index) {
-    Shape shape{n[0], int(n[1]), int(n[2]), int(5 + n[2] + n[5]), int(n[3]), int(n[4]),
-            n[5] != 0, n[6] && n[5], n[7] != 0, int(n[8]), n[9] != 0};
-    if (n[10] < 0) return shape;
-    shape.indexed = n[0];
-    shape.batch = n[10];
-    shape.index = index;
-    return shape;
-}
+struct Host {
+    static int64_t refuses(const Shape&) { return kDone; }
 
-template <typename T>
-void run(void* params, const T* v_images, T* images, void* v_params, const int64_t* numbers,
-         const int64_t* index) {
-    const Shape shape = shape_from(numbers, index);
-    const Numbers<T> rows{params, shape.half}, v_rows{v_params, shape.half};
-    with_constants<T>(shape, [&](auto channels, auto per_axis) {
-        constexpr int C = decltype(channels)::value, S = decltype(per_axis)::value;
-        render_all<Loop, T, C, S>(rows, images, shape);
-        if (shape.points > 0) gather_all<Loop, T, C, S>(v_images, rows, v_rows, shape);
-    });
-}
+    template <typename T>
+    static int64_t render(Numbers<T> params, T* images, const Shape& shape, const Call&) {
+        with_constants<sizeof(T) == 4>(shape, [&](auto channels, auto per_axis) {
+            render_all<Loop, T, channels.value, per_axis.value>(params, images, shape);
+        });
+        return kDone;
+    }
+    template <typename T>
+    static int64_t gather(
+        const T* v_images, Numbers<T> params, Numbers<T> v_params, const Shape& shape,
+        const Call&) {
+        if (shape.points == 0) return kDone;
+        with_constants<sizeof(T) == 4>(shape, [&](auto channels, auto per_axis) {
+            gather_all<Loop, T, channels.value, per_axis.value>(v_images, params, v_params, shape);
+        });
+        return kDone;
+    }
+};
 
 }  // namespace
 
+SPLAT_EXPORT(Host)
+
 // Offsets of the last pixel of channel 0 and of the last Gaussian's sums, with 3 channels.
 extern "C" int64_t pixel_offset_of(int images, int points, int height, int width) {
-    const Shape shape{images, points, 3, 9, height, width, true, true, true, 2};
+    const Shape shape = batch_of(images, points, 3, height, width, 2);
     return pixel_offset(shape, images - 1, width - 1, height - 1);
 }
 extern "C" int64_t slot_offset_of(int images, int points, int height, int width) {
-    const Shape shape{images, points, 3, 9, height, width, true, true, true, 2};
+    const Shape shape = batch_of(images, points, 3, height, width, 2);
     return slot_offset<3>(shape, images - 1, parts_of(shape) - 1, points - 1);
 }
 
 extern "C" void order(int backwards) { Loop::backwards = backwards != 0; }
-
-extern "C" void run_float(
-    void* params, const float* v_images, float* images, void* v_params, const int64_t* n,
-    const int64_t* index) {
-    run(params, v_images, images, v_params, n, index);
-}
-
-extern "C" void run_double(
-    void* params, const double* v_images, double* images, void* v_params, const int64_t* n,
-    const int64_t* index) {
-    run(params, v_images, images, v_params, n, index);
-}
 
 #else
 
@@ -229,7 +223,7 @@ std::vector<float> image_and_gradient(const Shape& shape) {
 
 template <int C, int S>
 bool agrees(int batch, int points, int channels, int height, int width) {
-    const Shape shape{batch, points, channels, 6 + channels, height, width, true, true, true, S};
+    const Shape shape = batch_of(batch, points, channels, height, width, S);
     const auto result = image_and_gradient<Loop, C, S>(shape);
     bool fine = std::none_of(result.begin(), result.end(), [](float x) { return std::isnan(x); });
 #if defined(HOST_WARP_THREADS)

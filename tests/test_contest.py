@@ -7,6 +7,7 @@ from gsdd_lib import contest
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig, FitConfig
 from gsdd_lib.contest import STARTS, enter, judge
 from gsdd_lib.data import load_data
+from gsdd_lib.evaluation import protocols
 from gsdd_lib.parameterizations.budget import plan_budget
 
 FIT = FitConfig(fit_steps=10)
@@ -87,3 +88,19 @@ def test_a_resumed_entry_goes_on_from_its_checkpoint(data, budget, tmp_path):
     assert repr(first.history) == repr(again.history)
     assert torch.equal(first.render(), again.render())
     assert (tmp_path / "pixels_fp32").is_dir()
+
+
+def test_protocols_do_not_train_again_what_was_judged(data, budget, monkeypatch):
+    images = STARTS["pixels fp32"](data, budget, FIT, seed=0)
+    entries = [enter("pixels fp32", images, data, CONFIG, EVAL, seed=0)]
+    anew = contest.compare(entries, data, EVAL, seed=1)["pixels fp32"]
+    rows, evaluated = judge(entries, data, EVAL, seed=1), []
+    original = protocols.evaluate
+
+    def counted(*arguments, **named):
+        evaluated.append(named["seed"])
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(protocols, "evaluate", counted)
+    again = contest.compare(entries, data, EVAL, seed=1, rows=rows)["pixels fp32"]
+    assert again.rows == anew.rows and len(anew.rows) == 2 and evaluated == [1]

@@ -1,8 +1,7 @@
 """Rivals of a distilled set at equal storage, and the whole data set, evaluated alike.
 
-A distilled set means something only beside its rivals: the same parameters before distillation,
-and real images stored as cheaply as serves them. All are evaluated on the test split by networks
-that begin with the same weights, so that methods can be compared network by network.
+They are evaluated on the test split by networks that begin with the same weights, so that methods
+can be compared network by network.
 """
 
 import math
@@ -19,11 +18,7 @@ from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import class_members, keep_per_class
 from gsdd_lib.evaluation.evaluate import Row, evaluate, format_accuracy, summarize
 from gsdd_lib.parameterizations.budget import Budget
-from gsdd_lib.parameterizations.downsampled import (
-    DownsampledImages,
-    affordable_images,
-    stored_size,
-)
+from gsdd_lib.parameterizations.downsampled import DownsampledImages, affordable_images, stored_size
 from gsdd_lib.parameterizations.initialization import representatives
 from gsdd_lib.parameterizations.pixel import BITS, Storage
 
@@ -56,27 +51,24 @@ class RealImages:
         Returns:
             Normalized images [N, C, H, W], and their labels [N].
         """
+        real = data.train
         if self.coreset:
-            members = class_members(data.train.labels)
-            index = torch.cat([_coreset(data, part, count, seed) for part in members])
+            index = torch.cat(
+                [
+                    own[representatives(real.images[own], count, seed=seed)]
+                    if len(own) > count
+                    else own
+                    for own in class_members(real.labels)
+                ]
+            )
         else:
             order = generator(seed, "evaluate", "random real")
-            index = keep_per_class(data.train.labels, count, generator=order)
-        chosen = data.train.select(index)
-        stored = DownsampledImages.init_from(
-            chosen.images.float() / 255,
-            chosen.labels,
-            factor=self.factor,
-            storage=self.storage,
-            normalization=data.normalization,
-        )
-        return stored.render(), chosen.labels
-
-
-def _coreset(data: ImageData, members: Tensor, count: int, seed: int) -> Tensor:
-    if len(members) <= count:
-        return members
-    return members[representatives(data.train.images[members], count, seed=seed)]
+            index = keep_per_class(real.labels, count, generator=order)
+        pixels, labels = real.images[index].float() / 255, real.labels[index]
+        stored = {"factor": self.factor, "storage": self.storage}
+        normalization = data.normalization
+        images = DownsampledImages.init_from(pixels, labels, normalization=normalization, **stored)
+        return images.render(), labels
 
 
 REAL = {
@@ -93,32 +85,27 @@ def set_rows(
     config: EvalConfig | Mapping[str, EvalConfig],
     *,
     seed: int,
+    split: str = "test",
 ) -> list[Row]:
-    """The rows of ``evaluate`` on the test split for every set, with its name as ``method``.
-
-    Prints a line per set as it is done.
+    """The rows of ``evaluate`` for every set, with its name as ``method``; prints a line for each.
 
     Args:
         sets: by name, images and labels as ``evaluate`` takes them.
-        config: how networks are trained; or one for each name, where one of them has a learning
-            rate of its own.
+        config: how networks are trained; or one for each name.
     """
     rows = []
     for name, (images, labels) in sets.items():
         own = config if isinstance(config, EvalConfig) else config[name]
-        rows += _named(name, evaluate(images, labels, data, own, seed=seed, split="test"))
+        rows += _named(name, evaluate(images, labels, data, own, seed=seed, split=split))
     return rows
 
 
 def real_rows(
     method: str, data: ImageData, budget: Budget, config: EvalConfig, *, seed: int
 ) -> list[Row]:
-    """Real images at the storage of ``budget``, chosen anew for each of ``config.networks``.
+    """Real images at the storage of ``budget`` (a key of :data:`REAL`), a choice per network.
 
     Their spread is that of the choice and of the networks together.
-
-    Args:
-        method: a key of :data:`REAL`.
     """
     rival, one, rows = REAL[method], config.model_copy(update={"networks": 1}), []
     for index in range(config.networks):
@@ -142,9 +129,6 @@ def equal_steps(config: EvalConfig, images: int, rival: int) -> EvalConfig:
 
     In the field's 1,000 epochs every set is learned to the end; in a few epochs a smaller set,
     which has fewer steps in each, would seem worse than it is.
-
-    >>> equal_steps(EvalConfig(epochs=30, eval_batch=64), 1000, 400).epochs
-    69
     """
     steps = config.epochs * math.ceil(images / config.eval_batch)
     epochs = math.ceil(steps / math.ceil(rival / config.eval_batch))
@@ -152,12 +136,7 @@ def equal_steps(config: EvalConfig, images: int, rival: int) -> EvalConfig:
 
 
 def summary_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """A line per method in the order of ``rows``: method, mean, std, n, ci95 (percent).
-
-    >>> rows = [{"method": "a", "accuracy": 70.0}, {"method": "a", "accuracy": 72.0}]
-    >>> summary_table(rows)["mean"].tolist()
-    [71.0]
-    """
+    """A line per method in the order of ``rows``: method, mean, std, n, ci95 (percent)."""
     methods = dict.fromkeys(row["method"] for row in rows)
     return pd.DataFrame(
         {"method": method, **summarize([row for row in rows if row["method"] == method])}
@@ -177,12 +156,6 @@ def paired(rows: Sequence[Row], method: str, over: str) -> dict[str, str | float
 
     Raises:
         ValueError: the two were not evaluated by the same networks.
-
-    >>> rows = [{"method": m, "network_index": i, "seed": 1, "accuracy": a}
-    ...         for m, i, a in [("initial", 0, 70.0), ("initial", 1, 72.0),
-    ...                         ("ours", 0, 75.0), ("ours", 1, 77.0)]]
-    >>> paired(rows, "ours", "initial")["gain"]
-    5.0
     """
     first, second = (_by_network(rows, name) for name in (method, over))
     if not first or first.keys() != second.keys():
@@ -214,7 +187,7 @@ def cost_table(
         real: keys of :data:`REAL`, which have no file.
     """
     own = (budget.gpc, budget.points, budget.bits_per_class)
-    lines = [(name, *own, size) for name, size in file_bytes.items()] + [(initial, *own, None)]
+    lines = [(name, *own, size) for name, size in [*file_bytes.items(), (initial, None)]]
     for name in real:
         count = REAL[name].per_class(budget)
         height, width = stored_size(budget.height, budget.width, REAL[name].factor)

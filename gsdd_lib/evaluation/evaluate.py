@@ -1,12 +1,9 @@
 """How good is a distilled set? Train fresh networks on nothing else and test them on real ones.
 
 The ``validation`` split serves every choice; ``test`` is read only when it is asked for by name.
-How a network is trained is in :mod:`gsdd_lib.training.train`.
-
-The networks are trained one after another: all five in one ``torch.func.vmap`` pass, whose
-convolutions become grouped ones, are slower on a CPU. ConvNetD3 at width 64 on 28x28, two shared
-cores, forward, backward and step of five: loop 0.07 s, vmap 0.19 s for 10 images; 0.85 s and 1.36 s
-for 100.
+How a network is trained is in :mod:`gsdd_lib.training.train`. The networks are trained one after
+another, since all in one ``torch.func.vmap`` pass are slower on a CPU: ConvNetD3 at width 64 on
+28x28, a step of five networks on 100 images took 0.85 s in the loop and 1.36 s with vmap.
 """
 
 import math
@@ -26,7 +23,6 @@ from gsdd_lib.networks import network_for
 from gsdd_lib.training.train import EvaluationError, accuracy, passes, train_network
 
 SUMMARY = ("mean", "std", "n", "ci95")  # what :func:`summarize` gives
-
 Row = dict[str, Any]
 
 
@@ -57,29 +53,21 @@ def evaluate(
     Raises:
         EvaluationError: the images or labels do not fit, or the training diverges.
     """
-    _check(images, labels, data, split)
+    if fault := _fault(images, labels, data, split):
+        raise EvaluationError(fault)
     images, labels = images.detach().to(data.device), labels.detach().to(data.device)
     normalize = data.normalize if images.dtype == torch.uint8 else None
     real, rows = getattr(data, split), []
     with Progress(config.networks * passes(config), f"evaluate on {split}") as progress:
         for index in range(config.networks):
             started = time.perf_counter()
-            network = network_for(
-                data,
-                config.eval_network,
-                config.eval_width,
-                generator=generator(seed, "evaluate", index, "weights"),
-                **_choices(config),
+            weights, order = (
+                generator(seed, "evaluate", index, purpose) for purpose in ("weights", "training")
             )
-            loss = train_network(
-                images,
-                labels,
-                network,
-                config,
-                generator=generator(seed, "evaluate", index, "training"),
-                normalize=normalize,
-                progress=progress,
-            )
+            kind, choices = (config.eval_network, config.eval_width), _choices(config)
+            network = network_for(data, *kind, generator=weights, **choices)
+            how = {"generator": order, "normalize": normalize, "progress": progress}
+            loss = train_network(images, labels, network, config, **how)
             percent = accuracy(network, real.images, real.labels, normalize=data.normalize)
             row = {"network_index": index, "seed": seed, "split": split, "accuracy": percent}
             seconds = time.perf_counter() - started
@@ -94,9 +82,6 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         Mean accuracy in percent, std (of a sample, n - 1), n, and ci95, the half-width of the 95 %
         interval for the mean: Student's t times std / sqrt(n). Over n networks of one distillation
         seed, it says nothing of the spread between distillations. Both are NaN for one network.
-
-    >>> summarize([{"accuracy": 70.0}, {"accuracy": 72.0}])["mean"]
-    71.0
     """
     if not rows:
         raise ValueError("no rows to summarize; evaluate at least one network")
@@ -108,11 +93,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def format_accuracy(summary: Mapping[str, float]) -> str:
-    """Mean ± half-width of the 95 % interval, in percent, and the number of networks.
-
-    >>> format_accuracy({"mean": 78.81, "std": 0.43, "n": 5, "ci95": 0.53})
-    '78.8 ± 0.5 (n=5)'
-    """
+    """Mean ± half-width of the 95 % interval, in percent, and the number of networks."""
     mean, ci95, n = summary["mean"], summary["ci95"], summary["n"]
     return f"{mean:.1f}" + ("" if math.isnan(ci95) else f" ± {ci95:.1f}") + f" (n={n:.0f})"
 
@@ -120,38 +101,37 @@ def format_accuracy(summary: Mapping[str, float]) -> str:
 def _choices(config: EvalConfig) -> dict[str, str]:
     """The settings of a ConvNet that are not the defaults; the other networks have none."""
     fields = {name: f"eval_{name}" for name in ("norm", "pooling", "activation")}
+    default = {field: EvalConfig.model_fields[field].default for field in fields.values()}
     values = {name: getattr(config, field) for name, field in fields.items()}
-    default = {name: EvalConfig.model_fields[field].default for name, field in fields.items()}
-    return {name: value for name, value in values.items() if value != default[name]}
+    return {name: value for name, value in values.items() if value != default[fields[name]]}
 
 
-def _check(images: Tensor, labels: Tensor, data: ImageData, split: str) -> None:
+def _fault(images: Tensor, labels: Tensor, data: ImageData, split: str) -> str | None:
+    """What is wrong with the arguments of :func:`evaluate`, in a sentence."""
     if split not in ("validation", "test"):
-        raise EvaluationError(f"unknown split '{split}'; choose 'validation' or 'test'")
-    expected = (data.channels, *data.resolution)
-    if images.dim() != 4 or tuple(images.shape[1:]) != expected or not len(images):
-        raise EvaluationError(
+        return f"unknown split '{split}'; choose 'validation' or 'test'"
+    count, classes, expected = len(images), data.num_classes, (data.channels, *data.resolution)
+    if images.dim() != 4 or tuple(images.shape[1:]) != expected or not count:
+        return (
             f"images to evaluate must be [N, {', '.join(map(str, expected))}] to be tested on "
             f"'{data.name}', got {list(images.shape)}; render them at its resolution"
         )
     if images.is_floating_point() and not images.isfinite().all():
-        raise EvaluationError("the images to evaluate have non-finite pixels; repair them first")
+        return "the images to evaluate have non-finite pixels; repair them first"
     hard = labels.dim() == 1 and not labels.is_floating_point()
-    soft = labels.shape[1:] == (data.num_classes,) and labels.is_floating_point()
-    if len(labels) != len(images) or not (hard or soft):
-        raise EvaluationError(
-            f"labels must be integers [{len(images)}] or probabilities "
-            f"[{len(images)}, {data.num_classes}], got {labels.dtype} {list(labels.shape)}"
+    soft = labels.shape[1:] == (classes,) and labels.is_floating_point()
+    inside = not hard or not len(labels) or 0 <= int(labels.min()) <= int(labels.max()) < classes
+    if len(labels) != count or not (hard or soft) or not inside:
+        return (
+            f"labels must be integers [{count}] in 0 to {classes - 1}, numbered as '{data.name}' "
+            f"does, or probabilities [{count}, {classes}], got {labels.dtype} {list(labels.shape)}"
+            + ("" if inside else f" in {int(labels.min())} to {int(labels.max())}")
         )
-    if hard and not 0 <= int(labels.min()) <= int(labels.max()) < data.num_classes:
-        raise EvaluationError(
-            f"labels must lie in 0 to {data.num_classes - 1}, got {int(labels.min())} to "
-            f"{int(labels.max())}; number the classes as '{data.name}' does"
-        )
-    counts = torch.bincount(labels, minlength=data.num_classes) if hard else labels.sum(0)
+    counts = torch.bincount(labels, minlength=classes) if hard else labels.sum(0)
     if not counts.all():
         name = data.class_names[int((counts == 0).nonzero()[0])]
-        raise EvaluationError(
+        return (
             f"no image to train on is of class '{name}', so no network could ever name it; give "
             "every class at least one"
         )
+    return None

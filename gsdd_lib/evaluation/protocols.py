@@ -40,29 +40,14 @@ class Protocols:
 
     rows: a row per history row: step, validation (mean accuracy, percent), and of the test
         accuracy mean, std, n, ci95
-    clean_row, paper_row: indices into ``rows``
-    protocol: the one that is reported
+    clean, paper: the row chosen on the validation split, and the one chosen on the test split
+    reported: the one of ``EvalConfig.protocol``
     """
 
     rows: list[Row]
-    clean_row: int
-    paper_row: int
-    protocol: str
-
-    @property
-    def clean(self) -> Row:
-        """The row chosen on the validation split."""
-        return self.rows[self.clean_row]
-
-    @property
-    def paper(self) -> Row:
-        """The row chosen on the test split."""
-        return self.rows[self.paper_row]
-
-    @property
-    def reported(self) -> Row:
-        """The row of ``EvalConfig.protocol``."""
-        return self.paper if self.protocol == "paper" else self.clean
+    clean: Row
+    paper: Row
+    reported: Row
 
     @property
     def gap(self) -> float:
@@ -79,6 +64,11 @@ class Protocols:
             f"paper: {paper}, best on test of {len(self.rows)} rows\n"
             f"gap: {self.gap:+.1f} points"
         )
+
+
+def best_row(history: Sequence[Mapping[str, float]]) -> int:
+    """Index of the row with the best validation accuracy, the first of equals: the one kept."""
+    return max(range(len(history)), key=lambda row: history[row]["mean"])
 
 
 def compare_protocols(
@@ -102,7 +92,8 @@ def compare_protocols(
         labels: int64 [N], or probabilities [N, num_classes]; or, where a run learned labels, a
             function of a snapshot that gives them.
         config: how networks are trained, and which protocol is reported.
-        known: by row, what was read on the test split with this config and seed already.
+        known: by row, ``summarize`` of what was read on the test split with this config and seed
+            already, as that of :func:`best_row` is where the kept set has been evaluated.
 
     Raises:
         ValueError: rows and snapshots do not belong together.
@@ -120,29 +111,30 @@ def compare_protocols(
         rate = learned_eval_config(config, [history[row]])
         return summarize(evaluate(images, own, data, rate, seed=seed, split="test"))
 
-    chosen = max(range(len(history)), key=lambda row: history[row]["mean"])  # the first of equals
+    chosen, tested = best_row(history), dict(known or {})
     order = [chosen, *(row for row in range(len(history)) if row != chosen)]
-    tested = dict(known or {})
     for row in order:
-        tested[row] = tested[row] if row in tested else test(row)
-    best = max(order, key=lambda row: tested[row]["mean"])  # the chosen one, if among equals
+        if row not in tested:
+            tested[row] = test(row)
     rows = [
         {"step": past["step"], "validation": past["mean"]}
         | {key: tested[row][key] for key in SUMMARY}
         for row, past in enumerate(history)
     ]
-    return Protocols(rows, chosen, best, config.protocol)
+    clean = rows[chosen]
+    paper = rows[max(order, key=lambda row: rows[row]["mean"])]  # the chosen one, if among equals
+    return Protocols(rows, clean, paper, paper if config.protocol == "paper" else clean)
 
 
 def outcome_table(protocols: Protocols, rivals: pd.DataFrame) -> pd.DataFrame:
     """The outcome of a run: distilled under both protocols, then its rivals.
 
     Args:
-        rivals: method, mean, std, n, ci95, as ``baselines.summary_table`` gives.
+        rivals: as ``baselines.summary_table`` gives; nothing is chosen for them, so they count
+            under ``clean``.
 
     Returns:
-        Columns method, protocol, mean, std, n, ci95. A rival is one set, nothing is chosen for it:
-        it counts under ``clean``.
+        Columns method, protocol, mean, std, n, ci95.
     """
     both = {"clean": protocols.clean, "paper": protocols.paper}
     ours = pd.DataFrame(
@@ -157,35 +149,11 @@ def learned_eval_config(config: EvalConfig, history: Sequence[Mapping[str, float
 
     Unchanged where there is none, which is so for every objective but trajectory matching.
     """
-    best = max(history, key=lambda row: row["mean"])
-    return config.model_copy(update={"eval_lr": best.get("syn_lr", config.eval_lr)})
+    rate = history[best_row(history)].get("syn_lr", config.eval_lr)
+    return config.model_copy(update={"eval_lr": rate})
 
 
 def settings_for(network: str, config: EvalConfig) -> EvalConfig:
-    """``config`` with ``network`` and its own :data:`SETTINGS`; a ConvNet keeps ``config``'s.
-
-    >>> settings_for("ViT", EvalConfig()).eval_lr
-    5e-05
-    """
+    """``config`` with ``network`` and its own :data:`SETTINGS`; a ConvNet keeps ``config``'s."""
     own = SETTINGS[network] | USUAL if network in SETTINGS else {}
     return EvalConfig.from_params(**config.model_dump() | own | {"eval_network": network})
-
-
-def evaluate_architectures(
-    images: Tensor,
-    labels: Tensor,
-    data: ImageData,
-    config: EvalConfig,
-    networks: Sequence[str],
-    *,
-    seed: int,
-    split: str = "validation",
-) -> list[Row]:
-    """The rows of ``evaluate`` for each of ``networks``, named in a column ``network``."""
-    return [
-        {"network": name, **row}
-        for name in networks
-        for row in evaluate(
-            images, labels, data, settings_for(name, config), seed=seed, split=split
-        )
-    ]

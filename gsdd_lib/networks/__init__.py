@@ -1,8 +1,8 @@
 """The field's networks: ConvNetD1 to D6, AlexNet, VGG11, ResNet18 and ViT.
 
 :func:`network_for` makes one for a data set. Every weight is sampled from a generator that is
-passed in, with torch's default distributions. A new architecture is a subclass of
-:class:`~gsdd_lib.networks.layers.Network` and a line in :data:`NETWORKS`.
+passed in, with torch's default distributions. A new architecture is a function that returns a
+:class:`~gsdd_lib.networks.layers.Network`, and a line in :data:`NETWORKS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,18 +14,17 @@ from torch import Tensor, nn
 
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.networks import layers
-from gsdd_lib.networks.alexnet_vgg import VGG11, AlexNet
-from gsdd_lib.networks.convnet import ConvNet
+from gsdd_lib.networks.convnet import alexnet, convnet, vgg11
 from gsdd_lib.networks.layers import Network
-from gsdd_lib.networks.resnet import ResNet18
-from gsdd_lib.networks.vit import ViT
+from gsdd_lib.networks.resnet import resnet18
+from gsdd_lib.networks.vit import vit
 
 NETWORKS: dict[str, Callable[..., Network]] = {
-    **{f"ConvNetD{depth}": partial(ConvNet, depth=depth) for depth in range(1, 7)},
-    "AlexNet": AlexNet,
-    "VGG11": VGG11,
-    "ResNet18": ResNet18,
-    "ViT": ViT,
+    **{f"ConvNetD{depth}": partial(convnet, depth=depth) for depth in range(1, 7)},
+    "AlexNet": alexnet,
+    "VGG11": vgg11,
+    "ResNet18": resnet18,
+    "ViT": vit,
 }
 
 
@@ -62,21 +61,16 @@ def make_network(
         resolution: (height, width) of the images, in pixels.
         width: filters per convolution of a ConvNet; the other networks' are fixed.
         generator: the source of the weights; equal states give equal weights.
-        choices: of a ConvNet, ``norm`` (instance, batch, layer, group, none), ``pooling`` (avg,
-            max, none) and ``activation`` (relu, leakyrelu, sigmoid).
+        choices: of a ConvNet, ``norm``, ``pooling`` and ``activation``
+            (:mod:`gsdd_lib.networks.layers` has their tables).
 
     Returns:
         A map of images [N, C, H, W] to logits, and by ``.embed`` to [N, features].
 
     Raises:
         ConfigError: the name or a choice is unknown, or the images are too small.
-
-    >>> net = make_network("ConvNetD3", channels=3, num_classes=10, resolution=(32, 32),
-    ...                    generator=torch.Generator().manual_seed(0))
-    >>> sum(parameter.numel() for parameter in net.parameters())
-    320010
     """
-    layers.check_choice("network", name, tuple(NETWORKS))
+    layers.check_choice("network", name, NETWORKS)
     if name.startswith("ConvNet"):
         choices = {"width": width, **choices}
     elif choices:

@@ -14,29 +14,24 @@ from gsdd_lib.networks.layers import Network
 STAGES = (64, 128, 256, 512)
 
 
-class ResNet18(Network):
+def resnet18(input_shape: tuple[int, int, int], num_classes: int) -> Network:
     """17 convolutions with instance norm in residual blocks, the mean over pixels, one linear."""
-
-    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
-        channels, height, width = input_shape
-        if max(height, width) <= 8:  # the instance norm of a single pixel is a constant
-            raise ConfigError(
-                f"ResNet18 ends in one pixel for images of {height}x{width}, which its instance "
-                "norm turns into a constant; choose a ConvNet or images of more than 8 pixels"
-            )
-        image_bytes = 4 * STAGES[0] * height * width
-        super().__init__(input_shape, num_classes, features=STAGES[-1], image_bytes=image_bytes)
-        self.stem, self.stem_norm = _conv_norm(channels, STAGES[0], kernel=3)
-        self.blocks = nn.Sequential()
-        before = STAGES[0]
-        for filters in STAGES:
-            self.blocks.append(BasicBlock(before, filters, stride=1 if filters == before else 2))
-            self.blocks.append(BasicBlock(filters, filters, stride=1))
-            before = filters
-        self.add_classifier()
-
-    def features(self, images: Tensor) -> Tensor:
-        return self.blocks(F.relu_(self.stem_norm(self.stem(images)))).mean((2, 3))
+    channels, height, width = input_shape
+    if max(height, width) <= 8:  # the instance norm of a single pixel is a constant
+        raise ConfigError(
+            f"ResNet18 ends in one pixel for images of {height}x{width}, which its instance "
+            "norm turns into a constant; choose a ConvNet or images of more than 8 pixels"
+        )
+    layers, before = nn.Sequential(*_conv_norm(channels, STAGES[0], 3), nn.ReLU(True)), STAGES[0]
+    for filters in STAGES:
+        layers.append(BasicBlock(before, filters, stride=1 if filters == before else 2))
+        layers.append(BasicBlock(filters, filters, stride=1))
+        before = filters
+    layers.append(MeanOverPixels())
+    image_bytes = 4 * STAGES[0] * height * width
+    return Network(
+        input_shape, num_classes, layers, num_features=STAGES[-1], image_bytes=image_bytes
+    )
 
 
 class BasicBlock(nn.Module):
@@ -44,11 +39,11 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
         super().__init__()
-        self.conv1, self.norm1 = _conv_norm(in_channels, out_channels, kernel=3, stride=stride)
-        self.conv2, self.norm2 = _conv_norm(out_channels, out_channels, kernel=3)
+        self.conv1, self.norm1 = _conv_norm(in_channels, out_channels, 3, stride)
+        self.conv2, self.norm2 = _conv_norm(out_channels, out_channels, 3)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut.extend(_conv_norm(in_channels, out_channels, kernel=1, stride=stride))
+            self.shortcut.extend(_conv_norm(in_channels, out_channels, 1, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, H, W] to [N, out, ceil(H / stride), ceil(W / stride)]."""
@@ -56,10 +51,15 @@ class BasicBlock(nn.Module):
         return F.relu_(self.norm2(self.conv2(inner)) + self.shortcut(x))
 
 
+class MeanOverPixels(nn.Module):
+    """[N, C, H, W] to [N, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
 def _conv_norm(
-    in_channels: int, out_channels: int, *, kernel: int, stride: int = 1
+    channels: int, filters: int, kernel: int, stride: int = 1
 ) -> tuple[nn.Conv2d, nn.GroupNorm]:
-    conv = nn.Conv2d(
-        in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False
-    )
-    return conv, nn.GroupNorm(out_channels, out_channels)
+    conv = nn.Conv2d(channels, filters, kernel, stride, padding=kernel // 2, bias=False)
+    return conv, nn.GroupNorm(filters, filters)

@@ -16,29 +16,37 @@ DIM, HEADS, HEAD_DIM, DROPOUT = 512, 8, 64, 0.1
 LARGEST_SMALL = 64  # pixels per side
 
 
-class ViT(Network):
-    """Patches as tokens, ``depth`` blocks of attention and two linear layers, the class token."""
+def vit(input_shape: tuple[int, int, int], num_classes: int) -> Network:
+    """Patches as tokens, blocks of attention and two linear layers, then the class token."""
+    channels, height, width = input_shape
+    small = max(height, width) <= LARGEST_SMALL
+    patch, depth = (4, 6) if small else (16, 10)
+    if height % patch or width % patch:
+        raise ConfigError(
+            f"ViT cuts an image into patches of {patch}x{patch} pixels and {height}x{width} is "
+            "not a multiple of that; choose another resolution"
+        )
+    patches = height * width // patch**2
+    image_bytes = 4 * patches * 3 * HEADS * HEAD_DIM
+    layers = Transformer(channels, patch, patches, depth, normed=small)
+    return Network(input_shape, num_classes, layers, num_features=DIM, image_bytes=image_bytes)
 
-    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
-        channels, height, width = input_shape
-        small = max(height, width) <= LARGEST_SMALL
-        self.patch, depth = (4, 6) if small else (16, 10)
-        if height % self.patch or width % self.patch:
-            raise ConfigError(
-                f"ViT cuts an image into patches of {self.patch}x{self.patch} pixels and "
-                f"{height}x{width} is not a multiple of that; choose another resolution"
-            )
-        patches = height * width // self.patch**2
-        image_bytes = 4 * patches * 3 * HEADS * HEAD_DIM
-        super().__init__(input_shape, num_classes, features=DIM, image_bytes=image_bytes)
-        self.embedding = nn.Linear(channels * self.patch**2, DIM)
+
+class Transformer(nn.Module):
+    """Images [N, C, H, W] to the class token after all blocks, [N, DIM]."""
+
+    def __init__(
+        self, channels: int, patch: int, patches: int, depth: int, *, normed: bool
+    ) -> None:
+        super().__init__()
+        self.patch = patch
+        self.embedding = nn.Linear(channels * patch**2, DIM)
         self.tokens = Tokens(patches)
         self.dropout = Dropout(DROPOUT)
-        self.blocks = nn.Sequential(*[TransformerBlock(normed=small) for _ in range(depth)])
-        self.norm = _norm(small)
-        self.add_classifier()
+        self.blocks = nn.Sequential(*[TransformerBlock(normed=normed) for _ in range(depth)])
+        self.norm = _norm(normed)
 
-    def features(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         patches = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)  # [N, T, C p p]
         tokens = self.dropout(self.tokens(self.embedding(patches)))  # [N, 1 + T, DIM]
         return self.norm(self.blocks(tokens)[:, 0])

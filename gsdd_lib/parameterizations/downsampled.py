@@ -36,7 +36,7 @@ class DownsampledImages(PixelImages):
         images: Tensor,
         labels: Tensor,
         *,
-        factor: int = FACTOR,
+        factor: float = FACTOR,
         storage: Storage = "fp32",
         **more,
     ) -> Self:
@@ -63,7 +63,7 @@ class DownsampledImages(PixelImages):
         self.packed.clamp_(0, 1)
 
 
-def stored_size(height: int, width: int, factor: int) -> tuple[int, int]:
+def stored_size(height: int, width: int, factor: float) -> tuple[int, int]:
     """Pixels that are stored of an image: ``factor^2`` of them fit into one of full size.
 
     >>> stored_size(28, 28, 2), stored_size(128, 128, 3)
@@ -74,7 +74,7 @@ def stored_size(height: int, width: int, factor: int) -> tuple[int, int]:
             f"factor {factor} leaves nothing of {height}x{width} pixels; choose 1 to "
             f"{min(height, width)}"
         )
-    return height // factor, width // factor
+    return int(height // factor), int(width // factor)
 
 
 def affordable_images(budget: Budget, *, factor: int = FACTOR, storage: Storage = "fp32") -> int:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsdd_lib.config import nearest
-from gsdd_lib.core.errors import ConfigError
+from gsdd_lib.networks.layers import check_choice
 
 CROP = 0.125  # largest shift, as a fraction of a side
 CUTOUT = 0.5  # side of the square, as a fraction of the image's
@@ -25,37 +24,25 @@ ROTATE = math.radians(15)  # largest angle
 
 @dataclass(frozen=True, eq=False)
 class DsaParams:
-    """G sets of parameters; :func:`apply_dsa` says which image uses which.
-
-    size: (height, width) in pixels of the images that they are for
-    kind: int64 [G], the transformation, an index into :data:`TRANSFORMS`; -1: none
-    brightness: [G] in [-0.5, 0.5], added
-    saturation: [G] in [0, 2], factor about the mean of a pixel's channels
-    contrast: [G] in [0.5, 1.5], factor about the mean of the image
-    shift: int64 [G, 2], rows and columns by which the window of crop moves
-    cutout: int64 [G, 2], row and column of the square's center
-    flip: bool [G], whether left and right are exchanged
-    scale: [G, 2], factor of the sampling grid's x and y: above 1 the image shrinks
-    angle: [G], radians by which the sampling grid turns
-    """
+    """G sets of parameters for images of ``size`` (height, width) pixels."""
 
     size: tuple[int, int]
-    kind: Tensor
-    brightness: Tensor
-    saturation: Tensor
-    contrast: Tensor
-    shift: Tensor
-    cutout: Tensor
-    flip: Tensor
-    scale: Tensor
-    angle: Tensor
+    kind: Tensor  # int64 [G], the transformation, an index into TRANSFORMS; -1: none
+    brightness: Tensor  # [G] in [-0.5, 0.5], added
+    saturation: Tensor  # [G] in [0, 2], factor about the mean of a pixel's channels
+    contrast: Tensor  # [G] in [0.5, 1.5], factor about the mean of the image
+    shift: Tensor  # int64 [G, 2], rows and columns by which the window of crop moves
+    cutout: Tensor  # int64 [G, 2], row and column of the square's center
+    flip: Tensor  # bool [G], whether left and right are exchanged
+    scale: Tensor  # [G, 2], factor of the sampling grid's x and y: above 1 the image shrinks
+    angle: Tensor  # [G], radians by which the sampling grid turns
 
     def __len__(self) -> int:
         return len(self.kind)
 
     def select(self, index: Tensor) -> "DsaParams":
-        """The parameters at ``index``, with repetition, in its order."""
-        return self._map(lambda values: values[index])
+        """The parameters at ``index``, with repetition, in its order and on its device."""
+        return self._map(lambda values: values.to(index.device)[index])
 
     def to(self, device: torch.device) -> "DsaParams":
         """The same parameters on another device."""
@@ -90,28 +77,35 @@ def sample_dsa(
     Raises:
         ConfigError: naming the nearest known transformation.
     """
-    names = _names(strategy)
-    if siamese:
-        count = 1
-    kind = torch.full((count,), -1, device=generator.device)
+    names = [name for name in strategy.split("_") if name]
+    for name in names:
+        check_choice("augmentation", name, TRANSFORMS)
+    count, device = 1 if siamese else count, generator.device
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand((count, *shape), generator=generator, device=device)
+
+    def integers(low: int, high: int, number: int = count) -> Tensor:  # high is excluded
+        return torch.randint(low, high, (number,), generator=generator, device=device)
+
+    kind = torch.full((count,), -1, device=device)
     if names:
-        kinds = torch.tensor([list(TRANSFORMS).index(n) for n in names], device=kind.device)
-        chosen = _integers(generator, 0, len(names), (count if mixed else 1,))
-        kind = kinds[chosen].expand(count)
+        kinds = torch.tensor([list(TRANSFORMS).index(name) for name in names], device=device)
+        kind = kinds[integers(0, len(names), count if mixed else 1)].expand(count)
     reach = [_round(side * CROP) for side in size]
     # A square of even side has its center between two pixels, so there is one more place for it.
     places = [side + 1 - _round(side * CUTOUT) % 2 for side in size]
     return DsaParams(
         size=tuple(size),
         kind=kind,
-        brightness=_uniform(generator, -0.5, 0.5, (count,)),
-        saturation=_uniform(generator, 0.0, 2.0, (count,)),
-        contrast=_uniform(generator, 0.5, 1.5, (count,)),
-        shift=torch.stack([_integers(generator, -r, r + 1, (count,)) for r in reach], 1),
-        cutout=torch.stack([_integers(generator, 0, p, (count,)) for p in places], 1),
-        flip=_uniform(generator, 0.0, 1.0, (count,)) < 0.5,
-        scale=_uniform(generator, 1 / SCALE, SCALE, (count, 2)),
-        angle=_uniform(generator, -ROTATE, ROTATE, (count,)),
+        brightness=uniform(-0.5, 0.5),
+        saturation=uniform(0.0, 2.0),
+        contrast=uniform(0.5, 1.5),
+        shift=torch.stack([integers(-r, r + 1) for r in reach], 1),
+        cutout=torch.stack([integers(0, p) for p in places], 1),
+        flip=uniform(0.0, 1.0) < 0.5,
+        scale=uniform(1 / SCALE, SCALE, 2),
+        angle=uniform(-ROTATE, ROTATE),
     )
 
 
@@ -128,16 +122,16 @@ def apply_dsa(images: Tensor, params: DsaParams, groups: Tensor | None = None) -
     Raises:
         ValueError: the parameters are for other images, or their number does not fit.
     """
-    params = _of_each_image(images, params, groups)
+    params = params.select(_index(images, params, groups))
     kinds = params.kind.unique().tolist()
     if len(kinds) <= 1:
         return _transform(images, params, kinds[0] if kinds else -1)
-    order, parts = [], []
-    for kind in kinds:
-        chosen = (params.kind == kind).nonzero().flatten()
-        order.append(chosen)
-        parts.append(_transform(images.index_select(0, chosen), params.select(chosen), kind))
-    return torch.cat(parts).index_select(0, torch.cat(order).argsort())
+    order = [(params.kind == kind).nonzero().flatten() for kind in kinds]
+    transformed = [
+        _transform(images.index_select(0, index), params.select(index), kind)
+        for index, kind in zip(order, kinds, strict=True)
+    ]
+    return torch.cat(transformed).index_select(0, torch.cat(order).argsort())
 
 
 def color(images: Tensor, params: DsaParams) -> Tensor:
@@ -164,13 +158,13 @@ def crop(images: Tensor, params: DsaParams) -> Tensor:
 
 def cutout(images: Tensor, params: DsaParams) -> Tensor:
     """Zero in a square about ``cutout``, as much of it as lies in the image."""
-    hidden = None
+    hidden = []
     for axis, side in enumerate(params.size):
         length = _round(side * CUTOUT)
         offset = torch.arange(side, device=images.device) - params.cutout[:, axis, None]
-        within = (offset >= -(length // 2)) & (offset < length - length // 2)  # [N, side]
-        hidden = within if hidden is None else hidden[:, :, None] & within[:, None, :]
-    return images.masked_fill(hidden[:, None], 0.0)
+        hidden.append((offset >= -(length // 2)) & (offset < length - length // 2))  # [N, side]
+    rows, columns = hidden
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
 def flip(images: Tensor, params: DsaParams) -> Tensor:
@@ -186,17 +180,11 @@ def scale(images: Tensor, params: DsaParams) -> Tensor:
 def rotate(images: Tensor, params: DsaParams) -> Tensor:
     """Turned about the center, bilinear, zero outside."""
     cos, sin = params.angle.cos(), params.angle.sin()
-    matrix = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
-    return _resample(images, matrix)
+    return _resample(images, torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2))
 
 
 TRANSFORMS: dict[str, Callable[[Tensor, DsaParams], Tensor]] = {
-    "color": color,
-    "crop": crop,
-    "cutout": cutout,
-    "flip": flip,
-    "scale": scale,
-    "rotate": rotate,
+    transform.__name__: transform for transform in (color, crop, cutout, flip, scale, rotate)
 }
 
 
@@ -211,40 +199,23 @@ def _resample(images: Tensor, matrix: Tensor) -> Tensor:
     return F.grid_sample(images, grid, align_corners=True)
 
 
-def _of_each_image(images: Tensor, params: DsaParams, groups: Tensor | None) -> DsaParams:
-    count = len(images)
+def _index(images: Tensor, params: DsaParams, groups: Tensor | None) -> Tensor:
+    """Which set of parameters each image uses: int64 [N] on its device."""
+    count, last = len(images), len(params) - 1
     if tuple(images.shape[2:]) != params.size:
         raise ValueError(
             f"the augmentation was sampled for images of {params.size[0]}x{params.size[1]} pixels, "
             f"these are {images.shape[2]}x{images.shape[3]}; sample one for their size"
         )
-    params = params.to(images.device)
-    if groups is not None:
-        if groups.shape != (count,):
-            raise ValueError(f"groups must be [{count}], one per image, got {list(groups.shape)}")
-        if count and not 0 <= int(groups.min()) <= int(groups.max()) < len(params):
-            raise ValueError(
-                f"groups must lie in 0 to {len(params) - 1}, got {int(groups.min())} to "
-                f"{int(groups.max())}; sample parameters for every group"
-            )
-        return params.select(groups.to(images.device))
-    if len(params) == count:
-        return params
-    if len(params) == 1:
-        return params.select(torch.zeros(count, dtype=torch.int64, device=images.device))
-    raise ValueError(
-        f"{len(params)} sets of parameters for {count} images; groups must say which uses which"
-    )
-
-
-def _names(strategy: str) -> list[str]:
-    names = [name for name in strategy.split("_") if name]
-    for name in names:
-        if name not in TRANSFORMS:
-            known = "_".join(TRANSFORMS)
-            hint = nearest(name, list(TRANSFORMS))
-            raise ConfigError(f"unknown augmentation '{name}'{hint}; choose from {known}")
-    return names
+    if groups is None:
+        groups = torch.arange(last + 1) if last else torch.zeros(count, dtype=torch.int64)
+    low, high = (int(end) for end in groups.aminmax()) if groups.numel() else (0, last)
+    if groups.shape != (count,) or low < 0 or high > last:
+        raise ValueError(
+            f"{last + 1} sets of parameters for {count} images: groups must be [{count}] in 0 to "
+            f"{last}, one per image, not {list(groups.shape)} in {low} to {high}"
+        )
+    return groups.to(images.device)
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:
@@ -253,13 +224,3 @@ def _per_image(values: Tensor, images: Tensor) -> Tensor:
 
 def _round(pixels: float) -> int:
     return int(pixels + 0.5)  # half upwards, as in the published code: 3.5 pixels are 4
-
-
-def _uniform(generator: torch.Generator, low: float, high: float, shape: tuple) -> Tensor:
-    unit = torch.rand(shape, generator=generator, device=generator.device)
-    return low + (high - low) * unit
-
-
-def _integers(generator: torch.Generator, low: int, high: int, shape: tuple) -> Tensor:
-    """Uniform in [low, high)."""
-    return torch.randint(low, high, shape, generator=generator, device=generator.device)

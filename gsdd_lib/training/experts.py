@@ -1,40 +1,42 @@
 """Expert trajectories: networks trained on the real data, their parameters after every epoch.
 
-A file (``expert_files``) is written when its expert is done, so that a run that was stopped goes on
-with the first expert that is missing. Experts of other settings have folders of their own; nothing
-here removes or replaces an expert.
+An expert is a safetensors file of ``epoch_000`` (before training), ``epoch_001``, ..., each float32
+[P] in the order of ``network.named_parameters()``, and a description: its settings, its data, and
+its accuracy after every epoch. It is written when the expert is done, so that a run that was
+stopped goes on with the first one that is missing, and read back only if no bit has changed.
+Experts of other settings have folders of their own; nothing here removes or replaces an expert.
 """
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gsdd_lib.config import ExpertConfig
-from gsdd_lib.core.files import checksum
+from gsdd_lib.core.errors import GsddError
+from gsdd_lib.core.files import DamagedFileError, checksum, read_tensors, write_tensors
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.networks import flatten, network_for
-from gsdd_lib.training.expert_files import (
-    ExpertError,
-    check_settings,
-    expert_path,
-    expert_paths,
-    read_about,
-    read_snapshots,
-    write_expert,
-)
 from gsdd_lib.training.train import accuracy, train_epoch
 
+FORMAT, VERSION = "gsdd-expert", 2
+FILES = "expert_*.safetensors"
 Row = dict[str, float | int]
+
+
+class ExpertError(GsddError, RuntimeError):
+    """Experts are missing, damaged, or of other settings; the message says what to do."""
 
 
 class Experts:
@@ -50,24 +52,21 @@ class Experts:
 
     def __init__(self, folder: Path | str) -> None:
         folder = Path(folder)
-        found = {path.parent for path in folder.glob("*/expert_*.safetensors")}
-        if len(found) > 1 and not expert_paths(folder):
-            names = ", ".join(sorted(path.name for path in found))
-            raise ExpertError(
-                f"'{folder}' holds experts of several settings ({names}); name one of these folders"
-            )
-        self.paths = expert_paths(folder) or [
-            path for inner in found for path in expert_paths(inner)
-        ]
-        if not self.paths:
+        self.paths = sorted(folder.glob(FILES)) or sorted(folder.glob(f"*/{FILES}"))
+        homes = dict.fromkeys(path.parent.name for path in self.paths)
+        if not homes:
             raise ExpertError(
                 f"There are no experts in '{folder}'; train them by train_experts (notebook 03) or "
                 "name another folder."
             )
+        if len(homes) > 1:
+            raise ExpertError(
+                f"'{folder}' holds experts of several settings ({', '.join(homes)}); name one of "
+                "these folders."
+            )
         self.about = [read_about(path) for path in self.paths]
-        common = {k: v for k, v in self.about[0]["settings"].items() if k != "index"}  # version 1
         for path, about in zip(self.paths, self.about, strict=True):
-            check_settings(path, about["settings"], common)
+            _require(path, about["settings"], self.about[0]["settings"])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -80,11 +79,16 @@ class Experts:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all descriptions: equal for equal experts, wherever they are."""
-        return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()
+        return _hash(self.about)
 
     def snapshots(self, index: int, *epochs: int) -> list[Tensor]:
         """Parameters [P] of expert ``index`` after each of ``epochs``; 0 is before training."""
-        return read_snapshots(self.paths[index], epochs)
+        path = self.paths[index]
+        try:
+            with safe_open(path, "pt") as file:
+                return [file.get_tensor(_key(epoch)) for epoch in epochs]
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, error) from None
 
     def check(self, data: ImageData, network: str, width: int, epochs: int) -> None:
         """Refuse a matching that these experts do not fit.
@@ -99,7 +103,7 @@ class Experts:
             ExpertError: naming what differs, or that they trained for less than ``epochs``.
         """
         wanted = {"expert_network": network, "expert_width": width, **_about_data(data)}
-        check_settings(self.paths[0], self.about[0]["settings"], wanted)
+        _require(self.paths[0], self.about[0]["settings"], wanted)
         if self.epochs < epochs:
             raise ExpertError(
                 f"The experts trained for {self.epochs} epochs, the matching needs {epochs} "
@@ -113,27 +117,18 @@ def distances(experts: Experts, expert_epochs: int) -> list[Row]:
     Returns:
         Rows of expert, epoch (where the matched epochs start) and distance ``||start - target||``.
     """
-
-    def distance(index: int, epoch: int) -> float:
-        start, target = experts.snapshots(index, epoch, epoch + expert_epochs)
-        return (start - target).norm().item()
-
-    return [
-        {"expert": index, "epoch": epoch, "distance": distance(index, epoch)}
-        for index in range(len(experts))
-        for epoch in range(experts.epochs - expert_epochs + 1)
-    ]
-
-
-# ------------------------------------------------------------------------------------ training
+    rows = []
+    for index in range(len(experts)):
+        for epoch in range(experts.epochs - expert_epochs + 1):
+            start, target = experts.snapshots(index, epoch, epoch + expert_epochs)
+            distance = (start - target).norm().item()
+            rows.append({"expert": index, "epoch": epoch, "distance": distance})
+    return rows
 
 
 @dataclass(frozen=True)
 class ExpertPlan:
-    """What training the experts will take, known before it starts.
-
-    total_bytes: of the parameters; a file's description adds a few kilobytes
-    """
+    """What training the experts will take, known before it starts."""
 
     files: int
     snapshots: int  # per file
@@ -142,6 +137,7 @@ class ExpertPlan:
 
     @property
     def total_bytes(self) -> int:
+        """Of the parameters; a file's description adds a few kilobytes."""
         return 4 * self.files * self.snapshots * self.parameters
 
     def __str__(self) -> str:
@@ -157,7 +153,7 @@ def plan_experts(data: ImageData, config: ExpertConfig) -> ExpertPlan:
     weights = generator(0, "expert", "plan")
     network = network_for(data, config.expert_network, config.expert_width, generator=weights)
     steps = -(-len(data.train) // config.expert_batch) * config.train_epochs * config.num_experts
-    parameters = len(flatten(dict(network.named_parameters())))
+    parameters = sum(value.numel() for value in network.parameters())
     return ExpertPlan(config.num_experts, config.train_epochs + 1, parameters, steps)
 
 
@@ -169,12 +165,11 @@ def settings_folder(
     ``folder/<hash of the settings>``; or ``folder`` itself, if it has experts of these settings.
     """
     folder, settings = Path(folder), _settings(data, config, seed)
-    for path in expert_paths(folder):
+    for path in sorted(folder.glob(FILES)):
         with contextlib.suppress(ExpertError):
-            check_settings(path, read_about(path)["settings"], settings)
+            _require(path, read_about(path)["settings"], settings)
             return folder
-    text = json.dumps(settings, sort_keys=True)
-    return folder / hashlib.sha256(text.encode()).hexdigest()[:8]
+    return folder / _hash(settings)[:8]
 
 
 def train_experts(
@@ -198,13 +193,44 @@ def train_experts(
             path = expert_path(home, index)
             if path.exists():
                 about = read_about(path)
-                check_settings(path, about["settings"], settings)
+                _require(path, about["settings"], settings)
                 progress.update(config.train_epochs)
             else:
                 snapshots, rows = _train_expert(data, config, seed, index, progress)
                 about = {"settings": settings, "parameters": len(snapshots[0]), "rows": rows}
-                write_expert(path, snapshots, about)
+                tensors = {_key(epoch): params for epoch, params in enumerate(snapshots)}
+                write_tensors(path, tensors, {"format": FORMAT, "version": VERSION, **about})
             yield from about["rows"]
+
+
+def expert_path(folder: Path | str, index: int) -> Path:
+    """The file of one expert."""
+    return Path(folder) / FILES.replace("*", f"{index:03d}")
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The description in an expert's file, every bit of the file checked once per process.
+
+    Raises:
+        ExpertError: the file cannot be read, is damaged, or is no expert's.
+    """
+    try:
+        status = path.stat()
+        return _checked(path.resolve(), status.st_size, status.st_mtime_ns)
+    except (DamagedFileError, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+@cache
+def _checked(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
+    tensors, about = read_tensors(path, FORMAT)
+    if about["version"] != VERSION:
+        raise DamagedFileError(f"it has version {about['version']} of the format, not {VERSION}")
+    count = len(tensors)
+    complete = set(tensors) == {_key(epoch) for epoch in range(count)}
+    if not complete or count != about["settings"]["train_epochs"] + 1:
+        raise DamagedFileError("snapshots are missing")
+    return about
 
 
 def _train_expert(
@@ -214,21 +240,13 @@ def _train_expert(
     weights = generator(seed, "expert", index, "weights")
     network = network_for(data, config.expert_network, config.expert_width, generator=weights)
     optimizer = torch.optim.SGD(network.parameters(), lr=config.expert_lr)
-    order = generator(seed, "expert", index, "training")
+    order, held = generator(seed, "expert", index, "training"), data.validation
+    how = {"batch": config.expert_batch, "dsa": config.expert_dsa, "normalize": data.normalize}
     snapshots, rows, loss = [], [], 0.0
     for epoch in range(config.train_epochs + 1):
         if epoch:
-            loss = train_epoch(
-                network,
-                optimizer,
-                data.train.images,
-                data.train.labels,
-                batch=config.expert_batch,
-                dsa=config.expert_dsa,
-                generator=order,
-                normalize=data.normalize,
-            )
-        held = data.validation
+            real = data.train
+            loss = train_epoch(network, optimizer, real.images, real.labels, generator=order, **how)
         percent = accuracy(network, held.images, held.labels, normalize=data.normalize)
         snapshots.append(flatten(dict(network.named_parameters())).cpu())
         if not torch.isfinite(snapshots[-1]).all():
@@ -262,3 +280,30 @@ def _about_data(data: ImageData) -> dict[str, Any]:
         "whitening": None if channels else data.normalization.fingerprint,
         "held_out": checksum(held, {"classes": data.class_names}),
     }
+
+
+def _require(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise :class:`ExpertError` unless ``found`` has all of ``wanted``."""
+    other = [key for key in wanted if found.get(key) != wanted[key]]
+    if other:
+        listed = "; ".join(f"{key} {found.get(key)}, wanted {wanted[key]}" for key in other)
+        seen = "these experts may have seen images that are held out here, "
+        raise ExpertError(
+            f"The expert file {path.name} has other settings ({listed}); "
+            f"{seen * ('held_out' in other)}train experts for this run or name another folder."
+        )
+
+
+def _unreadable(path: Path, reason: Exception) -> ExpertError:
+    return ExpertError(
+        f"The expert file '{path}' cannot be read ({reason}); make it readable, or move it away "
+        "and the same call trains it again, the other experts are kept."
+    )
+
+
+def _key(epoch: int) -> str:
+    return f"epoch_{epoch:03d}"
+
+
+def _hash(about: Any) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

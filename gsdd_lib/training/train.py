@@ -38,9 +38,7 @@ def train_network(
     normalize: Normalize | None = None,
     progress: Progress | None = None,
 ) -> float:
-    """Train ``network`` in place and leave it in eval mode.
-
-    With ``config.eval_ema`` it ends with the moving average of its weights.
+    """Train ``network`` in place; with ``eval_ema`` it ends with its weights' moving average.
 
     Args:
         images: [N, C, H, W], normalized unless ``normalize`` is given.
@@ -60,21 +58,13 @@ def train_network(
     if config.eval_ema:
         average = get_ema_multi_avg_fn(config.eval_ema)
         averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+    how = {"batch": config.eval_batch, "dsa": config.eval_dsa, "normalize": normalize}
     for epoch in range(passes(config)):
         if config.eval_schedule == "published" and epoch == config.epochs // 2 + 2:
             optimizer = _optimizer(network, config)  # its momentum is lost where the rate falls
         optimizer.param_groups[0]["lr"] = learning_rate(config, epoch)
-        loss = train_epoch(
-            network,
-            optimizer,
-            images,
-            labels,
-            batch=config.eval_batch,
-            dsa=config.eval_dsa,
-            generator=generator,
-            normalize=normalize,
-            averaged=averaged,
-        )
+        more = {"generator": generator, "averaged": averaged, **how}
+        loss = train_epoch(network, optimizer, images, labels, **more)
         if not math.isfinite(loss):
             raise EvaluationError(
                 f"the training loss is {loss} in epoch {epoch + 1} of {passes(config)}; "
@@ -138,9 +128,6 @@ def learning_rate(config: EvalConfig, epoch: int) -> float:
     ``step`` falls to a tenth after epoch ``epochs // 2``. ``published`` is what the codes of
     dataset condensation do: ``range(epochs + 1)``, and a tenth after epoch ``epochs // 2 + 1``, so
     that 1,000 epochs are 502 at the full rate and 499 at a tenth.
-
-    >>> [learning_rate(EvalConfig(epochs=4), epoch) for epoch in range(4)]
-    [0.01, 0.01, 0.01, 0.001]
     """
     if config.eval_schedule == "cosine":
         return config.eval_lr * cosine(epoch, config.epochs)

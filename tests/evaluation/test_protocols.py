@@ -13,11 +13,11 @@ from gsdd_lib.data.dataset import class_members
 from gsdd_lib.distillation.loop import distill
 from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_classes
 from gsdd_lib.evaluation import protocols as module
+from gsdd_lib.evaluation.baselines import set_rows
 from gsdd_lib.evaluation.evaluate import evaluate, summarize
 from gsdd_lib.evaluation.protocols import (
     SETTINGS,
     compare_protocols,
-    evaluate_architectures,
     outcome_table,
     settings_for,
 )
@@ -211,10 +211,10 @@ def test_every_architecture_is_evaluated_with_its_own_settings(data):
     index = torch.cat([members[:1] for members in class_members(data.train.labels)])
     images, labels = data.normalize(data.train.images[index]), data.train.labels[index]
     config = JUDGES.model_copy(update={"networks": 1, "epochs": 2})
-    names = ["ConvNetD1", "AlexNet"]
-    rows = evaluate_architectures(images, labels, data, config, names, seed=0)
-    assert [row["network"] for row in rows] == names
+    configs = {name: settings_for(name, config) for name in ("ConvNetD1", "AlexNet")}
+    sets = dict.fromkeys(configs, (images, labels))
+    rows = set_rows(sets, data, configs, seed=0, split="validation")
+    assert [row["method"] for row in rows] == list(configs)
     for row in rows:
-        own = settings_for(row["network"], config)
-        (alone,) = evaluate(images, labels, data, own, seed=0)
+        (alone,) = evaluate(images, labels, data, configs[row["method"]], seed=0)
         assert (row["accuracy"], row["train_loss"]) == (alone["accuracy"], alone["train_loss"])

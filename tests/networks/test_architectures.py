@@ -225,10 +225,10 @@ def test_batch_norm_sees_the_whole_batch_and_starts_from_clean_statistics(monkey
     monkeypatch.setattr(layers, "CHUNK_BYTES", 1)  # a piece per image, were it cut
     network = build("ConvNetD1", side=8, width=4, norm="batch")
     state = dict(network.named_buffers())
-    assert (state["blocks.0.norm.running_mean"] == 0).all()
-    assert (state["blocks.0.norm.running_var"] == 1).all()
+    assert (state["features.0.norm.running_mean"] == 0).all()
+    assert (state["features.0.norm.running_var"] == 1).all()
     network(torch.randn(6, 3, 8, 8))
-    assert state["blocks.0.norm.num_batches_tracked"] == 1
+    assert state["features.0.norm.num_batches_tracked"] == 1
 
 
 @pytest.mark.parametrize("name", ["ConvNetD2", *OTHERS])

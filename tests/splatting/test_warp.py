@@ -6,6 +6,7 @@ look for what a comparison can miss: reads out of bounds, and races between thre
 """
 
 import ctypes
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from splat_cases import (
     CASES,
     FIT_TOLERANCE,
+    SWITCHES,
     Case,
     check_gradient,
     check_image,
@@ -26,6 +28,7 @@ from splat_cases import (
 from torch import Tensor
 
 import cuda_ext
+from cuda_ext.call import DTYPES
 from gsdd_lib.splatting.splat import splat
 
 SOURCE = Path(__file__).parents[1] / "host_warp.cpp"
@@ -51,28 +54,22 @@ def run(
     host: ctypes.CDLL, case: Case, params: Tensor, v_images: Tensor, index: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Image and gradient as the block programs compute them, in the dtypes of the operator."""
-    switch = {"opacity": True, "saturate": True, "prefilter": True, "supersample": True}
-    switch |= case.switches
-    images, points, row = params.shape
-    channels = row - 5 - switch["opacity"]
-    numbers = [images, points, channels, case.height, case.width, switch["opacity"]]
-    numbers += [switch["saturate"], switch["prefilter"], 1 + switch["supersample"]]
-    half = params.dtype == torch.bfloat16
-    numbers += [half, -1 if index is None else len(index)]
-    shown = images if index is None else len(index)
-    size = (shown, channels, case.height, case.width)
-    sources = [params.contiguous(), v_images.contiguous()]
-    counts = (shown * channels * case.height * case.width, params.numel())
-    dtypes = (v_images.dtype, params.dtype)
+    switches = [case.switches.get(name, True) for name in SWITCHES]
+    points, row = params.shape[1:]
+    shown = len(params) if index is None else len(index)
+    size = (shown, row - 5 - switches[0], case.height, case.width)
+    params, v_images = params.contiguous(), v_images.contiguous()
     targets = [
-        torch.full((n + 2 * GUARD,), torch.nan, dtype=dtype)
-        for n, dtype in zip(counts, dtypes, strict=True)
+        torch.full((math.prod(shape) + 2 * GUARD,), torch.nan, dtype=dtype)
+        for shape, dtype in ((size, v_images.dtype), (params.shape, params.dtype))
     ]
-    name = "run_double" if params.dtype == torch.float64 else "run_float"
-    pointers = [source.data_ptr() for source in sources]
-    pointers += [target[GUARD:].data_ptr() for target in targets]
-    order = (ctypes.c_int64 * max(1, shown))(*([] if index is None else index.tolist()))
-    getattr(host, name)(*map(ctypes.c_void_p, pointers), (ctypes.c_int64 * 11)(*numbers), order)
+    for target, kernel in zip(targets, (host.splat_render, host.splat_gather), strict=True):
+        call = cuda_ext.Call(
+            params.data_ptr(), 0 if index is None else index.data_ptr(), v_images.data_ptr(),
+            target[GUARD:].data_ptr(), 0, len(params), points, row, shown, case.height, case.width,
+            DTYPES.index(params.dtype), *switches,
+        )  # fmt: skip
+        assert kernel(ctypes.byref(call)) == 0
     for target in targets:
         assert target[:GUARD].isnan().all() and target[-GUARD:].isnan().all(), "out of bounds"
     inner = [target[GUARD:-GUARD] for target in targets]

@@ -276,8 +276,11 @@ def test_images_of_another_size():
     ("groups", "message"),
     [
         (None, "4 sets of parameters for 3 images"),
-        (torch.zeros(2, dtype=torch.int64), r"groups must be \[3\]"),
-        (torch.tensor([0, 1, 4]), "groups must lie in 0 to 3, got 0 to 4"),
+        (
+            torch.zeros(2, dtype=torch.int64),
+            r"groups must be \[3\] in 0 to 3.* not \[2\]",
+        ),
+        (torch.tensor([0, 1, 4]), r"groups must be \[3\] in 0 to 3, .* in 0 to 4"),
     ],
 )
 def test_draws_that_fit_no_images(groups, message):

@@ -9,14 +9,17 @@ from safetensors.torch import load_file, save_file
 
 import gsdd_lib.training.experts as module
 from gsdd_lib.config import DataConfig, ExpertConfig
+from gsdd_lib.core.files import write_tensors
 from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.networks import network_for, unflatten
-from gsdd_lib.training.expert_files import ExpertError, expert_path, read_about
 from gsdd_lib.training.experts import (
+    ExpertError,
     Experts,
     distances,
+    expert_path,
     plan_experts,
+    read_about,
     settings_folder,
     train_experts,
 )
@@ -45,7 +48,7 @@ def trained(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def copy(trained: tuple[Path, list[dict]], to: Path) -> Path:
-    """The experts as a flat folder, which is what earlier releases left."""
+    """The experts in a folder that is named itself."""
     to.mkdir(exist_ok=True)
     for path in Experts(trained[0]).paths:
         (to / path.name).write_bytes(path.read_bytes())
@@ -217,7 +220,7 @@ def test_only_the_snapshots_asked_for_are_read(trained):
 def test_a_file_cut_off(data: ImageData, trained, tmp_path: Path):
     path = expert_path(copy(trained, tmp_path), 1)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ExpertError, match="expert_001.safetensors' is damaged or not an expert"):
+    with pytest.raises(ExpertError, match="expert_001.safetensors' cannot be read"):
         Experts(tmp_path)
     with pytest.raises(ExpertError, match="move it away and the same call trains it again"):
         list(train_experts(data, CONFIG, tmp_path, seed=0))
@@ -234,57 +237,31 @@ def test_every_flipped_bit_is_refused(trained, tmp_path: Path):
         damaged[place] ^= 1 << number % 8
         path.unlink(missing_ok=True)
         path.write_bytes(damaged)
-        with pytest.raises(ExpertError, match="is damaged or not an expert"):
+        with pytest.raises(ExpertError, match=r"cannot be read \((it is|its checksum)"):
             read_about(path)
 
 
 def test_a_file_of_something_else(tmp_path: Path):
     save_file({"epoch_000": torch.zeros(3)}, expert_path(tmp_path, 0))
-    with pytest.raises(ExpertError, match="expert_000.safetensors' is damaged or not an expert"):
+    with pytest.raises(ExpertError, match="expert_000.safetensors' cannot be read"):
         Experts(tmp_path)
 
 
 def test_a_file_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path):
     expert_path(tmp_path, 0).mkdir()  # what is not readable for root too
-    with pytest.raises(ExpertError, match=r"cannot be read \(Is a directory\); change its perm"):
+    with pytest.raises(ExpertError, match=r"cannot be read \(Is a directory\); make it readable"):
         Experts(tmp_path)
 
 
-def version_1(path: Path, trained, **changes) -> Path:
-    """Expert 0 as the first format had it: no checksum, and less known of its data."""
-    about = read_about(Experts(trained[0]).paths[0])
-    known = about["settings"].keys() - {"whitening", "held_out", "data"}
-    settings = {key: about["settings"][key] for key in known} | {"index": 0} | changes
-    text = module.json.dumps({**about, "version": 1, "settings": settings})
-    path.parent.mkdir(exist_ok=True)
-    save_file(load_file(Experts(trained[0]).paths[0]), path, {"about": text})
-    return path
-
-
-def test_files_of_version_1_are_read_and_found(data: ImageData, trained, tmp_path: Path):
-    path = version_1(expert_path(tmp_path, 0), trained)
-    experts = Experts(tmp_path)
-    assert torch.equal(*[each.snapshots(0, 3)[0] for each in (experts, Experts(trained[0]))])
-    experts.check(data, "ConvNetD2", 8, 3)
-    with pytest.raises(ExpertError, match=r"mean \[.*\], wanted \[0.5\]"):
-        experts.check(
-            replace(data, normalization=ChannelNormalization((0.5,), data.std)), "ConvNetD2", 8, 3
-        )
-    one = CONFIG.model_copy(update={"num_experts": 1})
-    assert list(train_experts(data, one, tmp_path, seed=0)) == trained[1][:4]
-    assert sorted(tmp_path.iterdir()) == [path]
-
-
-def test_an_absurd_number_of_epochs_is_refused_at_once(trained, tmp_path: Path):
-    version_1(expert_path(tmp_path, 0), trained, train_epochs=10**9)
+def test_an_absurd_number_of_epochs_is_refused_at_once(tmp_path: Path):
+    about = {"format": "gsdd-expert", "version": 2, "settings": {"train_epochs": 10**9}}
+    write_tensors(expert_path(tmp_path, 0), {"epoch_000": torch.zeros(3)}, about)
     with pytest.raises(ExpertError, match="snapshots are missing"):
         Experts(tmp_path)
 
 
-def test_a_version_1_file_with_a_non_finite_number_is_refused(trained, tmp_path: Path):
-    path = version_1(expert_path(tmp_path, 0), trained)
-    content = bytearray(path.read_bytes())
-    content[-4:] = b"\x00\x00\xc0\x7f"  # NaN
-    path.write_bytes(content)
-    with pytest.raises(ExpertError, match="it contradicts itself"):
+def test_a_file_of_another_version_is_refused(tmp_path: Path):
+    about = {"format": "gsdd-expert", "version": 3, "settings": {"train_epochs": 0}}
+    write_tensors(expert_path(tmp_path, 0), {"epoch_000": torch.zeros(3)}, about)
+    with pytest.raises(ExpertError, match="it has version 3 of the format, not 2"):
         Experts(tmp_path)
