@@ -11,8 +11,8 @@ The file holds the tensors ``packed`` (bf16 [N, M, 5 + C + opacity]), ``labels``
 labels, ``label_logits`` (bf16 [N, K]), a description in JSON, and a checksum over all of it;
 nothing in it can be executed. Of a set with a codec (:meth:`DistilledSet.coded`), ``packed`` and
 ``label_logits`` are the codecs' bytes, and ``counts``, images per class, may stand for the labels.
-The whitening of a set distilled with ``zca=True`` is many times its
-size and the same for all sets of a data set: it is a file of its own beside them, which they name.
+The whitening of a set distilled with ``zca=True`` is many times its size and the same for all sets
+of a data set: it is a file of its own beside them, which they name.
 
 Version 3 added the checksum; since then the Gaussians of a whitened set add up to pixel values.
 Version 2 added learned labels, the settings to train with, and the whitening. All are read.
@@ -168,8 +168,8 @@ class DistilledSet:
     def evaluate(
         self,
         data: ImageData | None = None,
-        split: Literal["test", "validation"] = "test",
         *,
+        split: Literal["test", "validation"] = "test",
         config: EvalConfig | None = None,
         seed: int = 1,
     ) -> dict[str, float]:
@@ -185,8 +185,10 @@ class DistilledSet:
         from gsdd_lib.evaluation.evaluate import evaluate, summarize  # scipy takes a second
 
         data = data or self.data
-        if data is None:
-            raise StorageError("a set from a file needs data to be tested on: evaluate(data)")
+        if not isinstance(data, ImageData):
+            raise StorageError(
+                "this set needs images to be tested on: evaluate(load_data(...), split='test')"
+            )
         if config is None and not self.training:
             raise StorageError(
                 "this set does not say how to train; pass evaluate(..., config=EvalConfig(...))"

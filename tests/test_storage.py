@@ -381,9 +381,10 @@ def test_evaluation_needs_data_and_settings(path: Path, data: ImageData, gaussia
     assert made.evaluate(config=quick) == made.evaluate(data, config=quick)
     made.save(path)
     loaded = load(path)
-    with pytest.raises(StorageError, match="needs data to be tested on"):
-        loaded.evaluate()
-    assert loaded.evaluate(data, "validation")["n"] == 5
+    for wrong in ({}, {"data": "validation"}):
+        with pytest.raises(StorageError, match="needs images to be tested on"):
+            loaded.evaluate(**wrong)
+    assert loaded.evaluate(data, split="validation")["n"] == 5
     DistilledSet.of(gaussians, data).save(path)
     with pytest.raises(StorageError, match="does not say how to train"):
         load(path).evaluate(data)

@@ -67,17 +67,6 @@ def points_per_image(
     )
 
 
-def pixel_bits_per_class(
-    images: int, *, channels: int, height: int, width: int, bits: int = 8
-) -> int:
-    """Bits of ``images`` images per class stored as pixels; ``bits`` per value (8 or 32).
-
-    >>> pixel_bits_per_class(1, channels=1, height=28, width=28)
-    6272
-    """
-    return images * channels * height * width * bits
-
-
 @dataclass(frozen=True)
 class Budget:
     """How one budget is spent: ``gpc`` images per class of ``points`` Gaussians each."""
@@ -99,7 +88,7 @@ class Budget:
     @property
     def budget_bits_per_class(self) -> int:
         """What may be spent: the bits of ``ipc`` fp32 images."""
-        return self._pixel_bits(self.ipc, 8 * PIXEL_BYTES)
+        return self.ipc * self.channels * self.height * self.width * 8 * PIXEL_BYTES
 
     @property
     def bits_per_class(self) -> int:
@@ -109,12 +98,8 @@ class Budget:
 
     @property
     def uint8_images_per_class(self) -> int:
-        """How many images per class the *budget* buys as raw uint8 pixels: 4 * ``ipc``.
-
-        Counted from the budget, not from what the Gaussians use of it, so that rounding down to
-        whole Gaussians never costs the pixels an image.
-        """
-        return self.budget_bits_per_class // self._pixel_bits(1, 8)
+        """Images per class that the *budget* buys as uint8 pixels, however much of it is used."""
+        return self.ipc * PIXEL_BYTES
 
     def file_bytes(self, num_classes: int) -> int:
         """Bytes of all Gaussians and learned labels; class numbers and a description add to it."""
@@ -128,10 +113,6 @@ class Budget:
             f"GPC {self.gpc} x {self.points} points x {self.numbers_per_gaussian} bf16 numbers"
             f"{labels} = {self.bits_per_class:,} bits per class"
         )
-
-    def _pixel_bits(self, images: int, bits: int) -> int:
-        size = {"channels": self.channels, "height": self.height, "width": self.width}
-        return pixel_bits_per_class(images, bits=bits, **size)
 
 
 def plan_budget(config: BudgetConfig, data: ImageData) -> Budget:

@@ -36,7 +36,7 @@ def choose_images(data: ImageData, count: int, init: Init, *, seed: int) -> Tens
         solid = torch.tensor(data.mean, device=data.device).view(1, -1, 1, 1)
         return solid.expand(count * data.num_classes, -1, *data.resolution).contiguous()
     members = [_choose(data, part, count, init, seed) for part in class_members(data.train.labels)]
-    return data.unit(data.normalize(data.train.images[torch.cat(members)]))
+    return data.train.images[torch.cat(members)].float() / 255
 
 
 def _choose(data: ImageData, members: Tensor, count: int, init: Init, seed: int) -> Tensor:

@@ -15,7 +15,6 @@ from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import keep_per_class
 from gsdd_lib.data.normalization import Normalization
 from gsdd_lib.parameterizations.base import Parameterization, StraightThrough
-from gsdd_lib.parameterizations.budget import Budget, pixel_bits_per_class
 from gsdd_lib.parameterizations.gaussian import RoundToBf16
 
 Storage = Literal["uint2", "uint4", "uint8", "bf16", "fp32"]
@@ -88,12 +87,6 @@ class PixelImages(Parameterization):
             levels = (pixels.detach() * top).round().clamp(0, top)
             return StraightThrough.apply(pixels, levels / top)
         return RoundToBf16.apply(pixels) if self.storage == "bf16" else pixels
-
-
-def affordable_images(budget: Budget, storage: Storage = "uint8") -> int:
-    """Images per class that the bits of ``budget`` buy as pixels: in bytes 4 times its IPC."""
-    size = {"channels": budget.channels, "height": budget.height, "width": budget.width}
-    return budget.budget_bits_per_class // pixel_bits_per_class(1, bits=BITS[storage], **size)
 
 
 def random_real_pixels(

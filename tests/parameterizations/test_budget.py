@@ -10,7 +10,6 @@ from gsdd_lib.data import ImageData, ImageSet
 from gsdd_lib.parameterizations.budget import (
     Budget,
     BudgetError,
-    pixel_bits_per_class,
     plan_budget,
     points_per_image,
 )
@@ -77,12 +76,6 @@ def test_leaving_out_the_opacity_buys_more_gaussians():
     config = BudgetConfig(ipc=1, gpc=10, opacity=False)
     budget = plan_budget(config, FASHION)
     assert (budget.numbers_per_gaussian, budget.points) == (6, 26)  # 1568 / (10 * 6) = 26.1
-
-
-def test_bits_of_pixels():
-    size = {"channels": 3, "height": 32, "width": 32}
-    assert pixel_bits_per_class(1, **size) == 24_576
-    assert pixel_bits_per_class(10, **size, bits=32) == 983_040
 
 
 sizes = {
