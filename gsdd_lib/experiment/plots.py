@@ -211,8 +211,8 @@ def efficiency(frame: pd.DataFrame, x: str, y: str, *, xlabel: str, ylabel: str)
     """A panel per pass, a line per method over ``x``, logarithmic axes; the roofline dashed.
 
     Args:
-        frame: columns ``pass``, ``method``, ``x`` and ``y``; where ``y`` is "ms", also ``roofline_ms``
-            (NaN where a method has none).
+        frame: columns ``pass``, ``method``, ``x`` and ``y``; where ``y`` is "ms", also
+            ``roofline_ms`` (NaN where a method has none).
     """
     passes = list(dict.fromkeys(frame["pass"]))
     figure, axes = plt.subplots(1, len(passes), figsize=(PAGE, 2.3), sharey=True, squeeze=False)
