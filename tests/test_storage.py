@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from gsdd_lib.config import CodecConfig, DataConfig, EvalConfig, RenderConfig
-from gsdd_lib.core.files import read_tensors, write_tensors
+from gsdd_lib.core.files import project_root, read_tensors, write_tensors
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import DataError, ImageData, load_data
 from gsdd_lib.data.normalization import write_whitening
@@ -558,3 +558,12 @@ def test_a_whitened_set_has_one_resolution(white_path: Path) -> None:
         loaded.dataset(16)
     with pytest.raises(DataError, match=r"\[1, 1, 9, 9\] do not fit the whitening"):
         loaded.normalize(torch.zeros(1, 1, 9, 9))
+
+
+@pytest.mark.parametrize("bits", [("fashion_mnist_25kbit", 25_088), ("cifar10_98kbit", 98_304)])
+def test_the_committed_sets_load_and_weigh_what_their_name_says(bits):
+    name, budget = bits
+    small = load(project_root() / "distilled" / f"{name}.safetensors")
+    assert 8 * small.file_bytes / len(small.class_names) <= budget
+    assert small.labels.bincount().unique().numel() == 1
+    assert torch.isfinite(small.render()).all()
