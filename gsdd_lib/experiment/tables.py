@@ -196,6 +196,7 @@ def beside_paper(ours: pd.DataFrame, *, protocol: str = "paper") -> pd.DataFrame
     ours = ours.reindex(columns=columns).set_axis([*keys, *columns[3:]], axis=1)
     texts = dict.fromkeys([*keys, WHAT], object)  # columns without any text are read as numbers
     ours = ours[ours.protocol == protocol].astype(texts)
+    ours["setting"] = ours["setting"].fillna("")  # of an item without: a csv has none for ""
     ours[WHAT] = [text if isinstance(text, str) and text else "not said" for text in ours[WHAT]]
     full = ours[WHAT] == "nothing"
     items = [name for name in paper_numbers() if name.startswith("table_")]
