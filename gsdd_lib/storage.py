@@ -47,7 +47,7 @@ from gsdd_lib.core.files import METADATA_KEY, DamagedFileError, read_tensors, wr
 from gsdd_lib.data import DataError, ImageData
 from gsdd_lib.data.normalization import (
     ChannelNormalization,
-    StoredWhitening,
+    read_whitening,
     write_whitening,
 )
 from gsdd_lib.distillation.soft_labels import SoftLabels
@@ -235,9 +235,7 @@ class DistilledSet:
         if isinstance(normalization, ChannelNormalization):
             about |= {"mean": list(normalization.mean), "std": list(normalization.std)}
         else:
-            stored = isinstance(normalization, StoredWhitening)
-            whitening = normalization.whitening if stored else normalization
-            companion = write_whitening(path.parent, whitening)
+            companion = write_whitening(path.parent, normalization)
             about["whitening"] = {"file": companion.name, "bytes": companion.stat().st_size}
         return write_tensors(path, self._tensors(), about | {"format": FORMAT, "version": VERSION})
 
@@ -421,7 +419,7 @@ def _gaussians(
             f"dataset='{about.dataset}', zca=True)).normalization) writes '{name}' there"
         )
         shape = (channels, *about.resolution)
-        normalization = StoredWhitening(folder / name, shape, remedy)
+        normalization = read_whitening(folder / name, shape, remedy)
         space = space if version == VERSION else "normalized"  # whatever older versions say
     return GaussianImages(
         tensors["packed"].float(),

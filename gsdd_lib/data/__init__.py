@@ -1,11 +1,11 @@
 """Data sets: one table of names and readers, and what every reader's images become.
 
-``load_data(DataConfig(dataset="fashion_mnist"))`` gives an :class:`ImageData`. A new data set is a
-module with a reader ``DataConfig -> RawData``, a line in :data:`READERS` and its name in
-:data:`gsdd_lib.config.DATASETS`.
+A new data set is a module with a reader ``DataConfig -> RawData``, a line in :data:`READERS` and
+its name in :data:`gsdd_lib.config.DATASETS`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from gsdd_lib.config import DataConfig
@@ -18,16 +18,7 @@ from gsdd_lib.data.normalization import cached_whitening
 from gsdd_lib.data.synthetic import read_digits, read_shapes
 from gsdd_lib.data.tensors import from_tensors
 
-__all__ = [
-    "READERS",
-    "DataError",
-    "ImageData",
-    "ImageSet",
-    "RawData",
-    "from_tensors",
-    "load_data",
-    "read_data",
-]
+__all__ = ["READERS", "DataError", "ImageData", "ImageSet", "from_tensors", "load_data"]
 
 READERS: dict[str, Callable[[DataConfig], RawData]] = {
     "digits": read_digits,
@@ -41,9 +32,7 @@ READERS: dict[str, Callable[[DataConfig], RawData]] = {
 
 
 def load_data(config: DataConfig, seed: int = 0) -> ImageData:
-    """Load a data set, with a validation split held out from its training images.
-
-    Never touches the network.
+    """Load a data set, with a validation split held out. Never touches the network.
 
     Args:
         config: which images.
@@ -62,7 +51,8 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
         return data
     # of all training images as published, as mean and std are: no test image, and one for all seeds
     images = resize(raw.train.images, config.resolution) if config.resolution else raw.train.images
-    return data.whitened(cached_whitening(images))
+    whitening, note = cached_whitening(images), f"{data.provenance}, ZCA"
+    return replace(data, normalization=whitening, provenance=note)
 
 
 def read_data(config: DataConfig) -> RawData:

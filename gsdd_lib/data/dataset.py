@@ -9,26 +9,22 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from gsdd_lib.core.errors import DataError
 from gsdd_lib.core.files import checksum
 from gsdd_lib.core.rng import generator
-from gsdd_lib.data.normalization import ChannelNormalization, Normalization, Whitening
+from gsdd_lib.data.normalization import ChannelNormalization, Normalization
 
 MAX_BYTES = 32 * 2**30  # a resolution mistyped by a digit should be an error, not a full memory
+SPLITS = ("train", "validation", "test")
+TEST_FRACTION = 0.2  # where the images come without a test split
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """One split.
-
-    Attributes:
-        images: uint8 [N, C, H, W].
-        labels: int64 [N], in [0, number of classes).
-    """
+    """One split: images uint8 [N, C, H, W], labels int64 [N] in [0, number of classes)."""
 
     images: Tensor
     labels: Tensor
@@ -62,8 +58,7 @@ class ImageData:
     """A data set ready for use.
 
     Attributes:
-        mean: per channel, of the training pixels in [0, 1].
-        std: likewise.
+        mean, std: per channel, of the training pixels in [0, 1].
         provenance: one line on where the images came from, without the path of a user's folder.
         normalization: what networks see of the images; by default that of ``mean`` and ``std``.
 
@@ -84,7 +79,7 @@ class ImageData:
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise DataError(f"'{self.name}' has a single class; classification needs at least two")
-        for name in ("train", "validation", "test"):
+        for name in SPLITS:
             if not len(getattr(self, name)):
                 raise DataError(f"'{self.name}' has no {name} images; each split needs some")
         counts = torch.bincount(self.train.labels.cpu(), minlength=self.num_classes)
@@ -110,13 +105,10 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the images, the labels, the split and the normalization, in hexadecimal.
-
-        What a checkpoint or an expert keeps to know its data again.
-        """
+        """SHA-256 of images, labels, split and normalization, by which checkpoints know them."""
         about = {"normalization": self.normalization.fingerprint, "classes": self.class_names}
         tensors = {}
-        for name in ("train", "validation", "test"):
+        for name in SPLITS:
             split = getattr(self, name)
             tensors |= {f"{name} images": split.images, f"{name} labels": split.labels}
         return checksum(tensors, about)
@@ -136,13 +128,8 @@ class ImageData:
 
     def to(self, device: str | torch.device) -> Self:
         """The same data set on another device."""
-        parts = ("train", "validation", "test", "normalization")
+        parts = (*SPLITS, "normalization")
         return replace(self, **{name: getattr(self, name).to(device) for name in parts})
-
-    def whitened(self, whitening: Whitening) -> Self:
-        """The same images, normalized by ``whitening``."""
-        note = f"{self.provenance}, ZCA"
-        return replace(self, normalization=whitening.to(self.device), provenance=note)
 
 
 def prepare(
@@ -179,10 +166,9 @@ def prepare(
     if max_per_class:
         rng = generator(seed, "data", "max_per_class")
         kept = kept[keep_per_class(raw.train.labels[kept], max_per_class, generator=rng)]
-    train, validation = raw.train.select(kept), raw.train.select(held)
-    splits = [train, validation, raw.test]
+    splits = [raw.train.select(kept), raw.train.select(held), raw.test]
     if resolution:
-        count, channels = sum(map(len, splits)), train.images.shape[1]
+        count, channels = sum(map(len, splits)), raw.test.images.shape[1]
         check_size(name, count, channels=channels, resolution=resolution)
         splits = [replace(part, images=resize(part.images, resolution)) for part in splits]
     provenance = f"{raw.provenance}, {100 * holdout:g}% of each class held out for validation"
@@ -200,15 +186,36 @@ def check_size(name: str, count: int, *, channels: int, resolution: int) -> None
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:
-    """uint8 [N, C, H, W] to uint8 [N, C, resolution, resolution].
-
-    Bilinear with anti-aliasing, in torch's own arithmetic for bytes (within one level of floats):
-    ``torch.nn.functional.interpolate(..., antialias=True)``, pixel centers at half integers.
-    """
+    """uint8 [N, C, H, W] to uint8 [N, C, resolution, resolution]: bilinear, anti-aliased."""
     size = (resolution, resolution)
     if tuple(images.shape[2:]) == size:
         return images
     return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 [N, C, H, W], in [0, 1]; exact.
+
+    Raises:
+        DataError: a channel is constant.
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        share = counts / counts.sum()
+        mean.append(float(share @ levels))
+        std.append(float((share @ (levels - mean[-1]) ** 2).sqrt()))
+        if std[-1] == 0:
+            raise DataError(f"channel {channel} has one value in all images; leave it out")
+    return tuple(mean), tuple(std)
+
+
+def split_test(whole: ImageSet, name: str) -> tuple[ImageSet, ImageSet]:
+    """Training and test images of a data set without a test split; the same for any seed."""
+    rng = generator(0, "data", name, "test")
+    kept, held = stratified_split(whole.labels, TEST_FRACTION, generator=rng)
+    return whole.select(kept), whole.select(held)
 
 
 def stratified_split(
@@ -216,21 +223,15 @@ def stratified_split(
 ) -> tuple[Tensor, Tensor]:
     """Split off the same fraction of each class, rounded, but at least one image and never all.
 
-    Args:
-        labels: int64 [N]; the only image of a class is kept.
-        fraction: in (0, 1).
-        generator: of the choice.
-
     Returns:
         Indices (kept, held), int64, ascending, every index once.
     """
     kept, held = [], []
     for members in _shuffled_classes(labels, generator):
-        count = len(members)
-        share = min(max(round(count * fraction), 1), count - 1)
+        share = min(max(round(len(members) * fraction), 1), len(members) - 1)
         held.append(members[:share])
         kept.append(members[share:])
-    return _ascending(kept), _ascending(held)
+    return torch.cat(kept).sort().values, torch.cat(held).sort().values
 
 
 def keep_per_class(labels: Tensor, count: int, *, generator: Generator) -> Tensor:
@@ -238,37 +239,29 @@ def keep_per_class(labels: Tensor, count: int, *, generator: Generator) -> Tenso
 
     With the same seed a smaller ``count`` gives a subset of what a larger one gives.
     """
-    return _ascending([members[:count] for members in _shuffled_classes(labels, generator)])
+    chosen = [members[:count] for members in _shuffled_classes(labels, generator)]
+    return torch.cat(chosen).sort().values
 
 
 def class_members(labels: Tensor) -> list[Tensor]:
-    """For each class that occurs, in their order, the ascending indices of its images.
+    """For each class that occurs, in their order, the ascending indices of its images, on the CPU.
 
     Args:
-        labels: int64 [N], on any device; the indices are on the CPU, where they are sampled.
+        labels: int64 [N], on any device.
     """
     labels = labels.cpu()
-    order = torch.from_numpy(labels.numpy().argsort(kind="stable"))
+    order = torch.from_numpy(labels.numpy().argsort(kind="stable"))  # numpy's is a radix sort
     counts = torch.bincount(labels)
     return list(order.split(counts[counts > 0].tolist()))
 
 
 def sample_per_class(members: list[Tensor], count: int, *, generator: Generator) -> Tensor:
-    """``count`` random indices out of each of ``members``, without repetition, class by class.
-
-    A class with fewer images gives all of them.
-    """
+    """``count`` random indices out of each of ``members``, all where there are fewer, by class."""
     return torch.cat([m[torch.randperm(len(m), generator=generator)[:count]] for m in members])
 
 
 def _shuffled_classes(labels: Tensor, generator: Generator) -> list[Tensor]:
     """For each class that occurs, the indices of its images in random order."""
     labels = labels.cpu()
-    shuffled = torch.randperm(len(labels), generator=generator).numpy()
-    by_class = labels.numpy()[shuffled].argsort(kind="stable")  # numpy's is a radix sort, fast
-    counts = torch.bincount(labels)
-    return list(torch.from_numpy(shuffled[by_class]).split(counts[counts > 0].tolist()))
-
-
-def _ascending(parts: list[Tensor]) -> Tensor:
-    return torch.from_numpy(np.sort(torch.cat(parts).numpy()))
+    shuffled = torch.randperm(len(labels), generator=generator)
+    return [shuffled[members] for members in class_members(labels[shuffled])]

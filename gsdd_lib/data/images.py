@@ -1,20 +1,20 @@
-"""Images are decoded once, into files that later runs verify and map into memory.
+"""Images in files, a folder per class: listed in one order, decoded once and kept in a cache.
 
-A file is named by a hash of the content of the encoded images, wherever they are stored, and of how
-they are decoded. It begins with the SHA-256 of the pixels that follow.
+A cached file is named by a hash of the content of the encoded images, wherever they are stored, and
+of how they are decoded. It begins with the SHA-256 of the pixels that follow.
 """
 
 import contextlib
 import fcntl
-import hashlib
 import io
 import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import numpy as np
@@ -25,53 +25,102 @@ from torch import Tensor
 from gsdd_lib.core.errors import DataError
 from gsdd_lib.core.files import cache_folder
 from gsdd_lib.core.progress import Progress
-from gsdd_lib.data.sources import FORMATS, Listing
+from gsdd_lib.data.dataset import ImageSet, check_size
+from gsdd_lib.data.sources import read_bytes
 
+FORMATS = {  # by suffix: what counts as an image, and the formats that are opened
+    **{".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".gif": "GIF"},
+    **{".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM"},
+}
+MAX_BYTES, MAX_PIXELS = 2**26, 2**26  # of one image: encoded, and decoded (200 MB as RGB)
 VERSION = 2  # of how pixels are made: a change decodes everything again
-MAX_PIXELS = 2**26  # of one encoded image: 200 MB as RGB
 MARK = 32  # bytes of a SHA-256
 SPARE_BYTES = 2**26
 BATCH = 32  # images decoded at a time
 
+Tree = dict[str, dict[str, list[str]]]  # split folder -> class folder -> image names, sorted
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images below ``root``: training images first, class by class, by file name."""
+
+    root: Path
+    paths: list[str]
+    labels: list[int]
+    train: int  # number of training images
+
+    def read(self, position: int) -> bytes:
+        """The encoded image at ``position``."""
+        return read_bytes(self.root / self.paths[position], MAX_BYTES)
+
+
+def folder_tree(root: Path, splits: Sequence[str]) -> Tree:
+    """The class folders of each of ``splits`` (``""``: the root itself) that exists."""
+    return {
+        split: {
+            folder.name: sorted(file.name for file in folder.iterdir() if _is_image(file))
+            for folder in sorted((root / split).iterdir())
+            if folder.is_dir() and not folder.name.startswith(".")
+        }
+        for split in splits
+        if (root / split).is_dir()
+    }
+
+
+def list_images(root: Path, tree: Tree, classes: Sequence[str], *, train: str) -> Listing:
+    """The images of ``classes``, labeled in their order; those of the split ``train`` first."""
+    found = [
+        (split, label, "/".join(filter(None, (split, folder, name))))
+        for split in sorted(tree, key=lambda split: split != train)
+        for label, folder in enumerate(classes)
+        for name in tree[split].get(folder, ())
+    ]
+    splits, labels, paths = (list(column) for column in zip(*found, strict=True))
+    return Listing(root, paths, labels, splits.count(train))
+
 
 def decoded(
     name: str, listing: Listing, size: tuple[int, int], *, channels: int = 3, resize: str = "crop"
-) -> Tensor:
-    """The pixels of all listed images, decoded now or taken from the cache.
+) -> tuple[ImageSet, ImageSet]:
+    """The training and the test images of a listing, decoded now or taken from the cache.
 
     Args:
         name: of the data set, for messages and the file's name.
+        listing: what to decode.
         size: (height, width).
-        channels: 3, or 1 for gray.
-        resize: see :func:`decode_image`.
+        channels, resize: see :func:`decode_image`.
 
     Returns:
-        uint8 [N, channels, height, width], mapped from a file.
+        Images that are mapped from a file.
 
     Raises:
         DataError: an image cannot be decoded, and which; or the disk is full.
     """
-    shape = (len(listing.entries), channels, *size)
-    about = f"{VERSION} {shape} {resize} {listing.key}"
-    path = cache_folder() / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:32]}.pixels"
+    shape = (len(listing.paths), channels, *size)
+    check_size(name, shape[0], channels=channels, resolution=max(size))
+    with ThreadPoolExecutor(8) as pool:
+        hashes = list(pool.map(lambda i: sha256(listing.read(i)).digest(), range(shape[0])))
+
+    def decode(position: int) -> Tensor:
+        content, source = listing.read(position), listing.paths[position]
+        if sha256(content).digest() != hashes[position]:
+            raise DataError(f"{source} was changed while the data set was read; load it again")
+        return decode_image(content, size, channels=channels, resize=resize, source=source)
+
+    about = f"{VERSION} {shape} {resize} {sha256(b''.join(hashes)).hexdigest()}"
+    path = cache_folder() / f"{name}-{sha256(about.encode()).hexdigest()[:32]}.pixels"
     try:
         if not _is_intact(path, shape):
-            _decode_all(path, listing, shape, resize)
-        pixels = np.memmap(path, np.uint8, "c", MARK, shape)  # changes stay in memory
+            _decode_all(path, shape, decode)
+        pixels = torch.from_numpy(np.memmap(path, np.uint8, "c", MARK, shape))  # private changes
     except OSError as error:
         raise DataError(
             f"decoded images cannot be kept in {path.parent} ({error.strerror or error});"
             " free some space or name another folder in $GSDD_CACHE"
         ) from None
-    return torch.from_numpy(pixels)
-
-
-def headers(listing: Listing) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """(path, Pillow's mode, (width, height)) of every image; pixels are not decoded."""
-    for position, read in listing.read():
-        path = listing.entries[position].path
-        with _opened(read(), path) as image:
-            yield path, image.mode, image.size
+    whole = ImageSet(pixels, torch.tensor(listing.labels))
+    return whole.select(slice(listing.train)), whole.select(slice(listing.train, None))
 
 
 def decode_image(
@@ -94,7 +143,7 @@ def decode_image(
     Raises:
         DataError: it is damaged, too large, or of another format or size.
     """
-    with _opened(content, source) as image:
+    with open_image(content, source) as image:
         try:
             image = _in_8_bits(image).convert("RGB" if channels == 3 else "L")
             values = np.array(_resized(image, size, resize)).reshape(*size, channels)
@@ -103,7 +152,8 @@ def decode_image(
     return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
 
-def _opened(content: bytes, source: str) -> Image.Image:
+def open_image(content: bytes, source: str) -> Image.Image:
+    """Pillow's image, its pixels not decoded yet; raises :class:`DataError` where it is none."""
     kinds = sorted(set(FORMATS.values()))
     try:
         image = Image.open(io.BytesIO(content), formats=kinds)
@@ -116,6 +166,10 @@ def _opened(content: bytes, source: str) -> Image.Image:
     if pixels > MAX_PIXELS:
         raise DataError(f"{source} has more than {MAX_PIXELS:,} pixels; make it smaller")
     return image
+
+
+def _is_image(path: Path) -> bool:
+    return not path.name.startswith(".") and path.suffix.lower() in FORMATS
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
@@ -149,10 +203,10 @@ def _is_intact(path: Path, shape: tuple[int, ...]) -> bool:
     if not path.is_file() or path.stat().st_size != MARK + math.prod(shape):
         return False
     with open(path, "rb") as file:
-        return file.read(MARK) == hashlib.file_digest(file, "sha256").digest()
+        return file.read(MARK) == file_digest(file, "sha256").digest()
 
 
-def _decode_all(path: Path, listing: Listing, shape: tuple[int, ...], resize: str) -> None:
+def _decode_all(path: Path, shape: tuple[int, ...], decode: Callable[[int], Tensor]) -> None:
     """Decode everything into ``path``, unless another process has just done so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.parent / ".lock", "a") as lock:
@@ -173,37 +227,27 @@ def _decode_all(path: Path, listing: Listing, shape: tuple[int, ...], resize: st
             )
         temporary = path.parent / f".decoding-{path.stem}.tmp"
         try:
-            _write(temporary, listing, shape, resize)
+            _write(temporary, shape[0], decode)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def _write(path: Path, listing: Listing, shape: tuple[int, ...], resize: str) -> None:
+def _write(path: Path, count: int, decode: Callable[[int], Tensor]) -> None:
     # Ordinary writes: on a full disk they fail, where a mapped file would end the process.
-    with open(path, "w+b") as file, Progress(shape[0], "decode images") as progress:
-        for position, image in _decoded(listing, shape, resize):
-            file.seek(MARK + position * image.numel())
-            file.write(image.numpy())
-            progress.update()
-        if progress.done != shape[0]:
-            raise DataError("the data set was changed while it was decoded; load it again")
-        file.seek(MARK)
-        mark = hashlib.file_digest(file, "sha256").digest()
+    workers, digest = min(8, os.cpu_count() or 1), sha256()  # Pillow releases the GIL
+    with (
+        open(path, "wb") as file,
+        ThreadPoolExecutor(workers) as pool,
+        Progress(count, "decode images") as progress,
+    ):
+        file.write(bytes(MARK))
+        for start in range(0, count, BATCH):
+            for image in pool.map(decode, range(start, min(start + BATCH, count))):
+                digest.update(image.numpy())
+                file.write(image.numpy())
+                progress.update()
         file.seek(0)
-        file.write(mark)
+        file.write(digest.digest())
         file.flush()
         os.fsync(file.fileno())
-
-
-def _decoded(listing: Listing, shape: tuple[int, ...], resize: str) -> Iterator[tuple[int, Tensor]]:
-    """(position, image) of all listed images, on several cores: Pillow releases the GIL."""
-
-    def decode(position: int, read: Callable[[], bytes]) -> tuple[int, Tensor]:
-        about = {"channels": shape[1], "resize": resize, "source": listing.entries[position].path}
-        return position, decode_image(read(), shape[2:], **about)
-
-    items = listing.read()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        while batch := list(islice(items, BATCH)):
-            yield from pool.map(decode, *zip(*batch, strict=True))
