@@ -1,8 +1,7 @@
 """ResNet18 as the field evaluates it: a 3x3 stem for small images, and instance norm.
 
 The definition of github.com/VICO-UoE/DatasetCondensation and github.com/GeorgeCazenavette/glad
-(networks/resnet.py): four stages of two basic blocks, 64 to 512 filters, the later three halving
-the image, then the mean over pixels.
+(networks/resnet.py): four stages of two basic blocks, the later three halving the image.
 """
 
 from torch import Tensor, nn
@@ -14,9 +13,9 @@ from gsdd_lib.networks.layers import Network
 STAGES = (64, 128, 256, 512)
 
 
-def resnet18(input_shape: tuple[int, int, int], num_classes: int) -> Network:
+def resnet18(shape: tuple[int, int, int], num_classes: int) -> Network:
     """17 convolutions with instance norm in residual blocks, the mean over pixels, one linear."""
-    channels, height, width = input_shape
+    channels, height, width = shape
     if max(height, width) <= 8:  # the instance norm of a single pixel is a constant
         raise ConfigError(
             f"ResNet18 ends in one pixel for images of {height}x{width}, which its instance "
@@ -28,10 +27,7 @@ def resnet18(input_shape: tuple[int, int, int], num_classes: int) -> Network:
         layers.append(BasicBlock(filters, filters, stride=1))
         before = filters
     layers.append(MeanOverPixels())
-    image_bytes = 4 * STAGES[0] * height * width
-    return Network(
-        input_shape, num_classes, layers, num_features=STAGES[-1], image_bytes=image_bytes
-    )
+    return Network(shape, num_classes, layers, STAGES[-1], 4 * STAGES[0] * height * width)
 
 
 class BasicBlock(nn.Module):
@@ -58,8 +54,6 @@ class MeanOverPixels(nn.Module):
         return x.mean((2, 3))
 
 
-def _conv_norm(
-    channels: int, filters: int, kernel: int, stride: int = 1
-) -> tuple[nn.Conv2d, nn.GroupNorm]:
-    conv = nn.Conv2d(channels, filters, kernel, stride, padding=kernel // 2, bias=False)
+def _conv_norm(inputs: int, filters: int, kernel: int, stride: int = 1) -> tuple[nn.Module, ...]:
+    conv = nn.Conv2d(inputs, filters, kernel, stride, padding=kernel // 2, bias=False)
     return conv, nn.GroupNorm(filters, filters)
