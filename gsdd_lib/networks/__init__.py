@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gsdd_lib.config import check_choice
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.networks import layers
 from gsdd_lib.networks.convnet import alexnet, convnet, vgg11
@@ -61,7 +62,7 @@ def make_network(
     Raises:
         ConfigError: the name or a choice is unknown, or the images are too small.
     """
-    layers.check_choice("network", name, NETWORKS)
+    check_choice("network", NETWORKS, name)
     if name.startswith("ConvNet"):
         choices = {"width": width, **choices}
     elif choices:

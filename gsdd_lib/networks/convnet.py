@@ -6,8 +6,9 @@ DatasetCondensation, networks.py; above 32 pixels, github.com/GeorgeCazenavette/
 
 from torch import Tensor, nn
 
+from gsdd_lib.config import check_choice
 from gsdd_lib.core.errors import ConfigError
-from gsdd_lib.networks.layers import ACTIVATIONS, GROUPS, NORMS, POOLINGS, Network, check_choice
+from gsdd_lib.networks.layers import ACTIVATIONS, GROUPS, NORMS, POOLINGS, Network
 
 Plan = tuple[tuple[int, int, bool], ...]  # filters, kernel size, and whether pooled, per block
 ALEXNET: Plan = (
@@ -61,9 +62,9 @@ def blocks(
     Raises:
         ConfigError: a choice is unknown, or nothing is left of an image.
     """
-    check_choice("norm", norm, NORMS)
-    check_choice("pooling", pooling, POOLINGS)
-    check_choice("activation", activation, ACTIVATIONS)
+    check_choice("norm", NORMS, norm)
+    check_choice("pooling", POOLINGS, pooling)
+    check_choice("activation", ACTIVATIONS, activation)
     # The published codes pad one-channel images of any size by two more; so 28x28 becomes 32x32,
     # and 8x8 would mostly become padding.
     extra = 2 if tuple(shape) == (1, 28, 28) else 0

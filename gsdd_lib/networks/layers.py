@@ -4,15 +4,11 @@ Nothing here reads torch's global generator.
 """
 
 import math
-from collections.abc import Collection
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from gsdd_lib.config import nearest
-from gsdd_lib.core.errors import ConfigError
 
 # Images whose first activation fills this many bytes go through a network together on a CPU.
 # Larger tensors come fresh from the kernel and are zeroed page by page, which takes twice the time.
@@ -125,10 +121,3 @@ def initialize_(network: nn.Module, generator: torch.Generator) -> None:
             module.initialize_(generator)
         elif any(True for _ in module.parameters(recurse=False)):
             raise TypeError(f"no initialization is known for {type(module).__name__}; add one here")
-
-
-def check_choice(what: str, choice: str, known: Collection[str]) -> None:
-    """Raise :class:`ConfigError` with the nearest known name if ``choice`` is not among them."""
-    if choice not in known:
-        hint = nearest(choice, known)
-        raise ConfigError(f"unknown {what} '{choice}'{hint}; known: {', '.join(known)}")
