@@ -36,8 +36,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gsdd"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``, or leave what was there; missing folders are made.
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+    """Write ``parts`` to ``path``, or leave what was there; missing folders are made.
 
     Raises:
         OSError: it could not be written; names the file.
@@ -47,7 +47,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from gsdd_lib.config import DataConfig
 from gsdd_lib.core.errors import DataError
-from gsdd_lib.data.dataset import ImageSet, RawData, channel_statistics
+from gsdd_lib.data.dataset import ImageSet, RawData
 from gsdd_lib.data.images import decoded, folder_tree, list_images
+from gsdd_lib.data.normalization import channel_statistics
 from gsdd_lib.data.sources import first_complete, read_bytes, roots, verified
 
 FORMS: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(

@@ -77,15 +77,16 @@ class ImageData:
     normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
-        if self.num_classes < 2:
-            raise DataError(f"'{self.name}' has a single class; classification needs at least two")
-        for name in SPLITS:
-            if not len(getattr(self, name)):
-                raise DataError(f"'{self.name}' has no {name} images; each split needs some")
-        counts = torch.bincount(self.train.labels.cpu(), minlength=self.num_classes)
-        if not counts.all():
-            missing = self.class_names[int(counts.argmin())]
-            raise DataError(f"'{self.name}' has no training images of class '{missing}'; add some")
+        counts = torch.bincount(self.train.labels.cpu(), minlength=self.num_classes).tolist()
+        fault = "a single class; classification needs at least two" * (self.num_classes < 2)
+        for split in SPLITS:
+            if not len(getattr(self, split)):
+                fault = fault or f"no {split} images; each split needs some"
+        if 0 in counts:
+            missing = self.class_names[counts.index(0)]
+            fault = fault or f"no training images of class '{missing}'; add some"
+        if fault:
+            raise DataError(f"'{self.name}' has {fault}")
         if self.normalization is None:
             default = ChannelNormalization(tuple(self.mean), tuple(self.std))
             object.__setattr__(self, "normalization", default.to(self.device))
@@ -191,24 +192,6 @@ def resize(images: Tensor, resolution: int) -> Tensor:
     if tuple(images.shape[2:]) == size:
         return images
     return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
-
-
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 [N, C, H, W], in [0, 1]; exact.
-
-    Raises:
-        DataError: a channel is constant.
-    """
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    mean, std = [], []
-    for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
-        share = counts / counts.sum()
-        mean.append(float(share @ levels))
-        std.append(float((share @ (levels - mean[-1]) ** 2).sqrt()))
-        if std[-1] == 0:
-            raise DataError(f"channel {channel} has one value in all images; leave it out")
-    return tuple(mean), tuple(std)
 
 
 def split_test(whole: ImageSet, name: str) -> tuple[ImageSet, ImageSet]:

@@ -70,10 +70,9 @@ def read_fashion_mnist(config: DataConfig) -> RawData:
 
 
 def fetch_fashion_mnist(folder: str = "") -> Path:
-    """Fetch the files that are missing or damaged, verify them, and install nothing.
+    """Fetch the files that are missing or damaged, from the publisher or out of Debian's package.
 
-    The publisher's addresses are tried first, then Debian's package, which is unpacked in a
-    temporary folder. What is fetched from where, and what failed, is said on the error stream.
+    Installs nothing. What is fetched from where, and what failed, is said on the error stream.
 
     Args:
         folder: where they go; empty: ``fashion-mnist`` in $GSDD_DATA or ``data``.
@@ -85,14 +84,14 @@ def fetch_fashion_mnist(folder: str = "") -> Path:
         DataError: no way succeeded.
     """
     target = _places(folder)[0]
-    wanted = [stem for stem in FILES if not _is_sound(target, stem)]
+    wanted = [target / f"{stem}.gz" for stem in FILES if not _is_sound(target, stem)]
     ways = {address: partial(_fetch_files, address) for address in ADDRESSES}
     if shutil.which("apt-get") and shutil.which("dpkg-deb"):
         ways[f"Debian's package {PACKAGE} (apt-get download)"] = _fetch_package
     for source, fetch in ways.items():
         print(f"fetching Fashion-MNIST (30 MB) from {source} to {target}", file=sys.stderr)
         try:
-            fetch(target, wanted)
+            fetch(wanted)
             return target
         except (OSError, http.client.HTTPException, subprocess.SubprocessError, DataError) as error:
             print(f"that failed: {getattr(error, 'reason', '') or error}", file=sys.stderr)
@@ -129,23 +128,21 @@ def _read_split(folder: Path, prefix: str) -> ImageSet:
 
 
 def _content(folder: Path, stem: str) -> bytes:
-    """The content of a file, decompressed, if it is what was published as ``stem``."""
     path = _locate(folder, stem)
-    content = read_bytes(path, MAX_BYTES)
-    if path.suffix == ".gz":
-        return _unpacked(content, stem, path)
-    return verified(content, FILES[stem], path, algorithm="sha256")
+    return _sound(read_bytes(path, MAX_BYTES), stem, path)
 
 
-def _unpacked(content: bytes, stem: str, source: Path | str) -> bytes:
-    stream = zlib.decompressobj(zlib.MAX_WBITS | 16)  # gzip header and checksum expected
-    try:
-        content = stream.decompress(content, MAX_BYTES)
-    except zlib.error as error:
-        raise DataError(f"{source} is not a sound gzip file ({error})") from None
-    if not stream.eof:
-        raise DataError(f"{source} is cut off, or too long")
-    return verified(content, FILES[stem], f"the content of {source}", algorithm="sha256")
+def _sound(content: bytes, stem: str, source: Path) -> bytes:
+    """The content of a file, decompressed, if it is what was published as ``stem``."""
+    if source.suffix == ".gz":
+        stream = zlib.decompressobj(zlib.MAX_WBITS | 16)  # gzip header and checksum expected
+        try:
+            content = stream.decompress(content, MAX_BYTES)
+        except zlib.error as error:
+            raise DataError(f"{source} is not a sound gzip file ({error})") from None
+        if not stream.eof:
+            raise DataError(f"{source} is cut off, or too long")
+    return verified(content, FILES[stem], source, algorithm="sha256")
 
 
 def _is_sound(folder: Path, stem: str) -> bool:
@@ -157,29 +154,29 @@ def _is_sound(folder: Path, stem: str) -> bool:
         return False
 
 
-def _keep(content: bytes, folder: Path, stem: str) -> None:
+def _keep(content: bytes, path: Path) -> None:
     """Write a fetched ``.gz`` file, if it is what was published."""
-    _unpacked(content, stem, f"{stem}.gz")
-    write_atomically(folder / f"{stem}.gz", content)
+    _sound(content, path.stem, path)
+    write_atomically(path, content)
 
 
-def _fetch_files(address: str, target: Path, wanted: list[str]) -> None:
-    for stem in wanted:
-        with urllib.request.urlopen(f"{address}{stem}.gz", timeout=TIMEOUT_S) as response:
+def _fetch_files(address: str, wanted: list[Path]) -> None:
+    for path in wanted:
+        with urllib.request.urlopen(address + path.name, timeout=TIMEOUT_S) as response:
             content = response.read(MAX_BYTES + 1)
             expected = response.headers.get("Content-Length", "")
         if expected.isdecimal() and len(content) < int(expected):  # read() itself does not tell
             raise DataError(f"the connection broke after {len(content):,} of {expected} bytes")
-        _keep(content, target, stem)
+        _keep(content, path)
 
 
-def _fetch_package(target: Path, wanted: list[str]) -> None:
+def _fetch_package(wanted: list[Path]) -> None:
     """Take the files out of Debian's package, with package lists in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         options = {"cwd": folder, "capture_output": True, "text": True, "timeout": APT_TIMEOUT_S}
         done = subprocess.run(["sh", "-ec", APT], **options)
         if done.returncode:
-            raise DataError(f"apt-get: {done.stderr.strip().rpartition(chr(10))[2]}")
-        for stem in wanted:
-            path = Path(folder) / DEBIAN_FOLDER.relative_to("/") / f"{stem}.gz"
-            _keep(read_bytes(path, MAX_BYTES), target, stem)
+            raise DataError(done.stderr.strip().rpartition("\n")[2])
+        for path in wanted:
+            unpacked = Path(folder) / DEBIAN_FOLDER.relative_to("/") / path.name
+            _keep(read_bytes(unpacked, MAX_BYTES), path)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from gsdd_lib.config import DataConfig
 from gsdd_lib.core.errors import DataError
-from gsdd_lib.data.dataset import RawData, channel_statistics, split_test
+from gsdd_lib.data.dataset import RawData, split_test
 from gsdd_lib.data.images import Listing, Tree, decoded, folder_tree, list_images, open_image
+from gsdd_lib.data.normalization import channel_statistics
 from gsdd_lib.data.sources import roots
 
 TRAIN, TEST = "train", "test"

@@ -4,14 +4,12 @@ A cached file is named by a hash of the content of the encoded images, wherever 
 of how they are decoded. It begins with the SHA-256 of the pixels that follow.
 """
 
-import contextlib
-import fcntl
 import io
 import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
@@ -23,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from gsdd_lib.core.errors import DataError
-from gsdd_lib.core.files import cache_folder
+from gsdd_lib.core.files import cache_folder, write_atomically
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.data.dataset import ImageSet, check_size
 from gsdd_lib.data.sources import read_bytes
@@ -34,9 +32,7 @@ FORMATS = {  # by suffix: what counts as an image, and the formats that are open
 }
 MAX_BYTES, MAX_PIXELS = 2**26, 2**26  # of one image: encoded, and decoded (200 MB as RGB)
 VERSION = 2  # of how pixels are made: a change decodes everything again
-MARK = 32  # bytes of a SHA-256
-SPARE_BYTES = 2**26
-BATCH = 32  # images decoded at a time
+MARK, SPARE_BYTES = 32, 2**26  # bytes of a SHA-256, and those left on a disk
 
 Tree = dict[str, dict[str, list[str]]]  # split folder -> class folder -> image names, sorted
 
@@ -88,8 +84,7 @@ def decoded(
     Args:
         name: of the data set, for messages and the file's name.
         listing: what to decode.
-        size: (height, width).
-        channels, resize: see :func:`decode_image`.
+        size, channels, resize: see :func:`decode_image`.
 
     Returns:
         Images that are mapped from a file.
@@ -101,25 +96,20 @@ def decoded(
     check_size(name, shape[0], channels=channels, resolution=max(size))
     with ThreadPoolExecutor(8) as pool:
         hashes = list(pool.map(lambda i: sha256(listing.read(i)).digest(), range(shape[0])))
-
-    def decode(position: int) -> Tensor:
-        content, source = listing.read(position), listing.paths[position]
-        if sha256(content).digest() != hashes[position]:
-            raise DataError(f"{source} was changed while the data set was read; load it again")
-        return decode_image(content, size, channels=channels, resize=resize, source=source)
-
     about = f"{VERSION} {shape} {resize} {sha256(b''.join(hashes)).hexdigest()}"
     path = cache_folder() / f"{name}-{sha256(about.encode()).hexdigest()[:32]}.pixels"
     try:
         if not _is_intact(path, shape):
-            _decode_all(path, shape, decode)
-        pixels = torch.from_numpy(np.memmap(path, np.uint8, "c", MARK, shape))  # private changes
+            _make_room(path, shape)
+            pixels = _decode_all(listing, hashes, shape, resize)
+            write_atomically(path, sha256(pixels).digest(), pixels.data)
+        pixels = np.memmap(path, np.uint8, "c", MARK, shape)  # changes stay in memory
     except OSError as error:
         raise DataError(
             f"decoded images cannot be kept in {path.parent} ({error.strerror or error});"
             " free some space or name another folder in $GSDD_CACHE"
         ) from None
-    whole = ImageSet(pixels, torch.tensor(listing.labels))
+    whole = ImageSet(torch.from_numpy(pixels), torch.tensor(listing.labels))
     return whole.select(slice(listing.train)), whole.select(slice(listing.train, None))
 
 
@@ -132,9 +122,8 @@ def decode_image(
         content: the encoded image.
         size: (height, width).
         channels: 3 for RGB, 1 for gray; transparency is dropped, 16 bits are scaled to 8.
-        resize: ``"crop"``: resized to cover the size, then cropped at the center; ``"squash"``:
-            both sides resized, whatever their ratio; ``"exact"``: the image must have the size
-            already. Bilinear, anti-aliased.
+        resize: bilinear, anti-aliased, ``"crop"``: to cover the size, then cropped at the center;
+            ``"squash"``: both sides, whatever their ratio; ``"exact"``: it must have the size.
         source: name of the image in messages.
 
     Returns:
@@ -206,48 +195,33 @@ def _is_intact(path: Path, shape: tuple[int, ...]) -> bool:
         return file.read(MARK) == file_digest(file, "sha256").digest()
 
 
-def _decode_all(path: Path, shape: tuple[int, ...], decode: Callable[[int], Tensor]) -> None:
-    """Decode everything into ``path``, unless another process has just done so."""
+def _make_room(path: Path, shape: tuple[int, ...]) -> None:
+    if path.exists():
+        warnings.warn(f"{path} is damaged: decoding its images again", stacklevel=3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / ".lock", "a") as lock:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process decodes at a time: these are left over
-            for left in path.parent.glob(".decoding-*.tmp"):
-                warnings.warn(f"removed {left}, left by a decoding that was killed", stacklevel=2)
-                left.unlink()
-        if _is_intact(path, shape):
-            return
-        if path.exists():
-            warnings.warn(f"{path} is damaged: decoding its images again", stacklevel=2)
-        needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
-        if needed + SPARE_BYTES > free:
-            raise DataError(
-                f"the decoded images need {needed / 2**30:.1f} GiB in {path.parent}, which has"
-                f" {free / 2**30:.1f} GiB free; name another folder in $GSDD_CACHE"
-            )
-        temporary = path.parent / f".decoding-{path.stem}.tmp"
-        try:
-            _write(temporary, shape[0], decode)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
+    if needed + SPARE_BYTES > free:
+        raise DataError(
+            f"the decoded images need {needed / 2**30:.1f} GiB in {path.parent}, which has"
+            f" {free / 2**30:.1f} GiB free; name another folder in $GSDD_CACHE"
+        )
 
 
-def _write(path: Path, count: int, decode: Callable[[int], Tensor]) -> None:
-    # Ordinary writes: on a full disk they fail, where a mapped file would end the process.
-    workers, digest = min(8, os.cpu_count() or 1), sha256()  # Pillow releases the GIL
-    with (
-        open(path, "wb") as file,
-        ThreadPoolExecutor(workers) as pool,
-        Progress(count, "decode images") as progress,
-    ):
-        file.write(bytes(MARK))
-        for start in range(0, count, BATCH):
-            for image in pool.map(decode, range(start, min(start + BATCH, count))):
-                digest.update(image.numpy())
-                file.write(image.numpy())
-                progress.update()
-        file.seek(0)
-        file.write(digest.digest())
-        file.flush()
-        os.fsync(file.fileno())
+def _decode_all(
+    listing: Listing, hashes: list[bytes], shape: tuple[int, ...], resize: str
+) -> np.ndarray:
+    """All images, uint8 of ``shape``; on several cores, for Pillow releases the GIL."""
+    pixels = np.empty(shape, np.uint8)
+
+    def decode(position: int) -> None:
+        content, source = listing.read(position), listing.paths[position]
+        if sha256(content).digest() != hashes[position]:
+            raise DataError(f"{source} was changed while the data set was read; load it again")
+        how = {"channels": shape[1], "resize": resize, "source": source}
+        pixels[position] = decode_image(content, shape[2:], **how)
+
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool, Progress(shape[0], "decode images") as progress:
+        for _ in pool.map(decode, range(shape[0])):
+            progress.update()
+    return pixels

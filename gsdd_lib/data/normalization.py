@@ -154,6 +154,23 @@ class Whitening:
 Normalization = ChannelNormalization | Whitening
 
 
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 [N, C, H, W], in [0, 1]; exact.
+
+    Raises:
+        DataError: a channel is constant.
+    """
+    levels, mean, std = torch.arange(256, dtype=torch.float64) / 255, [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        share = counts / counts.sum()
+        mean.append(float(share @ levels))
+        std.append(float((share @ (levels - mean[-1]) ** 2).sqrt()))
+        if std[-1] == 0:
+            raise DataError(f"channel {channel} has one value in all images; leave it out")
+    return tuple(mean), tuple(std)
+
+
 def fit_whitening(images: Tensor, *, eps: float = REGULARIZATION) -> Whitening:
     """The whitening of uint8 images [N, C, H, W], N at least 2; computed in double.
 

@@ -6,14 +6,8 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.core.errors import DataError
-from gsdd_lib.data.dataset import (
-    ImageData,
-    ImageSet,
-    RawData,
-    channel_statistics,
-    prepare,
-    split_test,
-)
+from gsdd_lib.data.dataset import ImageData, ImageSet, RawData, prepare, split_test
+from gsdd_lib.data.normalization import channel_statistics
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -48,6 +42,7 @@ def from_tensors(
     """
     train = _checked(images, labels, "")
     names = _checked_names(class_names, train.labels)
+    _check_range(train.labels, len(names), "labels")
     if (test_images is None) != (test_labels is None):
         raise DataError("test_images and test_labels go together: give both, or neither")
     if test_images is None:
@@ -66,40 +61,33 @@ def from_tensors(
 
 def _checked(images: Tensor, labels: Tensor, prefix: str) -> ImageSet:
     """Images and labels that go together, uint8 and int64 on the CPU."""
-    ours, theirs, fault = f"{prefix}images", f"{prefix}labels", ""
-    shape = list(getattr(images, "shape", ()))
-    if not isinstance(images, Tensor):
-        fault = f"{ours} must be a torch tensor, got {type(images).__name__}"
-    elif len(shape) != 4 or images.numel() == 0 or not 1 <= shape[1] <= 4:
+    ours, theirs = f"{prefix}images", f"{prefix}labels"
+    for name, value in ((ours, images), (theirs, labels)):
+        if not isinstance(value, Tensor):
+            raise DataError(f"{name} must be a torch tensor, got {type(value).__name__}")
+    shape, fault = list(images.shape), ""
+    if len(shape) != 4 or images.numel() == 0 or not 1 <= shape[1] <= 4:
         hint = "; add a channel with images[:, None]" if len(shape) == 3 else ""
         if len(shape) == 4 and 1 <= shape[3] <= 4:
             hint = "; channels are last here, use images.permute(0, 3, 1, 2)"
         fault = f"{ours} must be [N, C, H, W] with C from 1 to 4, got {shape}{hint}"
-    elif not isinstance(labels, Tensor):
-        fault = f"{theirs} must be a tensor of integers of shape [N], got {type(labels).__name__}"
     elif labels.dtype not in INTEGERS or labels.dim() != 1:
         found = f"{labels.dtype} of shape {list(labels.shape)}"
-        fault = f"{theirs} must be a tensor of integers of shape [N], got {found}"
+        fault = f"{theirs} must be integers of shape [N], got {found}"
     elif len(images) != len(labels):
         lengths = f"{len(images)} and {len(labels)}"
         fault = f"{ours} and {theirs} must be of one length, got {lengths}"
+    elif images.dtype != torch.uint8 and not images.is_floating_point():
+        fault = f"{ours} must be uint8 or floating point in [0, 1], got {images.dtype}"
+    elif images.dtype != torch.uint8:
+        low, high = float(images.min()), float(images.max())
+        if not 0 <= low <= high <= 1:  # also false for a NaN
+            hint = "divide by the largest level, or remove what is not finite"
+            fault = f"{ours} must lie in [0, 1], got {low:g} to {high:g}; {hint}"
+        images = (images * 255).round()
     if fault:
         raise DataError(fault)
-    return ImageSet(_as_bytes(images.detach().cpu(), ours), labels.to("cpu", torch.int64))
-
-
-def _as_bytes(images: Tensor, name: str) -> Tensor:
-    if images.dtype == torch.uint8:
-        return images
-    if not images.is_floating_point():
-        raise DataError(f"{name} must be uint8 or floating point in [0, 1], got {images.dtype}")
-    low, high = float(images.min()), float(images.max())
-    if not 0 <= low <= high <= 1:  # also false for a NaN
-        raise DataError(
-            f"{name} of floating point must lie in [0, 1], got {low:g} to {high:g};"
-            " divide by the largest level, or remove what is not finite"
-        )
-    return (images * 255).round().to(torch.uint8)
+    return ImageSet(images.detach().to("cpu", torch.uint8), labels.to("cpu", torch.int64))
 
 
 def _checked_names(class_names: Sequence[str] | None, labels: Tensor) -> tuple[str, ...]:
@@ -110,11 +98,10 @@ def _checked_names(class_names: Sequence[str] | None, labels: Tensor) -> tuple[s
                 f"labels reach {highest} but there are only {len(labels)} images; number the"
                 " classes 0, 1, 2, ... without gaps"
             )
-        class_names = [str(label) for label in range(highest + 1)]
+        return tuple(map(str, range(highest + 1)))
     listed = isinstance(class_names, Sequence) and not isinstance(class_names, str)
     if not listed or not all(isinstance(name, str) for name in class_names):
         raise DataError("class_names must be a list with the name of each class")
-    _check_range(labels, len(class_names), "labels")
     return tuple(class_names)
 
 

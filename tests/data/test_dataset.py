@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from gsdd_lib.config import DataConfig
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.data import DataError, ImageSet, from_tensors, load_data
-from gsdd_lib.data.dataset import channel_statistics, keep_per_class, resize, stratified_split
+from gsdd_lib.data.dataset import keep_per_class, resize, stratified_split
+from gsdd_lib.data.normalization import channel_statistics
 from gsdd_lib.data.synthetic import FIGURES, make_shapes, read_digits, read_shapes
 
 
