@@ -40,19 +40,15 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
 
     Raises:
         DataError: the data set is missing or damaged; one sentence on what to do.
-
-    >>> load_data(DataConfig(dataset="digits")).train.images.shape[1:]
-    torch.Size([1, 8, 8])
     """
     raw = read_data(config)
     chosen = config.model_dump(include={"resolution", "max_per_class", "holdout"})
     data = prepare(config.dataset, raw, seed=seed, **chosen)
-    if not config.zca:
-        return data
-    # of all training images as published, as mean and std are: no test image, and one for all seeds
-    images = resize(raw.train.images, config.resolution) if config.resolution else raw.train.images
-    whitening, note = cached_whitening(images), f"{data.provenance}, ZCA"
-    return replace(data, normalization=whitening, provenance=note)
+    if config.zca:  # of all training images as published, as mean and std are
+        images = resize(raw.train.images, config.resolution)
+        note = f"{data.provenance}, ZCA"
+        return replace(data, normalization=cached_whitening(images), provenance=note)
+    return data
 
 
 def read_data(config: DataConfig) -> RawData:

@@ -21,13 +21,13 @@ from gsdd_lib.data.images import decoded, folder_tree, list_images
 from gsdd_lib.data.normalization import channel_statistics
 from gsdd_lib.data.sources import first_complete, read_bytes, roots, verified
 
-FORMS: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(
+Form = dict[str, Any]
+FORMS: dict[str, dict[str, Form]] = yaml.safe_load(
     Path(__file__).with_name("cifar.yaml").read_text("utf-8")
 )
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar.html"
-# of CIFAR-10, used for both
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10, used for both
 COUNTS = {"train": 50_000, "test": 10_000}
 PIXELS = 3 * 32 * 32
 MAX_BYTES = 2**28  # of one file
@@ -36,24 +36,14 @@ CLASS_FOLDERS, FOLDERS_MEAN, TOLERANCE = 100, (0.5071, 0.4865, 0.4409), 0.0005
 
 
 def read_cifar(dataset: str, config: DataConfig) -> RawData:
-    """All images of a data set, in the published order where there is one.
-
-    Args:
-        dataset: a key of :data:`FORMS`.
-        config: ``folder`` holds the files, or the folder with them that an archive unpacks to.
-
-    Raises:
-        DataError: which file, what is wrong with it, and how to get a good one.
-    """
+    """All images of one of :data:`FORMS`, in the published order where there is one."""
     try:
         path, name = _find(dataset, config.folder)
         return _read_form(dataset, path, name) if name else _read_class_folders(path)
     except DataError as error:
-        title = TITLES[dataset]
-        raise DataError(
-            f"{error}; to get {title}, unpack {title.lower()}-python.tar.gz from {ADDRESS} (tar"
-            " -xzf) in data/ or name its folder (parameter 'folder')"
-        ) from None
+        archive = f"{TITLES[dataset].lower()}-python.tar.gz from {ADDRESS} (tar -xzf)"
+        hint = f"unpack {archive} in data/ or name its folder (parameter 'folder')"
+        raise DataError(f"{error}; to get {TITLES[dataset]}, {hint}") from None
 
 
 def _find(dataset: str, folder: str) -> tuple[Path, str]:
@@ -68,7 +58,7 @@ def _find(dataset: str, folder: str) -> tuple[Path, str]:
     return first_complete(found)
 
 
-def _files(form: dict[str, Any]) -> list[str]:
+def _files(form: Form) -> list[str]:
     return [*form["train"], *form["test"], form["names"]]
 
 
@@ -87,9 +77,7 @@ def _read_form(dataset: str, path: Path, name: str) -> RawData:
     return RawData(tuple(names), MEAN, STD, *splits, provenance)
 
 
-def _read_split(
-    contents: dict[str, bytes], form: dict[str, Any], split: str, classes: int
-) -> ImageSet:
+def _read_split(contents: dict[str, bytes], form: Form, split: str, classes: int) -> ImageSet:
     read = _read_records if form["label_bytes"] else _read_batch
     parts = [read(contents.pop(file), file, form["label_bytes"]) for file in form[split]]
     images, labels = (torch.cat(both) for both in zip(*parts, strict=True))
@@ -111,8 +99,7 @@ def _read_records(content: bytes, name: str, label_bytes: int) -> tuple[Tensor, 
     if not content or len(content) % size:
         raise DataError(f"{name} has {len(content):,} bytes, not a multiple of {size:,}")
     records = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, size)
-    images = records[:, label_bytes:].reshape(-1, 3, 32, 32)
-    return images, records[:, label_bytes - 1].long()
+    return records[:, label_bytes:].reshape(-1, 3, 32, 32), records[:, label_bytes - 1].long()
 
 
 def _read_batch(content: bytes, *_: object) -> tuple[Tensor, Tensor]:
@@ -127,13 +114,10 @@ def _read_class_folders(path: Path) -> RawData:
     tree = folder_tree(path, tuple(COUNTS))
     names = tuple(tree["train"])
     for split, total in COUNTS.items():
-        expected = dict.fromkeys(names, total // CLASS_FOLDERS)
-        found = {name: len(files) for name, files in tree.get(split, {}).items()}
-        if len(names) != CLASS_FOLDERS or found != expected:
-            raise DataError(
-                f"{path / split} does not hold {total // CLASS_FOLDERS} images in each of"
-                f" {CLASS_FOLDERS} class folders"
-            )
+        each, found = total // CLASS_FOLDERS, {n: len(files) for n, files in tree[split].items()}
+        if len(names) != CLASS_FOLDERS or found != dict.fromkeys(names, each):
+            fault = f"does not hold {each} images in each of {CLASS_FOLDERS} class folders"
+            raise DataError(f"{path / split} {fault}")
     listing = list_images(path, tree, names, train="train")
     train, test = decoded("cifar100", listing, (32, 32), resize="exact")
     mean, _ = channel_statistics(train.images)

@@ -1,8 +1,4 @@
-"""A data set in memory: images, labels, names and normalization, split three ways.
-
-A reader returns a :class:`RawData` (training and test images as published); :func:`prepare` makes
-of it what the rest of the library works with: an :class:`ImageData` with a validation split.
-"""
+"""A data set in memory: a reader's :class:`RawData`, and the :class:`ImageData` made of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,11 +30,11 @@ class ImageSet:
 
     def select(self, index: Tensor | Sequence[int] | slice) -> Self:
         """The images at ``index`` (integers, a mask, or a slice), in its order."""
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        return ImageSet(self.images[index], self.labels[index])
 
     def to(self, device: str | torch.device) -> Self:
         """The same split on another device."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        return ImageSet(self.images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,15 +51,12 @@ class RawData:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set ready for use.
+    """A data set ready for use, with images to train on in every class, to validate and to test.
 
     Attributes:
         mean, std: per channel, of the training pixels in [0, 1].
         provenance: one line on where the images came from, without the path of a user's folder.
         normalization: what networks see of the images; by default that of ``mean`` and ``std``.
-
-    Raises:
-        DataError: there is a single class, an empty split, or a class without training images.
     """
 
     name: str
@@ -108,10 +101,8 @@ class ImageData:
     def fingerprint(self) -> str:
         """SHA-256 of images, labels, split and normalization, by which checkpoints know them."""
         about = {"normalization": self.normalization.fingerprint, "classes": self.class_names}
-        tensors = {}
-        for name in SPLITS:
-            split = getattr(self, name)
-            tensors |= {f"{name} images": split.images, f"{name} labels": split.labels}
+        parts = [(split, part) for split in SPLITS for part in ("images", "labels")]
+        tensors = {f"{split} {part}": getattr(getattr(self, split), part) for split, part in parts}
         return checksum(tensors, about)
 
     @property
@@ -145,11 +136,8 @@ def prepare(
     """Hold out a validation split, thin the training images, bring all to one resolution.
 
     Args:
-        name: of the data set.
-        raw: its images.
-        resolution: pixels per side (0: as it is); see :func:`resize`.
-        max_per_class: training images kept per class *after* the hold-out (0: all), so that the
-            validation split does not depend on it.
+        resolution: pixels per side; 0: as it is.
+        max_per_class: training images kept per class *after* the hold-out; 0: all.
         holdout: fraction of each class of the training images, at least one image of each.
         seed: of both choices.
     """
@@ -158,20 +146,18 @@ def prepare(
     counts = torch.bincount(raw.train.labels, minlength=len(raw.class_names))
     if counts.min() < 2:
         rarest = int(counts.argmin())
-        raise DataError(
-            f"class {rarest} ('{raw.class_names[rarest]}') has {counts[rarest]} training images but"
-            " needs at least 2, one to hold out; number the classes without gaps or add images"
-        )
+        few = f"class {rarest} ('{raw.class_names[rarest]}') has {counts[rarest]} training images"
+        hint = "number the classes without gaps or add images"
+        raise DataError(f"{few} but needs at least 2, one to hold out; {hint}")
     rng = generator(seed, "data", "holdout")
     kept, held = stratified_split(raw.train.labels, holdout, generator=rng)
     if max_per_class:
         rng = generator(seed, "data", "max_per_class")
         kept = kept[keep_per_class(raw.train.labels[kept], max_per_class, generator=rng)]
     splits = [raw.train.select(kept), raw.train.select(held), raw.test]
-    if resolution:
-        count, channels = sum(map(len, splits)), raw.test.images.shape[1]
-        check_size(name, count, channels=channels, resolution=resolution)
-        splits = [replace(part, images=resize(part.images, resolution)) for part in splits]
+    count, channels = sum(map(len, splits)), raw.test.images.shape[1]
+    check_size(name, count, channels=channels, resolution=resolution)
+    splits = [ImageSet(resize(part.images, resolution), part.labels) for part in splits]
     provenance = f"{raw.provenance}, {100 * holdout:g}% of each class held out for validation"
     return ImageData(name, raw.class_names, raw.mean, raw.std, *splits, provenance)
 
@@ -180,16 +166,14 @@ def check_size(name: str, count: int, *, channels: int, resolution: int) -> None
     """Raise :class:`DataError` when ``count`` uint8 images would not fit a sensible memory."""
     needed = count * channels * resolution**2
     if needed > MAX_BYTES:
-        raise DataError(
-            f"data set '{name}' at resolution {resolution} needs {needed / 2**30:,.0f} GiB for"
-            f" {count:,} images; choose a smaller resolution or a smaller max_per_class"
-        )
+        takes = f"'{name}' at resolution {resolution} needs {needed / 2**30:,.0f} GiB for {count:,}"
+        raise DataError(f"{takes} images; choose a smaller resolution or a smaller max_per_class")
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:
-    """uint8 [N, C, H, W] to uint8 [N, C, resolution, resolution]: bilinear, anti-aliased."""
+    """uint8 [N, C, H, W] to [N, C, resolution, resolution] (0: as it is), anti-aliased."""
     size = (resolution, resolution)
-    if tuple(images.shape[2:]) == size:
+    if not resolution or tuple(images.shape[2:]) == size:
         return images
     return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
 
@@ -204,11 +188,7 @@ def split_test(whole: ImageSet, name: str) -> tuple[ImageSet, ImageSet]:
 def stratified_split(
     labels: Tensor, fraction: float, *, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Split off the same fraction of each class, rounded, but at least one image and never all.
-
-    Returns:
-        Indices (kept, held), int64, ascending, every index once.
-    """
+    """Ascending indices (kept, held) with the same share of each class held, never 0 or all."""
     kept, held = [], []
     for members in _shuffled_classes(labels, generator):
         share = min(max(round(len(members) * fraction), 1), len(members) - 1)
@@ -218,20 +198,13 @@ def stratified_split(
 
 
 def keep_per_class(labels: Tensor, count: int, *, generator: Generator) -> Tensor:
-    """Ascending indices of ``count`` random images of each class, all where there are fewer.
-
-    With the same seed a smaller ``count`` gives a subset of what a larger one gives.
-    """
+    """Ascending indices of ``count`` random images of each class; a larger ``count`` adds some."""
     chosen = [members[:count] for members in _shuffled_classes(labels, generator)]
     return torch.cat(chosen).sort().values
 
 
 def class_members(labels: Tensor) -> list[Tensor]:
-    """For each class that occurs, in their order, the ascending indices of its images, on the CPU.
-
-    Args:
-        labels: int64 [N], on any device.
-    """
+    """For each class that occurs, in order, the ascending indices of its images, on the CPU."""
     labels = labels.cpu()
     order = torch.from_numpy(labels.numpy().argsort(kind="stable"))  # numpy's is a radix sort
     counts = torch.bincount(labels)

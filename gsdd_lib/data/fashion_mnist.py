@@ -46,42 +46,30 @@ TIMEOUT_S, APT_TIMEOUT_S = 30, 600
 APT = f"""mkdir -p lists/partial cache/archives/partial
 apt="apt-get -o Dir::State::Lists=$PWD/lists -o Dir::Cache=$PWD/cache"
 $apt update && $apt download {PACKAGE} && dpkg-deb -x *.deb ."""
-HOW_TO_GET = (
-    "to get Fashion-MNIST (30 MB), run 'make data' or 'python -m gsdd_lib.data fashion_mnist"
-    " --fetch', or name its folder (parameter 'folder')"
-)
+FETCH = "run 'make data' or 'python -m gsdd_lib.data fashion_mnist --fetch'"
 
 
 def read_fashion_mnist(config: DataConfig) -> RawData:
-    """All 70,000 images from ``config.folder`` or the usual places.
-
-    Raises:
-        DataError: the file, what is wrong with it, and how to get a good one.
-    """
+    """All 70,000 images from ``config.folder`` or the usual places."""
     try:
         places = _places(config.folder)
         folder = first_complete({p: [_locate(p, stem) for stem in FILES] for p in places})
         train, test = (_read_split(folder, prefix) for prefix in ("train", "t10k"))
     except DataError as error:
-        raise DataError(f"{error}; {HOW_TO_GET}") from None
+        hint = f"to get Fashion-MNIST (30 MB), {FETCH}, or name its folder (parameter 'folder')"
+        raise DataError(f"{error}; {hint}") from None
     source = "the folder given" if config.folder else f"{folder.parent.name}/{folder.name}"
     provenance = f"Fashion-MNIST from {source}, SHA-256 verified"
     return RawData(CLASS_NAMES, MEAN, STD, train, test, provenance)
 
 
-def fetch_fashion_mnist(folder: str = "") -> Path:
+def fetch_fashion_mnist(folder: str = "") -> None:
     """Fetch the files that are missing or damaged, from the publisher or out of Debian's package.
 
     Installs nothing. What is fetched from where, and what failed, is said on the error stream.
 
     Args:
         folder: where they go; empty: ``fashion-mnist`` in $GSDD_DATA or ``data``.
-
-    Returns:
-        The folder.
-
-    Raises:
-        DataError: no way succeeded.
     """
     target = _places(folder)[0]
     wanted = [target / f"{stem}.gz" for stem in FILES if not _is_sound(target, stem)]
@@ -91,14 +79,11 @@ def fetch_fashion_mnist(folder: str = "") -> Path:
     for source, fetch in ways.items():
         print(f"fetching Fashion-MNIST (30 MB) from {source} to {target}", file=sys.stderr)
         try:
-            fetch(wanted)
-            return target
+            return fetch(wanted)
         except (OSError, http.client.HTTPException, subprocess.SubprocessError, DataError) as error:
             print(f"that failed: {getattr(error, 'reason', '') or error}", file=sys.stderr)
-    raise DataError(
-        "Fashion-MNIST could not be fetched; where the network is closed, put its four .gz files"
-        f" into {target} by hand"
-    )
+    hint = f"where the network is closed, put its four .gz files into {target} by hand"
+    raise DataError(f"Fashion-MNIST could not be fetched; {hint}")
 
 
 def _places(folder: str) -> list[Path]:

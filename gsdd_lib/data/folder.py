@@ -23,9 +23,6 @@ def read_imagefolder(config: DataConfig) -> RawData:
 
     Labels are the positions of the class folders in alphabetical order. Gray files alone give one
     channel, anything else three.
-
-    Raises:
-        DataError: one sentence on what to change.
     """
     if not config.folder:
         raise DataError("data set 'imagefolder' needs the parameter 'folder': a folder per class")
@@ -51,20 +48,14 @@ def read_imagefolder(config: DataConfig) -> RawData:
 
 def _check_tree(tree: Tree, train: Path, test: Path) -> None:
     """Raise :class:`DataError` where the class folders ``train`` and ``test`` are not enough."""
-    (classes, *tests), needed = tree.values(), AT_LEAST - (TEST in tree)
-    few = next((name for name, images in classes.items() if len(images) < needed), None)
+    (classes, *tests), needed, fault = tree.values(), AT_LEAST - (TEST in tree), ""
+    few = [name for name, images in classes.items() if len(images) < needed]
     strange = sorted(name for split in tests for name in split if name not in classes)
-    fault = ""
     if len(classes) < 2:
-        fault = (
-            f"{train} holds {len(classes)} class folders; classification needs at least two, each"
-            " with its images in it"
-        )
-    elif few is not None:
-        fault = (
-            f"class folder '{few}' of {train} holds {len(classes[few])} images; each class needs"
-            f" at least {needed}"
-        )
+        fault = f"{train} holds {len(classes)} class folders; classification needs at least two"
+    elif few:
+        found = f"class folder '{few[0]}' of {train} holds {len(classes[few[0]])} images"
+        fault = f"{found}; each class needs at least {needed}"
     elif strange:
         fault = f"{test} has a class folder '{strange[0]}' that {train} lacks"
     elif tests and not any(tests[0].values()):
@@ -80,9 +71,9 @@ def _size_and_channels(listing: Listing, resolution: int) -> tuple[tuple[int, in
         with open_image(listing.read(position), path) as image:
             first, gray = first or image.size, gray and image.mode in GRAY_MODES
             if image.size != first and not resolution:
+                found = f"{path} has {image.width}x{image.height}, {listing.paths[0]} another"
                 raise DataError(
-                    f"images of the folder differ in size ({path} has {image.width}x{image.height},"
-                    f" {listing.paths[0]} another); choose a resolution"
+                    f"images of the folder differ in size ({found}); choose a resolution"
                 )
     width, height = (resolution, resolution) if resolution else first
     return (height, width), 1 if gray else 3

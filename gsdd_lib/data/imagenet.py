@@ -1,7 +1,7 @@
 """The six ImageNet subsets of the paper, from ImageNet's own folders or the published subsets'.
 
 Classes are chosen by WordNet id and labeled in the order of ``imagenet_subsets.yaml``, whatever
-else a folder holds. Images are decoded once (:mod:`gsdd_lib.data.images`).
+else a folder holds.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import yaml
 from gsdd_lib.config import DataConfig
 from gsdd_lib.core.errors import DataError
 from gsdd_lib.data.dataset import RawData
-from gsdd_lib.data.images import Tree, decoded, folder_tree, list_images
+from gsdd_lib.data.images import decoded, folder_tree, list_images
 from gsdd_lib.data.sources import roots
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -26,19 +26,17 @@ SUBSETS: dict[str, dict[str, str]] = {  # WordNet ids and names of the classes, 
 
 
 def read_imagenet_subset(name: str, config: DataConfig) -> RawData:
-    """One of the subsets, at ``config.resolution`` (0: 128).
-
-    Args:
-        name: a key of :data:`SUBSETS`.
-        config: ``folder`` is a folder with train/ and val/ and a folder per WordNet id in each (all
-            of ImageNet or a part), or a folder that holds such a one.
-
-    Raises:
-        DataError: what is missing or damaged; missing classes are named.
-    """
-    path, source = _find(name, config.folder)
-    tree, classes = folder_tree(path, (TRAIN, TEST)), SUBSETS[name]
-    _check_classes(tree, classes, path)
+    """One of :data:`SUBSETS`, at ``config.resolution`` (0: 128); missing classes are named."""
+    (path, source), classes = _find(name, config.folder), SUBSETS[name]
+    tree = folder_tree(path, (TRAIN, TEST))
+    for split in (TRAIN, TEST):
+        if split not in tree:
+            raise DataError(f"{path} has no '{split}' with a folder per WordNet id in it")
+        if missing := [wnid for wnid in classes if not tree[split].get(wnid)]:
+            names = ", ".join(f"{wnid} ('{classes[wnid]}')" for wnid in missing)
+            others = sorted(set(tree[split]) - set(classes))
+            found = f"; it has {', '.join(others[:3])}{' ...' * (len(others) > 3)}" * bool(others)
+            raise DataError(f"'{split}' of {path} has no images of {names}{found}")
     listing = list_images(path, tree, list(classes), train=TRAIN)
     size = config.resolution or RESOLUTION
     splits = decoded(name, listing, (size, size), resize=config.resize)
@@ -59,14 +57,3 @@ def _find(name: str, folder: str) -> tuple[Path, str]:
         " a folder with train/ and val/ and a folder per WordNet id in each (parameter 'folder');"
         " unpack an archive first, as in 'tar -xzf imagenette2-320.tgz'"
     )
-
-
-def _check_classes(tree: Tree, classes: dict[str, str], path: Path) -> None:
-    for split in (TRAIN, TEST):
-        if split not in tree:
-            raise DataError(f"{path} has no '{split}' with a folder per WordNet id in it")
-        if missing := [wnid for wnid in classes if not tree[split].get(wnid)]:
-            names = ", ".join(f"{wnid} ('{classes[wnid]}')" for wnid in missing)
-            others = sorted(set(tree[split]) - set(classes))
-            found = f"; it has {', '.join(others[:3])}{' ...' * (len(others) > 3)}" * bool(others)
-            raise DataError(f"'{split}' of {path} has no images of {names}{found}")

@@ -26,13 +26,12 @@ from gsdd_lib.core.progress import Progress
 from gsdd_lib.data.dataset import ImageSet, check_size
 from gsdd_lib.data.sources import read_bytes
 
-FORMATS = {  # by suffix: what counts as an image, and the formats that are opened
-    **{".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".gif": "GIF"},
-    **{".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM"},
-}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no other is ever opened
 MAX_BYTES, MAX_PIXELS = 2**26, 2**26  # of one image: encoded, and decoded (200 MB as RGB)
 VERSION = 2  # of how pixels are made: a change decodes everything again
 MARK, SPARE_BYTES = 32, 2**26  # bytes of a SHA-256, and those left on a disk
+BILINEAR = Image.Resampling.BILINEAR
 
 Tree = dict[str, dict[str, list[str]]]  # split folder -> class folder -> image names, sorted
 
@@ -79,15 +78,12 @@ def list_images(root: Path, tree: Tree, classes: Sequence[str], *, train: str) -
 def decoded(
     name: str, listing: Listing, size: tuple[int, int], *, channels: int = 3, resize: str = "crop"
 ) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images of a listing, decoded now or taken from the cache.
+    """The training and the test images of a listing, mapped from a file of the cache.
 
     Args:
         name: of the data set, for messages and the file's name.
-        listing: what to decode.
+        listing: what to decode where there is no such file.
         size, channels, resize: see :func:`decode_image`.
-
-    Returns:
-        Images that are mapped from a file.
 
     Raises:
         DataError: an image cannot be decoded, and which; or the disk is full.
@@ -100,15 +96,14 @@ def decoded(
     path = cache_folder() / f"{name}-{sha256(about.encode()).hexdigest()[:32]}.pixels"
     try:
         if not _is_intact(path, shape):
-            _make_room(path, shape)
+            _make_room(path, MARK + math.prod(shape))
             pixels = _decode_all(listing, hashes, shape, resize)
             write_atomically(path, sha256(pixels).digest(), pixels.data)
         pixels = np.memmap(path, np.uint8, "c", MARK, shape)  # changes stay in memory
     except OSError as error:
-        raise DataError(
-            f"decoded images cannot be kept in {path.parent} ({error.strerror or error});"
-            " free some space or name another folder in $GSDD_CACHE"
-        ) from None
+        fault = f"decoded images cannot be kept in {path.parent} ({error.strerror or error})"
+        hint = "free some space or name another folder in $GSDD_CACHE"
+        raise DataError(f"{fault}; {hint}") from None
     whole = ImageSet(torch.from_numpy(pixels), torch.tensor(listing.labels))
     return whole.select(slice(listing.train)), whole.select(slice(listing.train, None))
 
@@ -116,7 +111,7 @@ def decoded(
 def decode_image(
     content: bytes, size: tuple[int, int], *, channels: int = 3, resize: str = "crop", source: str
 ) -> Tensor:
-    """Decode one image.
+    """Decode one image to uint8 [channels, height, width].
 
     Args:
         content: the encoded image.
@@ -125,9 +120,6 @@ def decode_image(
         resize: bilinear, anti-aliased, ``"crop"``: to cover the size, then cropped at the center;
             ``"squash"``: both sides, whatever their ratio; ``"exact"``: it must have the size.
         source: name of the image in messages.
-
-    Returns:
-        uint8 [channels, height, width].
 
     Raises:
         DataError: it is damaged, too large, or of another format or size.
@@ -143,14 +135,13 @@ def decode_image(
 
 def open_image(content: bytes, source: str) -> Image.Image:
     """Pillow's image, its pixels not decoded yet; raises :class:`DataError` where it is none."""
-    kinds = sorted(set(FORMATS.values()))
     try:
-        image = Image.open(io.BytesIO(content), formats=kinds)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
         pixels = image.width * image.height
     except Image.DecompressionBombError:
         pixels = MAX_PIXELS + 1
     except Exception:  # a damaged header fails in any way
-        fault = f"{source} is not an image ({', '.join(kinds)}); replace or remove it"
+        fault = f"{source} is not an image ({', '.join(FORMATS)}); replace or remove it"
         raise DataError(fault) from None
     if pixels > MAX_PIXELS:
         raise DataError(f"{source} has more than {MAX_PIXELS:,} pixels; make it smaller")
@@ -158,7 +149,7 @@ def open_image(content: bytes, source: str) -> Image.Image:
 
 
 def _is_image(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() in FORMATS
+    return not path.name.startswith(".") and path.suffix.lower() in SUFFIXES
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
@@ -176,13 +167,12 @@ def _resized(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Im
     if resize == "exact" and image.size != (width, height):
         raise ValueError(f"it has {image.width}x{image.height} pixels instead of {width}x{height}")
     if resize == "squash":
-        return image.resize((width, height), Image.Resampling.BILINEAR)
+        return image.resize((width, height), BILINEAR)
     scale = max(height / image.height, width / image.width)
     covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
     if covering[0] * covering[1] > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels are too unequal to crop")
-    if image.size != covering:
-        image = image.resize(covering, Image.Resampling.BILINEAR)
+    image = image.resize(covering, BILINEAR) if image.size != covering else image
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
@@ -195,16 +185,14 @@ def _is_intact(path: Path, shape: tuple[int, ...]) -> bool:
         return file.read(MARK) == file_digest(file, "sha256").digest()
 
 
-def _make_room(path: Path, shape: tuple[int, ...]) -> None:
+def _make_room(path: Path, needed: int) -> None:
     if path.exists():
         warnings.warn(f"{path} is damaged: decoding its images again", stacklevel=3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
+    free = shutil.disk_usage(path.parent).free
     if needed + SPARE_BYTES > free:
-        raise DataError(
-            f"the decoded images need {needed / 2**30:.1f} GiB in {path.parent}, which has"
-            f" {free / 2**30:.1f} GiB free; name another folder in $GSDD_CACHE"
-        )
+        space = f"{needed / 2**30:.1f} GiB in {path.parent}, which has {free / 2**30:.1f} GiB free"
+        raise DataError(f"the decoded images need {space}; name another folder in $GSDD_CACHE")
 
 
 def _decode_all(

@@ -28,17 +28,12 @@ from gsdd_lib.core.progress import Progress
 REGULARIZATION = 0.1
 MAX_VALUES = 3 * 64 * 64  # of an image: its matrices then take 1.2 GB each
 FORMAT, VERSION = "gsdd-whitening", 2
-PARTS = ("mean", "matrix", "inverse")
 CHUNK = 1_024  # images summed in float32: pixels are within 128 of 128, and 1,024 * 128^2 = 2^24
 
 
 @dataclass(frozen=True)
 class ChannelNormalization:
-    """``(x - mean) / std`` for each channel, of pixel values in [0, 1].
-
-    Raises:
-        DataError: a number is not finite, a deviation is not positive, or they are not as many.
-    """
+    """``(x - mean) / std`` for each channel, of pixel values in [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -47,10 +42,8 @@ class ChannelNormalization:
     def __post_init__(self) -> None:
         finite = all(map(math.isfinite, (*self.mean, *self.std)))
         if not finite or len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise DataError(
-                f"a normalization needs a finite mean and a positive deviation per channel, got"
-                f" {list(self.mean)} and {list(self.std)}"
-            )
+            needs = "a normalization needs a finite mean and a positive deviation per channel"
+            raise DataError(f"{needs}, got {list(self.mean)} and {list(self.std)}")
 
     def apply(self, images: Tensor) -> Tensor:
         """Normalized images, float32 (float64 of float64 images), differentiable.
@@ -88,19 +81,16 @@ class ChannelNormalization:
 
     def _statistics_for(self, images: Tensor) -> Tensor:
         if images.dim() < 3 or images.shape[-3] != len(self.mean):
-            raise DataError(
-                f"images of shape {list(images.shape)} do not fit the normalization;"
-                f" pass [..., {len(self.mean)}, height, width]"
-            )
+            fault = f"images of shape {list(images.shape)} do not fit the normalization"
+            raise DataError(f"{fault}; pass [..., {len(self.mean)}, height, width]")
         return self._statistics.to(images.device)
 
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
-    """ZCA whitening of images [C, H, W] with D = C * H * W values.
+    """ZCA whitening of images of ``shape`` (C, H, W) with D = C * H * W values.
 
     Args:
-        shape: (C, H, W).
         fingerprint: hash of the images that it was fitted to; by rounding the matrices may differ
             from machine to machine, this does not.
         read: gives mean [D], of pixel values in [0, 1], and matrix and inverse [D, D], float32;
@@ -144,10 +134,9 @@ class Whitening:
     def _flat(self, images: Tensor) -> Tensor:
         """Floating-point [..., D]."""
         if tuple(images.shape[-3:]) != self.shape:
-            raise DataError(
-                f"images of shape {list(images.shape)} do not fit the whitening, which is for"
-                f" [..., {', '.join(map(str, self.shape))}]; resize them"
-            )
+            fault = f"images of shape {list(images.shape)} do not fit the whitening"
+            wanted = f"[..., {', '.join(map(str, self.shape))}]"
+            raise DataError(f"{fault}, which is for {wanted}; resize them")
         return _floating(images).flatten(-3)
 
 
@@ -155,11 +144,7 @@ Normalization = ChannelNormalization | Whitening
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 [N, C, H, W], in [0, 1]; exact.
-
-    Raises:
-        DataError: a channel is constant.
-    """
+    """Mean and standard deviation of each channel of uint8 [N, C, H, W], in [0, 1]; exact."""
     levels, mean, std = torch.arange(256, dtype=torch.float64) / 255, [], []
     for channel in range(images.shape[1]):
         counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
@@ -172,17 +157,11 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def fit_whitening(images: Tensor, *, eps: float = REGULARIZATION) -> Whitening:
-    """The whitening of uint8 images [N, C, H, W], N at least 2; computed in double.
-
-    Raises:
-        DataError: an image has more than :data:`MAX_VALUES` values.
-    """
+    """The whitening of uint8 images [N, C, H, W], N at least 2; computed in double."""
     values = images[0].numel()
     if values > MAX_VALUES:
-        raise DataError(
-            f"ZCA of images with {values:,} values needs matrices of {8 * values**2 / 2**30:,.0f}"
-            f" GiB; it is for at most {MAX_VALUES:,} values, choose zca=False or a resolution of 64"
-        )
+        fault = f"ZCA of images with {values:,} values takes too much memory"
+        raise DataError(f"{fault}; choose zca=False or a resolution of 64")
     mean, covariance = _statistics(images)
     eigenvalues, vectors = torch.linalg.eigh(covariance)  # a third of the time of an SVD
     root = (eigenvalues.clamp(min=0) + eps).sqrt()
@@ -211,7 +190,7 @@ def write_whitening(folder: Path | str, whitening: Whitening) -> Path:
     path = Path(folder) / f"zca-{whitening.fingerprint}.safetensors"
     if not read_whitening(path, whitening.shape).is_readable():
         about = {"format": FORMAT, "version": VERSION, "fingerprint": whitening.fingerprint}
-        parts = dict(zip(PARTS, whitening.parts, strict=True))
+        parts = dict(zip(("mean", "matrix", "inverse"), whitening.parts, strict=True))
         write_tensors(path, parts, about | {"shape": list(whitening.shape)})
     return path
 
@@ -238,7 +217,7 @@ def read_whitening(path: Path, shape: tuple[int, int, int], remedy: str = "") ->
         except DamagedFileError as error:
             fault = f"the whitening '{path.name}' cannot be used ({error}); copy it again{remedy}"
             raise DataError(fault) from None
-        return tuple(tensors[name] for name in PARTS)
+        return tensors["mean"], tensors["matrix"], tensors["inverse"]
 
     return Whitening(shape, known["fingerprint"], read)
 
@@ -264,7 +243,7 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _floating(images: Tensor) -> Tensor:
-    """Images as float32, or as float64 where they are; raises :class:`DataError` for integers."""
+    """Images as float32, or as float64 where they are."""
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise DataError(f"images are {images.dtype}; pass uint8, or floating point in [0, 1]")
     return images.to(torch.float64 if images.dtype == torch.float64 else torch.float32)

@@ -13,10 +13,7 @@ Place = TypeVar("Place")
 
 
 def roots(folder: str = "") -> list[Path]:
-    """Where to look for a data set: ``folder`` alone if given, else $GSDD_DATA and ``data``.
-
-    A relative path is counted from the project root.
-    """
+    """``folder`` if given, from the project root, else $GSDD_DATA and ``data``: where to look."""
     given = [folder] if folder else [os.environ.get("GSDD_DATA", ""), "data"]
     try:
         return [project_root() / Path(place).expanduser() for place in given if place]
@@ -25,11 +22,7 @@ def roots(folder: str = "") -> list[Path]:
 
 
 def first_complete(places: Mapping[Place, list[Path]]) -> Place:
-    """The first place all of whose files exist; failing that, any, to say later what it lacks.
-
-    Raises:
-        DataError: there is no file at all.
-    """
+    """The first place all of whose files exist; failing that, any, to say later what it lacks."""
     for enough in (all, any):
         for place, files in places.items():
             if enough(file.exists() for file in files):
@@ -53,8 +46,6 @@ def verified(content: bytes, published: str, source: str | Path, *, algorithm: s
     """``content``, if its hash is the published one; else raises :class:`DataError`."""
     found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
     if found != published:
-        raise DataError(
-            f"{source} was altered or is not whole: its {algorithm.upper()} is {found[:12]}...,"
-            f" not {published[:12]}..."
-        )
+        fault = f"its {algorithm.upper()} is {found[:12]}..., not {published[:12]}..."
+        raise DataError(f"{source} was altered or is not whole: {fault}")
     return content

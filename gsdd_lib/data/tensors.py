@@ -26,12 +26,10 @@ def from_tensors(
     """A data set of your own.
 
     Args:
-        images: [N, C, H, W], C from 1 to 4, uint8, or floating point in [0, 1], which is rounded
-            to 256 levels.
+        images: [N, C, H, W], C from 1 to 4, uint8, or floating point in [0, 1], rounded to bytes.
         labels: integers [N] in [0, number of classes), every class at least three times, or twice
             where there are test images.
-        test_images: likewise; left out, a stratified fifth is split off, the same for any seed.
-        test_labels: of the test images.
+        test_images, test_labels: likewise; left out, a fifth is split off, the same for any seed.
         class_names: one name per class; left out, the numbers.
         name: of the data set.
         holdout: fraction of each class, test images aside, held out for validation.
@@ -94,10 +92,8 @@ def _checked_names(class_names: Sequence[str] | None, labels: Tensor) -> tuple[s
     if class_names is None:
         highest = int(labels.max())
         if highest >= len(labels):
-            raise DataError(
-                f"labels reach {highest} but there are only {len(labels)} images; number the"
-                " classes 0, 1, 2, ... without gaps"
-            )
+            fault = f"labels reach {highest} but there are only {len(labels)} images"
+            raise DataError(f"{fault}; number the classes 0, 1, 2, ... without gaps")
         return tuple(map(str, range(highest + 1)))
     listed = isinstance(class_names, Sequence) and not isinstance(class_names, str)
     if not listed or not all(isinstance(name, str) for name in class_names):
