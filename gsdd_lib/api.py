@@ -19,11 +19,13 @@ from torch import Tensor
 
 from gsdd_lib.config import (
     BudgetConfig,
+    CodecConfig,
     ConfigError,
     DataConfig,
     DistillConfig,
     EvalConfig,
     FitConfig,
+    nearest,
 )
 from gsdd_lib.core.files import project_root
 from gsdd_lib.core.progress import say
@@ -41,6 +43,7 @@ POINTS_AT_32 = 22  # Gaussians per image of 32x32 in the paper (table 7), 170 at
 POINTS_EXPONENT = 1.5  # growing by this power of the side
 IMAGES_SEEN = 30_000  # by a network in its training on a distilled set, if in as many epochs as
 LEAST_EPOCHS, MOST_EPOCHS = 50, 300
+MODELS = (BudgetConfig, FitConfig, DistillConfig, EvalConfig)
 
 
 def distill_images(
@@ -58,6 +61,8 @@ def distill_images(
     width: int = 32,
     epochs: int | None = None,
     soft_labels: bool = False,
+    codec: CodecConfig | None = None,
+    **settings: Any,
 ) -> DistilledSet:
     """Distill a labeled set of images into Gaussians.
 
@@ -83,6 +88,8 @@ def distill_images(
         soft_labels: whether labels are learned too, from what a small network of the same
             architecture says that is trained here on at most 2,000 of the images; their bytes are
             taken from the budget.
+        codec: bits of numbers that are stored in a few, rounded while they are distilled.
+        settings: more of ``BudgetConfig``, ``FitConfig``, ``DistillConfig`` and ``EvalConfig``.
 
     Returns:
         The set, with the data it was made from and the rows of the run as ``history``.
@@ -92,6 +99,9 @@ def distill_images(
     """
     numbers = {"ipc": ipc, "steps": steps, "seed": seed, "resolution": resolution, "width": width}
     ipc, steps, seed, resolution, width = (_whole(*item) for item in numbers.items())
+    known = {name for model in MODELS for name in model.model_fields}
+    if wrong := settings.keys() - known:
+        raise ConfigError(f"unknown setting '{min(wrong)}'{nearest(min(wrong), known)}")
     data = as_image_data(images, labels, resolution=resolution, seed=seed)
     say(
         f"{len(data.train):,} images of {data.num_classes} classes are distilled; held out:"
@@ -101,33 +111,34 @@ def distill_images(
     most = max(1, len(data.train) // data.num_classes)
     if gpc > most:
         say(f"{most} Gaussian images per class, not {gpc}: no more than there are real ones")
-    spending = BudgetConfig(ipc=ipc, gpc=min(gpc, most), soft_labels=soft_labels)
+    spent = {"ipc": ipc, "gpc": min(gpc, most), "soft_labels": soft_labels}
+    spending = BudgetConfig.pick(settings, **spent)
     budget = plan_budget(spending, data)
     say(budget.describe())
-    network, followed, starts = suggested_network(data.resolution), None, 1
+    network = settings.get("network", suggested_network(data.resolution))
+    followed, starts = None, 1
     if objective == "tm":
         if experts is None:
             raise ConfigError("objective='tm' follows experts; pass the folder of train_experts")
         followed = Experts(_in_project(experts))
-        settings, starts = followed.about[0]["settings"], min(5, max(1, followed.epochs - 1))
-        network, width = settings["expert_network"], settings["expert_width"]
+        theirs, starts = followed.about[0]["settings"], min(5, max(1, followed.epochs - 1))
+        network, width = theirs["expert_network"], theirs["expert_width"]
     epochs = suggested_epochs(budget.gpc * data.num_classes) if epochs is None else epochs
-    eval_config = EvalConfig(
-        eval_network=network, eval_width=width, epochs=_whole("epochs", epochs)
+    ours = {"eval_network": network, "eval_width": width, "select_networks": 1}
+    ours |= {"eval_every": max(1, math.ceil(steps / 2)), "max_start_epoch": starts} | settings
+    eval_config = EvalConfig.pick(ours, epochs=_whole("epochs", epochs))
+    config = DistillConfig.pick(
+        ours, objective=objective, network=network, width=width, steps=steps
     )
-    config = DistillConfig(
-        objective=objective,
-        network=network,
-        width=width,
-        steps=steps,
-        eval_every=max(1, math.ceil(steps / 2)),
-        select_networks=1,
-        max_start_epoch=starts,
-    )
-    gaussians = initial_gaussians(data, budget, FitConfig(), seed=seed).gaussians
+    fit_config = FitConfig.pick(settings)
+    gaussians = initial_gaussians(data, budget, fit_config, seed=seed).gaussians
     soft = _initial_labels(gaussians, data, eval_config, seed) if soft_labels else None
     more = {"folder": folder and _in_project(folder), "soft_labels": soft, "experts": followed}
+    more |= {"codec": codec}
     history = list(distill(gaussians, data, config, eval_config, seed=seed, **more))
+    if codec:  # rows of numbers that were not rounded yet do not count
+        rounded = [row for row in history if row["step"] > int(config.round_from * steps)]
+        history = rounded or history
     best = max(history, key=lambda row: row["mean"])
     about = {"made_by": "distill_images", "objective": objective, "seed": seed, "ipc": ipc}
     about["accuracy"] = {"mean": best["mean"], "n": 1, "split": "validation"}
