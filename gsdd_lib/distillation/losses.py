@@ -43,7 +43,7 @@ def sample_matched(
     index = sample_per_class(state.members, config.batch_real, generator=rng)
     if only is not None:
         index = index[data.train.labels.cpu()[index] == only]
-    return augmentation.to(data.device), data.train.select(index)
+    return augmentation, data.train.select(index)
 
 
 def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None = None) -> Tensor:

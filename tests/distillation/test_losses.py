@@ -137,7 +137,7 @@ def test_prepared_images_in_micro_batches_are_those_of_the_batch():
     params = dict(network.named_parameters())
     images = torch.randint(0, 256, (11, 1, 8, 8), dtype=torch.uint8)
     labels, rng = torch.ones(11, dtype=torch.int64), torch.Generator().manual_seed(1)
-    augmentation = sample_dsa("crop_flip", 1, (8, 8), generator=rng, siamese=True)
+    augmentation = sample_dsa("crop_flip", 1, (8, 8), generator=rng)
 
     def prepare(images):
         return apply_dsa(images.double() / 255, augmentation)
