@@ -17,23 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsdd_lib.config import (
-    BudgetConfig,
-    ConfigError,
-    DataConfig,
-    DistillConfig,
-    EvalConfig,
-    FitConfig,
-)
+from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig, FitConfig
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.core.files import project_root
 from gsdd_lib.core.progress import say
 from gsdd_lib.data import DataError, ImageData, from_tensors, load_data
 from gsdd_lib.distillation.loop import distill
-from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_teacher, train_teacher
+from gsdd_lib.distillation.soft_labels import labels_of_teacher, train_teacher
 from gsdd_lib.evaluation.protocols import learned_eval_config
 from gsdd_lib.parameterizations.budget import GEOMETRY, plan_budget, points_per_image
 from gsdd_lib.parameterizations.fit import initial_gaussians
-from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.storage import DistilledSet
 from gsdd_lib.training.experts import Experts
 
@@ -69,8 +62,7 @@ def distill_images(
             :class:`ImageData`.
         labels: of a tensor or array, [N]: integers or names of classes.
         ipc: budget, in fp32 images per class.
-        gpc: Gaussian images per class; left out, as many as leave each the paper's detail. Never
-            more than there are images to distill.
+        gpc: Gaussian images per class; left out, as many as leave each the paper's detail.
         objective: what is matched: distributions (dm), gradients (dc), or trajectories (tm).
         experts: the folder of the experts that ``tm`` follows (``train_experts``, notebook 03).
         steps: of the distillation.
@@ -78,11 +70,9 @@ def distill_images(
             relative one is counted from the project's root.
         resolution: pixels per side of images from a folder (0: their own).
         width: filters per convolution of the networks; ``tm`` takes that of the experts.
-        epochs: passes over the distilled set when a network is trained on it; left out, fewer for
-            larger sets.
-        soft_labels: whether labels are learned too, from what a small network of the same
-            architecture says that is trained here on at most 2,000 of the images; their bytes are
-            taken from the budget.
+        epochs: passes of a network over the distilled set; left out, fewer for larger sets.
+        soft_labels: whether labels are learned too, from what a small network says that is trained
+            here on some of the images; their bytes are taken from the budget.
 
     Returns:
         The set, with the data it was made from and the rows of the run as ``history``.
@@ -101,8 +91,7 @@ def distill_images(
     most = max(1, len(data.train) // data.num_classes)
     if gpc > most:
         say(f"{most} Gaussian images per class, not {gpc}: no more than there are real ones")
-    spending = BudgetConfig(ipc=ipc, gpc=min(gpc, most), soft_labels=soft_labels)
-    budget = plan_budget(spending, data)
+    budget = plan_budget(BudgetConfig(ipc=ipc, gpc=min(gpc, most), soft_labels=soft_labels), data)
     say(budget.describe())
     network, followed, starts = suggested_network(data.resolution), None, 1
     if objective == "tm":
@@ -112,22 +101,19 @@ def distill_images(
         settings, starts = followed.about[0]["settings"], min(5, max(1, followed.epochs - 1))
         network, width = settings["expert_network"], settings["expert_width"]
     epochs = suggested_epochs(budget.gpc * data.num_classes) if epochs is None else epochs
-    eval_config = EvalConfig(
-        eval_network=network, eval_width=width, epochs=_whole("epochs", epochs)
-    )
-    config = DistillConfig(
-        objective=objective,
-        network=network,
-        width=width,
-        steps=steps,
-        eval_every=max(1, math.ceil(steps / 2)),
-        select_networks=1,
-        max_start_epoch=starts,
-    )
-    gaussians = initial_gaussians(data, budget, FitConfig(), seed=seed).gaussians
-    soft = _initial_labels(gaussians, data, eval_config, seed) if soft_labels else None
+    evaluation = EvalConfig(eval_network=network, eval_width=width, epochs=_whole("epochs", epochs))
+    matching = {"objective": objective, "network": network, "width": width, "steps": steps}
+    rows = {"eval_every": max(1, math.ceil(steps / 2)), "select_networks": 1}
+    config = DistillConfig(**matching, **rows, max_start_epoch=starts)
+    gaussians, soft = initial_gaussians(data, budget, FitConfig(), seed=seed).gaussians, None
+    if soft_labels:
+        with torch.no_grad():
+            pictures = gaussians.render()
+        soft = labels_of_teacher(
+            train_teacher(data, evaluation, seed=seed), pictures, gaussians.labels
+        )
     more = {"folder": folder and _in_project(folder), "soft_labels": soft, "experts": followed}
-    history = list(distill(gaussians, data, config, eval_config, seed=seed, **more))
+    history = list(distill(gaussians, data, config, evaluation, seed=seed, **more))
     best = max(history, key=lambda row: row["mean"])
     about = {"made_by": "distill_images", "objective": objective, "seed": seed, "ipc": ipc}
     about["accuracy"] = {"mean": best["mean"], "n": 1, "split": "validation"}
@@ -135,7 +121,7 @@ def distill_images(
         gaussians,
         data,
         about | {"steps": best["step"]},
-        eval_config=learned_eval_config(eval_config, history),
+        eval_config=learned_eval_config(evaluation, history),
         soft_labels=soft,
         syn_lr=best.get("syn_lr"),
         history=history,
@@ -153,15 +139,6 @@ def _whole(name: str, value: Any) -> int:
 def _in_project(folder: Path | str) -> Path:
     """A relative folder counts from the project's root, as in the notebooks."""
     return project_root() / Path(folder).expanduser()
-
-
-def _initial_labels(
-    gaussians: GaussianImages, data: ImageData, config: EvalConfig, seed: int
-) -> SoftLabels:
-    teacher = train_teacher(data, config, seed=seed)
-    with torch.no_grad():
-        images = gaussians.render()
-    return labels_of_teacher(teacher, images, gaussians.labels)
 
 
 def as_image_data(
@@ -185,9 +162,7 @@ def as_image_data(
         numbers, names = _numbered(labels)
         data = from_tensors(_channels_first(images), numbers, class_names=names, seed=seed)
     if data.num_classes < 2:
-        raise DataError(
-            "all images are of one class; distillation needs at least two to tell apart"
-        )
+        raise DataError("all images are of one class; distillation needs two to tell apart")
     return data
 
 
