@@ -1,7 +1,7 @@
 """Parameterizations in one contest: the same data, storage, objective, steps and networks for all.
 
     budget = plan_budget(BudgetConfig(ipc=1, gpc=10), data)
-    starts = {m: STARTS[m](data, budget, FitConfig(), seed=0) for m in ("gaussians", "pixels", "idc")}
+    starts = {m: STARTS[m](data, budget, FitConfig(), seed=0) for m in ("gaussians", "pixels")}
     entries = [enter(m, start, data, config, eval_config, seed=0) for m, start in starts.items()]
     rows = judge(entries, data, eval_config, seed=1)
 

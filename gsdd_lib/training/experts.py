@@ -226,10 +226,9 @@ def _checked(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
             raise
         tensors, about = {}, {"version": 1}
     if about["version"] != VERSION:
-        raise ExpertError(
-            f"The expert file '{path}' has version {about['version']} of the format, not {VERSION}; "
-            "move it away and the same call trains it again."
-        )
+        found = f"has version {about['version']} of the format, not {VERSION}"
+        remedy = "move it away and the same call trains it again"
+        raise ExpertError(f"The expert file '{path}' {found}; {remedy}.")
     snapshots = {_key(epoch) for epoch in range(len(tensors))}
     if set(tensors) != snapshots or len(tensors) != about["settings"]["train_epochs"] + 1:
         raise DamagedFileError("snapshots are missing")
