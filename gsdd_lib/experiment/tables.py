@@ -117,6 +117,7 @@ def beside_paper(ours: pd.DataFrame, *, protocol: str = "paper") -> pd.DataFrame
     columns = [*(f"paper_{key}" for key in KEYS), "protocol", WHAT, "mean", "ci95", "n"]
     ours = ours.reindex(columns=columns).rename(columns=lambda name: name.removeprefix("paper_"))
     ours = ours[ours.protocol == protocol].astype(dict.fromkeys([*KEYS, WHAT], object))
+    ours["setting"] = ours["setting"].fillna("")  # of an item without: a csv has none for ""
     ours[WHAT] = ours[WHAT].fillna("").replace("", "not said")
     full = ours[WHAT] == "nothing"
     left_out = tuple(paper_numbers()["settings_alone"])

@@ -1,5 +1,7 @@
 """Tables print exactly, and a published number never stands where ours is missing."""
 
+from io import StringIO
+
 import pandas as pd
 import pytest
 
@@ -192,3 +194,12 @@ def test_results_that_name_no_item_of_the_paper_are_no_ones_counterpart():
     ours = pd.DataFrame([{**empty, "protocol": "paper", "mean": 70.0, "ci95": 1.0, "n": 3}])
     table = tables.beside_paper(ours)
     assert (table[[tables.AS_PAPER, tables.SCALED]] == tables.NOT_RUN).all(axis=None)
+
+
+def test_an_item_without_settings_is_found_again_in_a_csv():
+    ours = ours_at("width 32", 60.0, setting="")
+    ours |= {"paper_item": "table_17_initialisation_imagenette", "paper_method": "gsdd_real"}
+    read = pd.read_csv(StringIO(pd.DataFrame([ours]).to_csv(index=False)))
+    table = tables.beside_paper(read)
+    found = table[table.method == "gsdd_real"].iloc[0, 3:].tolist()
+    assert found == ["76.4", "not run", "60.0 ± 0.4 (n=5)", "width 32"]
