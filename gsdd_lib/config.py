@@ -24,7 +24,8 @@ DATASETS: Mapping[str, tuple[int, int] | None] = {
     **{f"image{name}": (3, 128) for name in IMAGENET_SUBSETS},
     "imagefolder": None,
 }
-NETWORKS = (*(f"ConvNetD{depth}" for depth in range(1, 7)), "AlexNet", "VGG11", "ResNet18", "ViT")
+CONVNETS = tuple(f"ConvNetD{depth}" for depth in range(1, 7))
+NETWORKS = (*CONVNETS, "AlexNet", "VGG11", "ResNet18", "ResNet18BN", "ViT")
 DSA = "color_crop_cutout_flip_scale_rotate"  # all of the augmentations
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 

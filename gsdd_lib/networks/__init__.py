@@ -24,6 +24,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "AlexNet": alexnet,
     "VGG11": vgg11,
     "ResNet18": resnet18,
+    "ResNet18BN": partial(resnet18, norm="batch"),
     "ViT": vit,
 }
 

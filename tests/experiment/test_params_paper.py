@@ -69,7 +69,7 @@ def test_the_number_in_the_first_line_is_the_paper_s(path):
     values = values_of(path)
     found = FIRST_LINE.fullmatch(path.read_text("utf-8").splitlines()[0])
     number = paper_number(values["paper_item"], values["paper_method"], values["paper_setting"])
-    assert number.item.startswith(f"table_{found[1]}_") and float(found[2]) == number.value
+    assert number["item"].startswith(f"table_{found[1]}_") and float(found[2]) == number.paper
     assert (float(found[3]) if found[3] else None) == (
         number.deviation if number.deviation == number.deviation else None
     )
@@ -143,3 +143,27 @@ def test_experts_named_by_a_case_are_those_of_a_case_of_notebook_03(path):
 def test_experts_are_planned_for_every_data_set_that_is_matched_by_trajectories():
     wanted = {values["dataset"] for values in map(values_of, CASES) if values["objective"] == "tm"}
     assert {path.stem for path in EXPERTS} == wanted and wanted <= set(READERS)
+
+
+CROSS = sorted(PAPER.glob("07_*/*.yaml"))
+
+
+def test_every_subset_has_a_case_of_other_networks_and_imagenette_one_of_other_resolutions():
+    tables = {
+        path.stem: {item.split("_")[1] for item in values_of(path)["paper_items"]} for path in CROSS
+    }
+    wanted = {f"image{subset}": {"4", "16"} for subset in SUBSETS}
+    assert tables == wanted | {"imagenette": {"4", "16", "21"}}
+
+
+@pytest.mark.parametrize("path", CROSS, ids=lambda path: path.stem)
+def test_other_networks_judge_the_set_of_table_1(path):
+    values = values_of(path)
+    place = ROOT / values["checkpoints"]
+    theirs = values_of(PAPER / place.parent.name / f"{place.name}.yaml")
+    assert theirs["paper_item"].startswith("table_1_")
+    later = {"networks", "eval_networks", "epochs", "paper_item", "paper_setting"}
+    shared = theirs.keys() & values.keys() - later - {"output_folder", "run_folder", "methods"}
+    assert {name: values[name] for name in shared} == {name: theirs[name] for name in shared}
+    assert set(values["eval_networks"]) > {"AlexNet", "VGG11", "ResNet18", "ViT"}
+    assert set(values["network_epochs"]) == {1000} and values["scaled"] == "nothing"
