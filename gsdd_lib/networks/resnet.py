@@ -16,11 +16,11 @@ STAGES = (64, 128, 256, 512)
 def resnet18(shape: tuple[int, int, int], num_classes: int, *, norm: str = "instance") -> Network:
     """17 convolutions with norms in residual blocks, the mean over pixels, one linear layer.
 
-    Args:
-        norm: ``instance``, or ``batch`` as in the field's ResNet18BN, whose statistics SRe2L uses.
+    norm: ``instance``, or ``batch`` as in the field's ResNet18BN, whose statistics SRe2L recovers
     """
     channels, height, width = shape
-    if norm == "instance" and max(height, width) <= 8:  # that of a single pixel is a constant
+    # The instance norm of a single pixel is a constant.
+    if norm == "instance" and max(height, width) <= 8:
         raise ConfigError(
             f"ResNet18 ends in one pixel for images of {height}x{width}, which its instance "
             "norm turns into a constant; choose a ConvNet or images of more than 8 pixels"
@@ -32,8 +32,8 @@ def resnet18(shape: tuple[int, int, int], num_classes: int, *, norm: str = "inst
         layers.append(BasicBlock(filters, filters, stride=1, norm=norm))
         before = filters
     layers.append(MeanOverPixels())
-    features, size = STAGES[-1], 4 * STAGES[0] * height * width
-    return Network(shape, num_classes, layers, features, size, in_pieces=norm != "batch")
+    memory, pieces = 4 * STAGES[0] * height * width, norm != "batch"
+    return Network(shape, num_classes, layers, STAGES[-1], memory, in_pieces=pieces)
 
 
 class BasicBlock(nn.Module):
