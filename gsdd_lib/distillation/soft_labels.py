@@ -88,16 +88,3 @@ def train_teacher(data: ImageData, config: EvalConfig, *, seed: int, epochs: int
     short = config.model_copy(update={"epochs": epochs, "eval_batch": TEACHER_BATCH})
     train_network(data.normalize(real.images), real.labels, network, short, generator=training)
     return network
-
-
-def labels_of_classes(labels: Tensor, num_classes: int, *, confidence: float = 0.9) -> SoftLabels:
-    """Labels without a teacher: ``confidence`` on the image's class, the rest shared evenly.
-
-    >>> soft = labels_of_classes(torch.tensor([1]), 3, confidence=0.5)
-    >>> soft.probabilities().detach().round(decimals=2)
-    tensor([[0.2500, 0.5000, 0.2500]])
-    """
-    if not 1 / num_classes < confidence < 1:
-        raise ValueError(f"confidence must lie between 1/{num_classes} and 1, got {confidence}")
-    rest = torch.full((len(labels), num_classes), (1 - confidence) / (num_classes - 1))
-    return SoftLabels(rest.scatter(1, labels[:, None].cpu(), confidence).log())
