@@ -167,3 +167,11 @@ def test_other_networks_judge_the_set_of_table_1(path):
     assert {name: values[name] for name in shared} == {name: theirs[name] for name in shared}
     assert set(values["eval_networks"]) > {"AlexNet", "VGG11", "ResNet18", "ViT"}
     assert set(values["network_epochs"]) == {1000} and values["scaled"] == "nothing"
+
+
+def test_every_number_of_table_18_has_a_case_with_its_images_per_class():
+    paper = paper_numbers()["table_18_imagenet1k_224"]["sre2l_gsdd"]
+    cases = [values_of(path) for path in sorted(PAPER.glob("13_*/*.yaml"))]
+    found = {case["paper_setting"]: case["gpc"] for case in cases}
+    assert found == paper["gpc"] and all(case["resolution"] == 224 for case in cases)
+    assert all(case["paper_setting"] == f"ipc{case['ipc']}" for case in cases)
