@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from gsdd_lib.config import DistillConfig, EvalConfig, FitConfig
+from gsdd_lib.config import CodecConfig, DistillConfig, EvalConfig, FitConfig
 from gsdd_lib.data import ImageData
 from gsdd_lib.distillation.loop import distill
 from gsdd_lib.evaluation import baselines
@@ -149,6 +149,7 @@ def enter(
     folder: Path | None = None,
     experts: Experts | None = None,
     start: dict[str, float] | None = None,
+    codec: CodecConfig | None = None,
 ) -> Entry:
     """Distill ``images`` in place and keep how it went; prints a line per evaluation.
 
@@ -158,11 +159,13 @@ def enter(
         folder: where checkpoints go, under the method's name; the same call goes on from there.
         experts: whose trajectories TM follows.
         start: the first row of another run from the same images, not evaluated again.
+        codec: bits of stored numbers, rounded in the distillation, as ``distill`` takes it.
     """
     before = {name: value.detach().clone() for name, value in images.named_parameters()}
     began, history, snapshots = time.perf_counter(), [], []
     place = folder / method.replace(" ", "_") if folder else None
     more = {"folder": place, "experts": experts, "snapshots": snapshots, "start": start}
+    more["codec"] = codec
     for row in distill(images, data, config, eval_config, seed=seed, **more):
         history.append(row)
         seconds = time.perf_counter() - began

@@ -1,21 +1,18 @@
 """A distilled set, and the file that says everything needed to use it.
 
-    from gsdd_lib import load
     small = load("set.safetensors")
     small.render(64)            # pixel values [N, C, 64, 64] in [0, 1]
     small.dataset()             # (normalized image, label) pairs to train on
     small.normalize(images)     # your own images, for networks so trained
-    small.export("folder")      # PNG files and plain tensors
 
-The file holds the tensors ``packed`` (bf16 [N, M, 5 + C + opacity]), ``labels`` and, with learned
-labels, ``label_logits`` (bf16 [N, K]), a description in JSON, and a checksum over all of it;
-nothing in it can be executed. Of a set with a codec (:meth:`DistilledSet.coded`), ``packed`` and
-``label_logits`` are the codecs' bytes, and ``counts``, images per class, may stand for the labels.
-The whitening of a set distilled with ``zca=True`` is many times its size and the same for all sets
-of a data set: it is a file of its own beside them, which they name.
+A file holds a description (:class:`_About`), a checksum over everything, and as tensors
 
-Version 3 added the checksum; since then the Gaussians of a whitened set add up to pixel values.
-Version 2 added learned labels, the settings to train with, and the whitening. All are read.
+    packed        the Gaussians, bf16 [N, M, 5 + C + opacity], or the bytes of their codec
+    labels        uint8 or int32 [N], or, with a codec, images per class: ``counts`` int32 [K]
+    label_logits  bf16 [N, K], or the bytes of their codec, where labels are learned
+
+Nothing in it can be executed. A whitening, many times its size, is a file beside it. Files of
+versions 1 and 2 had no checksum, and Gaussians of whitened images added up to normalized values.
 """
 
 import base64
@@ -30,7 +27,7 @@ import re
 import reprlib
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -45,11 +42,7 @@ from gsdd_lib.config import CodecConfig, Config, ConfigError, EvalConfig, Render
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import METADATA_KEY, DamagedFileError, read_tensors, write_tensors
 from gsdd_lib.data import DataError, ImageData
-from gsdd_lib.data.normalization import (
-    ChannelNormalization,
-    StoredWhitening,
-    write_whitening,
-)
+from gsdd_lib.data.normalization import ChannelNormalization, StoredWhitening, write_whitening
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.parameterizations.codec import Codec, decode, encode
 from gsdd_lib.parameterizations.entropy import DamagedCodeError
@@ -57,10 +50,9 @@ from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.parameterizations.label_codec import LabelCodec, decode_labels, encode_labels
 from gsdd_lib.splatting.splat import GEOMETRY
 
-FORMAT, VERSION = "gsdd-distilled-set", 3
+FORMAT, VERSION, OLD_VERSIONS = "gsdd-distilled-set", 3, {"1": 1, "2": 2}
 EVALUATION_ONLY = {"protocol", "networks"}  # fields of EvalConfig that do not say how to train
 SHOWN = 10  # pictures in a notebook
-BYTES = torch.uint8
 
 Resolution = int | tuple[int, int] | None
 
@@ -71,25 +63,18 @@ class StorageError(GsddError, ValueError):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DistilledSet:
-    """A distilled set in memory, just made or read from its file.
-
-    soft_labels: learned labels, None where labels are the classes' numbers
-    training: how networks are to be trained on it (fields of ``EvalConfig``), empty where unknown
-    syn_lr: learning rate learned with the set by trajectory matching, else None
-    file_bytes: size of the file it was read from, 0 if there is none; a whitening not included
-    data, history: the data it was distilled from and the rows of the run, where it was just made
-    """
+    """A distilled set in memory, just made or read from its file."""
 
     gaussians: GaussianImages
     dataset_name: str
     class_names: tuple[str, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
-    soft_labels: SoftLabels | None = None
-    training: dict[str, Any] = field(default_factory=dict)
-    syn_lr: float | None = None
-    file_bytes: int = 0
-    data: ImageData | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
+    soft_labels: SoftLabels | None = None  # None: labels are the classes' numbers
+    training: dict[str, Any] = field(default_factory=dict)  # of EvalConfig; empty: unknown
+    syn_lr: float | None = None  # learned with the set by trajectory matching
+    file_bytes: int = 0  # of the file it was read from, a whitening not included
+    data: ImageData | None = None  # what it was just distilled from
+    history: list[dict[str, float]] = field(default_factory=list)  # of the run
 
     @classmethod
     def of(
@@ -112,14 +97,13 @@ class DistilledSet:
             StorageError: the learned labels do not fit.
         """
         training = eval_config.model_dump(exclude=EVALUATION_ONLY) if eval_config else {}
-        made = cls(gaussians, data.name, data.class_names, provenance or {}, data=data, **more)
-        logits = None if made.soft_labels is None else list(made.soft_labels.logits.shape)
-        if logits not in (None, [len(gaussians), data.num_classes]):
-            raise StorageError(
-                f"learned labels {logits} do not fit {len(gaussians)} images of"
-                f" {data.num_classes} classes"
-            )
-        return replace(made, training=training)
+        more |= {"provenance": provenance or {}, "training": training, "data": data}
+        made = cls(gaussians, data.name, data.class_names, **more)
+        logits = [] if made.soft_labels is None else list(made.soft_labels.logits.shape)
+        wanted = f"{len(gaussians)} images of {data.num_classes} classes"
+        fits = logits in ([], [len(gaussians), data.num_classes])
+        _require(fits, f"learned labels {logits} do not fit {wanted}")
+        return made
 
     def __len__(self) -> int:
         return len(self.gaussians)
@@ -159,9 +143,6 @@ class DistilledSet:
 
         Args:
             images: [..., C, height, width], uint8, or floating point in [0, 1].
-
-        Raises:
-            DataError: the images do not fit, or the file of the whitening cannot be used.
         """
         return self.gaussians.normalization.apply(images).float()
 
@@ -185,33 +166,25 @@ class DistilledSet:
         from gsdd_lib.evaluation.evaluate import evaluate, summarize  # scipy takes a second
 
         data = data or self.data
-        if not isinstance(data, ImageData):
-            raise StorageError(
-                "this set needs images to be tested on: evaluate(load_data(...), split='test')"
-            )
-        if config is None and not self.training:
-            raise StorageError(
-                "this set does not say how to train; pass evaluate(..., config=EvalConfig(...))"
-            )
+        need = "this set needs images to be tested on: evaluate(load_data(...), split='test')"
+        _require(isinstance(data, ImageData), need)
+        need = "this set does not say how to train; pass evaluate(..., config=EvalConfig(...))"
+        _require(config or self.training, need)
         config = config or EvalConfig.pick(self.training)
-        images, targets = self.dataset().tensors
-        return summarize(evaluate(images, targets, data, config, seed=seed, split=split))
+        return summarize(evaluate(*self.dataset().tensors, data, config, seed=seed, split=split))
 
     @torch.no_grad()
     def coded(self, config: CodecConfig, *, label_bits: int = 4) -> Self:
         """The same set in a few bits per number: rounded, rendered, counted and saved so.
 
-        Grids that the Gaussians or the learned labels have already, as after a distillation with
-        rounding, are kept.
+        Grids that the Gaussians or the learned labels have already are kept.
         """
-        keep = {id(self.data): self.data}
-        keep[id(self.gaussians.normalization)] = self.gaussians.normalization
-        made = copy.deepcopy(self, keep)
+        made = copy.deepcopy(self, {id(x): x for x in (self.data, self.gaussians.normalization)})
         gaussians, soft = made.gaussians, made.soft_labels
-        packed, channels = gaussians.packed, gaussians.channels
-        gaussians.codec = gaussians.codec or Codec.fit(packed, config, channels=channels)
-        if soft is not None:
-            soft.codec = soft.codec or LabelCodec.fit(soft.logits, label_bits)
+        if gaussians.codec is None:
+            gaussians.codec = Codec.fit(gaussians.packed, config, channels=gaussians.channels)
+        if soft is not None and soft.codec is None:
+            soft.codec = LabelCodec.fit(soft.logits, label_bits)
         return made
 
     def save(self, path: Path | str) -> int:
@@ -220,26 +193,36 @@ class DistilledSet:
         Returns:
             The file's size in bytes, that of the whitening not included.
         """
-        path, normalization = Path(path), self.gaussians.normalization
+        path, gaussians, soft, classes = (
+            Path(path),
+            self.gaussians,
+            self.soft_labels,
+            self.class_names,
+        )
         about: dict[str, Any] = {
             "dataset": self.dataset_name,
-            "class_names": list(self.class_names),
-            "resolution": list(self.gaussians.resolution),
-            "render": self.gaussians.render_config.model_dump(),
-            "opacity": self.gaussians.opacity,
-            "space": self.gaussians.space,
-            "provenance": self.provenance,
-            "training": self.training,
-            "syn_lr": self.syn_lr,
+            "class_names": list(classes),
+            "resolution": list(gaussians.resolution),
+            "render": gaussians.render_config.model_dump(),
+            **{name: getattr(gaussians, name) for name in ("opacity", "space")},
+            **{name: getattr(self, name) for name in ("provenance", "training", "syn_lr")},
         }
+        normalization, labels = gaussians.normalization, self.labels
         if isinstance(normalization, ChannelNormalization):
             about |= {"mean": list(normalization.mean), "std": list(normalization.std)}
         else:
-            stored = isinstance(normalization, StoredWhitening)
-            whitening = normalization.whitening if stored else normalization
-            companion = write_whitening(path.parent, whitening)
+            companion = write_whitening(
+                path.parent, getattr(normalization, "whitening", normalization)
+            )
             about["whitening"] = {"file": companion.name, "bytes": companion.stat().st_size}
-        return write_tensors(path, self._tensors(), about | {"format": FORMAT, "version": VERSION})
+        tensors = {"packed": _stored(gaussians.packed, gaussians.codec, encode)}
+        if gaussians.codec is not None and (labels.diff() >= 0).all():
+            tensors["counts"] = labels.bincount(minlength=len(classes)).to(torch.int32)
+        else:
+            tensors["labels"] = labels.to(torch.uint8 if len(classes) <= 256 else torch.int32)
+        if soft is not None:
+            tensors["label_logits"] = _stored(soft.logits, soft.codec, encode_labels)
+        return write_tensors(path, tensors, about | {"format": FORMAT, "version": VERSION})
 
     def export(self, folder: Path | str, resolution: Resolution = None) -> Path:
         """Write the set in formats that need no library, to a new folder.
@@ -251,70 +234,55 @@ class DistilledSet:
             StorageError: there is something in the folder.
         """
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise StorageError(f"'{folder}' exists and is not empty; choose a new folder.")
+        free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        _require(free, f"'{folder}' exists and is not empty; choose a new folder.")
         folder.parent.mkdir(parents=True, exist_ok=True)
+        pixels = self.render(resolution)
         with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as made:
             made = Path(made) / "set"  # renamed at the end: the folder is whole or not there
             made.mkdir()
             for name, tensor in zip(("images", "labels"), self.dataset(resolution)[:], strict=True):
                 torch.save(tensor.clone(), made / f"{name}.pt")
-            for index, pixels in enumerate(self.render(resolution)):
-                label = int(self.labels[index])
+            for index, label in enumerate(self.labels.tolist()):
                 name = re.sub(r"[^\w .-]", "_", self.class_names[label])
-                place = made / "png" / f"{label:03d}_{name}"
-                place.mkdir(parents=True, exist_ok=True)
-                (place / f"{index:05d}.png").write_bytes(_png(pixels))
+                place = made / "png" / f"{label:03d}_{name}" / f"{index:05d}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(_png(pixels[index]))
             os.replace(made, folder)
         return folder
 
     def __repr__(self) -> str:
-        facts = ", ".join(f"{name} {value}" for name, value in self._facts().items())
-        return f"DistilledSet({facts})"
+        return f"DistilledSet({', '.join(f'{name} {value}' for name, value in self._facts())})"
 
     @torch.no_grad()
     def _repr_html_(self) -> str:
         """A table of facts above a strip of pictures, one of each of the first classes."""
-        facts, labels = self._facts(), self.labels.tolist()
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in facts)
-        row = "".join(f"<td>{html.escape(value)}</td>" for value in facts.values())
+        labels, columns = self.labels.tolist(), zip(*self._facts(), strict=True)
+        head, row = ([html.escape(text) for text in column] for column in columns)
         firsts = [labels.index(label) for label in sorted(set(labels))[:SHOWN]]
         pixels = self.gaussians.pixels(torch.tensor(firsts, device=self.labels.device))
         png = base64.b64encode(_png(torch.cat([*pixels.clamp(0, 1)], dim=-1))).decode()
         names = html.escape(", ".join(self.class_names[labels[index]] for index in firsts))
         return (
-            f"<table><tr>{head}</tr><tr>{row}</tr></table>"
+            f"<table><tr><th>{'</th><th>'.join(head)}</th></tr>"
+            f"<tr><td>{'</td><td>'.join(row)}</td></tr></table>"
             f'<img src="data:image/png;base64,{png}" alt="{names}" title="{names}" height="56">'
         )
 
-    def _facts(self) -> dict[str, str]:
-        facts = {
-            "data set": self.dataset_name,
-            "classes": f"{len(self.class_names)}",
-            "images": f"{len(self)}",
-            "Gaussians each": f"{self.gaussians.points}",
-            "bits per class": f"{self.bits_per_class:,}",
-        }
+    def _facts(self) -> list[tuple[str, str]]:
+        facts = [
+            ("data set", self.dataset_name),
+            ("classes", f"{len(self.class_names)}"),
+            ("images", f"{len(self)}"),
+            ("Gaussians each", f"{self.gaussians.points}"),
+            ("bits per class", f"{self.bits_per_class:,}"),
+        ]
         accuracy = self.provenance.get("accuracy")
         with contextlib.suppress(TypeError, ValueError, KeyError):  # a file may say anything
             mean, interval = accuracy["mean"], accuracy.get("ci95", math.nan)
             text = f"{mean:.1f}" + ("" if math.isnan(interval) else f" ± {interval:.1f}")
-            facts[f"{accuracy['split']} accuracy (%)"] = text
+            facts.append((f"{accuracy['split']} accuracy (%)", text))
         return facts
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """What the file holds of the set; :func:`_gaussians` undoes it."""
-        labels, gaussians, soft = self.labels, self.gaussians, self.soft_labels
-        tensors = {"packed": _stored(gaussians.packed, gaussians.codec, encode)}
-        if gaussians.codec is not None and (labels.diff() >= 0).all():
-            counts = labels.bincount(minlength=len(self.class_names))
-            tensors["counts"] = counts.to(torch.int32)
-        else:
-            small = len(self.class_names) <= 256
-            tensors["labels"] = labels.to(torch.uint8 if small else torch.int32)
-        if soft is not None:
-            tensors["label_logits"] = _stored(soft.logits, soft.codec, encode_labels)
-        return tensors
 
 
 class _Companion(Config):
@@ -348,22 +316,23 @@ def load(path: Path | str) -> DistilledSet:
         StorageError: any other file, or one in which a bit has changed; one sentence.
     """
     path = Path(path)
-    if not path.is_file():
-        raise StorageError(f"There is no distilled set at '{path}'; check the path.")
+    _require(path.is_file(), f"There is no distilled set at '{path}'; check the path.")
     try:
-        tensors, described = read_tensors(path, FORMAT)
+        tensors, about = read_tensors(path, FORMAT)
     except DamagedFileError as error:
-        tensors, described = _read_old(path, error)
-    version = described.pop("version", None)
-    if version not in (1, 2, VERSION):
+        tensors, about = _read_old(path, error)
+    del about["format"]
+    version = about.pop("version", None)
+    if version not in (*OLD_VERSIONS.values(), VERSION):
         raise StorageError(
-            f"'{path.name}' has format version {reprlib.repr(version)}, and this library reads"
-            f" versions 1 to {VERSION}; install the release that wrote it."
+            f"'{path.name}' has format version {reprlib.repr(version)}, and this library reads "
+            f"versions 1 to {VERSION}; install the release that wrote it."
         )
     try:
-        about = _About(**{name: value for name, value in described.items() if name != "format"})
+        about = _About(**about)
         codecs = _decode(tensors, len(about.class_names))
-        gaussians = _gaussians(tensors, about, version, path.parent, codecs)
+        _check(tensors, about, codecs)
+        gaussians = _gaussians(tensors, about, version, path.parent, codecs["packed"])
     except (ConfigError, DataError, StorageError) as error:
         text = str(error).removeprefix("_About: ")
         raise StorageError(f"'{path.name}' is not a usable distilled set: {text}") from None
@@ -374,72 +343,34 @@ def load(path: Path | str) -> DistilledSet:
         gaussians.requires_grad_(False),
         about.dataset,
         tuple(about.class_names),
-        about.provenance,
         soft_labels=soft,
-        training=about.training,
-        syn_lr=about.syn_lr,
         file_bytes=path.stat().st_size,
+        **{name: getattr(about, name) for name in ("provenance", "training", "syn_lr")},
     )
 
 
 def _read_old(path: Path, error: Exception) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and description of a file that is not of version 3, for which ``error`` says why."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
-        metadata = {METADATA_KEY: ""}
-    if METADATA_KEY in metadata:
-        raise StorageError(f"'{path.name}' cannot be used: {error}; copy it again.")
-    if metadata.get("format") != FORMAT:
-        raise StorageError(f"'{path.name}' is a safetensors file, but not a distilled set.")
-    version = {"1": 1, "2": 2}.get(metadata.get("version"), metadata.get("version"))
-    try:
-        return tensors, {**json.loads(metadata["about"]), "version": version}
-    except (KeyError, TypeError, ValueError, RecursionError):
-        raise StorageError(
-            f"The description inside '{path.name}' is damaged; copy it again."
-        ) from None
-
-
-def _gaussians(
-    tensors: dict[str, Tensor], about: _About, version: int, folder: Path, codecs: dict[str, Any]
-) -> GaussianImages:
-    """The Gaussians of a file; raises StorageError where tensors and description do not fit."""
-    _check_tensors(tensors, about, codecs)
-    channels, space = tensors["packed"].shape[2] - GEOMETRY - about.opacity, about.space
-    coded = codecs["packed"]
-    _require(coded is None or coded.channels == channels, f"its codec is not for {channels} colors")
-    if about.whitening is None:
-        _require(len(about.mean) == channels, f"mean {about.mean} for {channels} channels")
-        normalization = ChannelNormalization(tuple(about.mean), tuple(about.std))
-    else:
-        name = about.whitening.file
-        remedy = (
-            f" to the set's folder, or make it again: write_whitening(folder, load_data(DataConfig("
-            f"dataset='{about.dataset}', zca=True)).normalization) writes '{name}' there"
-        )
-        shape = (channels, *about.resolution)
-        normalization = StoredWhitening(folder / name, shape, remedy)
-        space = space if version == VERSION else "normalized"  # whatever older versions say
-    return GaussianImages(
-        tensors["packed"].float(),
-        tensors["labels"].long(),
-        resolution=tuple(about.resolution),
-        normalization=normalization,
-        render_config=about.render,
-        opacity=about.opacity,
-        space=space,
-        codec=coded,
-    )
+    metadata = {METADATA_KEY: ""}
+    with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    _require(METADATA_KEY not in metadata, f"'{path.name}' cannot be used: {error}; copy it again.")
+    ours = metadata.pop("format", None) == FORMAT
+    _require(ours, f"'{path.name}' is a safetensors file, but not a distilled set.")
+    version = metadata.get("version")
+    with contextlib.suppress(KeyError, TypeError, ValueError, RecursionError):
+        own = {"format": FORMAT, "version": OLD_VERSIONS.get(version, version)}
+        return tensors, json.loads(metadata["about"]) | own
+    raise StorageError(f"The description inside '{path.name}' is damaged; copy it again.")
 
 
 def _stored(values: Tensor, codec: Any, encode: Callable[..., bytes]) -> Tensor:
     """What a file holds of ``values``: bf16, or the bytes of their codec."""
     if codec is None:
         return values.to(torch.bfloat16)
-    return torch.frombuffer(bytearray(encode(codec.quantize(values.detach()), codec)), dtype=BYTES)
+    content = bytearray(encode(codec.quantize(values.detach()), codec))
+    return torch.frombuffer(content, dtype=torch.uint8)
 
 
 def _decode(tensors: dict[str, Tensor], classes: int) -> dict[str, Any]:
@@ -447,7 +378,7 @@ def _decode(tensors: dict[str, Tensor], classes: int) -> dict[str, Any]:
     codecs = {}
     for name, read in (("packed", decode), ("label_logits", decode_labels)):
         coded, codecs[name] = tensors.get(name), None
-        if coded is not None and coded.dtype == BYTES:
+        if coded is not None and coded.dtype == torch.uint8:
             try:
                 ints, codecs[name] = read(coded.numpy().tobytes())
             except DamagedCodeError as error:
@@ -461,38 +392,65 @@ def _decode(tensors: dict[str, Tensor], classes: int) -> dict[str, Any]:
     return codecs
 
 
-def _check_tensors(tensors: dict[str, Tensor], about: _About, codecs: dict[str, Any]) -> None:
-    required = {"packed", "labels"}
+def _check(tensors: dict[str, Tensor], about: _About, codecs: dict[str, Any]) -> None:
+    """Raise :class:`StorageError` where the tensors and the description do not fit."""
+    required, classes = {"packed", "labels"}, len(about.class_names)
     fits = required <= tensors.keys() <= required | {"label_logits"}
     _require(fits, f"it holds {reprlib.repr(sorted(tensors))} in place of Gaussians and labels")
     packed, labels, logits = (tensors.get(name) for name in ("packed", "labels", "label_logits"))
-    fits = packed.dim() == 3 and 1 <= packed.shape[2] - GEOMETRY - about.opacity <= 4
-    fits = fits and packed.dtype == _dtype(codecs["packed"]) and packed.numel()
-    _require(fits, f"its Gaussians are {_kind(packed)}, not bfloat16 [N, M, numbers]")
-    _require(packed.isfinite().all(), "its Gaussians have non-finite numbers")
-    fits = labels.dtype in (torch.uint8, torch.int32) and labels.shape == packed.shape[:1]
-    _require(fits, f"its labels are {_kind(labels)}, not an integer per image, {len(packed)}")
-    low, high, classes = int(labels.min()), int(labels.max()), len(about.class_names)
+    channels = packed.shape[-1] - GEOMETRY - about.opacity if packed.dim() == 3 else 0
+    images, whole = packed.shape[:1], (torch.uint8, torch.int32)
+    kinds = {n: torch.float32 if codec else torch.bfloat16 for n, codec in codecs.items()}
+    full = 1 <= channels <= 4 and packed.numel() and packed.dtype == kinds["packed"]
+    one_each = labels.dtype in whole and labels.shape == images
+    learned = logits is None or (logits.dtype, logits.shape) == (
+        kinds["label_logits"],
+        (*images, classes),
+    )
+    for what, values, fits, wanted in (
+        ("Gaussians", packed, full, ", not bfloat16 [N, M, numbers]"),
+        ("labels", labels, one_each, f", not an integer per image, {list(images)}"),
+        ("learned labels", logits, learned, f" for {classes} classes"),
+    ):
+        if values is not None:
+            _require(fits, f"its {what} are {values.dtype} {list(values.shape)}{wanted}")
+            _require(values.isfinite().all(), f"its {what} have non-finite numbers")
+    low, high = int(labels.min()), int(labels.max())
     _require(0 <= low <= high < classes, f"its labels are {low} to {high} for {classes} classes")
-    if logits is not None:
-        fits = logits.dtype == _dtype(codecs["label_logits"])
-        fits = fits and list(logits.shape) == [len(packed), classes]
-        _require(fits, f"its learned labels are {_kind(logits)} for {classes} classes")
-        _require(logits.isfinite().all(), "its learned labels have non-finite numbers")
+    codec, known = codecs["packed"], len(about.mean) == channels or about.whitening is not None
+    _require(codec is None or codec.channels == channels, f"its codec is not for {channels} colors")
+    _require(known, f"mean {about.mean} for {channels} channels")
 
 
-def _dtype(codec: Any) -> torch.dtype:
-    """Of values when they are read."""
-    return torch.bfloat16 if codec is None else torch.float32
+def _gaussians(
+    tensors: dict[str, Tensor], about: _About, version: int, folder: Path, codec: Codec | None
+) -> GaussianImages:
+    normalization, space = None, about.space
+    if about.whitening is None:
+        normalization = ChannelNormalization(tuple(about.mean), tuple(about.std))
+    else:
+        name, channels = about.whitening.file, tensors["packed"].shape[2] - GEOMETRY - about.opacity
+        remedy = (
+            f" to the set's folder, or make it again: write_whitening(folder, load_data(DataConfig("
+            f"dataset='{about.dataset}', zca=True)).normalization) writes '{name}' there"
+        )
+        normalization = StoredWhitening(folder / name, (channels, *about.resolution), remedy)
+        space = space if version == VERSION else "normalized"  # whatever older versions say
+    return GaussianImages(
+        tensors["packed"].float(),
+        tensors["labels"].long(),
+        resolution=tuple(about.resolution),
+        normalization=normalization,
+        render_config=about.render,
+        opacity=about.opacity,
+        space=space,
+        codec=codec,
+    )
 
 
 def _require(fits: object, fault: str) -> None:
     if not fits:
         raise StorageError(fault)
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)}"
 
 
 def _size(resolution: Resolution) -> tuple[int, int] | None:

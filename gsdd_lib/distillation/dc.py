@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from gsdd_lib.distillation.microbatch import sum_micro_batches
+from gsdd_lib.distillation.microbatch import recomputed
 
 # Least product of two norms that a cosine divides by. The published code adds it to the product
 # instead, by which equal gradients are not at distance 0.
@@ -29,8 +29,7 @@ def network_gradients(
     """Gradients of the mean cross-entropy in every parameter, in the order of ``params``.
 
     Args:
-        network: its structure alone is used; ``params`` take the place of its own parameters.
-        params: by name, leaves or not.
+        network: its structure alone is used, with ``params`` for its own parameters.
         images: normalized [N, C, H, W].
         labels: int64 [N], or probabilities [N, K].
         create_graph: whether the gradients can be differentiated in images and labels.
@@ -49,14 +48,10 @@ def batch_gradients(
     *,
     micro_batch: int,
 ) -> list[Tensor]:
-    """:func:`network_gradients`, with ``micro_batch`` images in the network at a time.
-
-    Differentiable in images and labels, exactly: more images than ``micro_batch`` go through the
-    network without a graph first, and again when the result is differentiated.
+    """:func:`network_gradients`, exactly, with ``micro_batch`` images in the network at a time.
 
     Args:
-        prepare: applied to the images of a micro-batch before the network sees them, each image by
-            itself; real images are normalized and augmented by it.
+        prepare: normalizes and augments the images of a micro-batch, each by itself.
     """
 
     def share(few: Tensor, own: Tensor, *, create_graph: bool) -> list[Tensor]:
@@ -66,7 +61,11 @@ def batch_gradients(
 
     if len(images) <= micro_batch:
         return share(images, labels, create_graph=images.requires_grad or labels.requires_grad)
-    return sum_micro_batches(share, micro_batch, images, labels)
+    total: list[Tensor] = []
+    for batch in zip(images.split(micro_batch), labels.split(micro_batch), strict=True):
+        grads = recomputed(share, *batch)
+        total = [a + b for a, b in zip(total, grads, strict=True)] if total else grads
+    return total
 
 
 def gradient_distance(real_grads: Sequence[Tensor], syn_grads: Sequence[Tensor]) -> Tensor:
@@ -78,9 +77,8 @@ def gradient_distance(real_grads: Sequence[Tensor], syn_grads: Sequence[Tensor])
     Returns:
         A scalar, differentiable in both. A node whose gradient is zero is at distance 1.
 
-    >>> along, across = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])
-    >>> gradient_distance([along], [2 * along]), gradient_distance([along], [across])
-    (tensor(0.), tensor(1.))
+    Raises:
+        ValueError: the gradients are of different networks, or all of them are vectors.
     """
     shapes = [[list(grad.shape) for grad in grads] for grads in (real_grads, syn_grads)]
     if shapes[0] != shapes[1]:
@@ -88,15 +86,12 @@ def gradient_distance(real_grads: Sequence[Tensor], syn_grads: Sequence[Tensor])
             f"real and synthetic gradients have the shapes {shapes[0]} and {shapes[1]}; take both "
             "from the same network"
         )
-    pairs = zip(real_grads, syn_grads, strict=True)
-    layers = [_layer_distance(real, syn) for real, syn in pairs if real.dim() > 1]
+    layers = []
+    for real, syn in zip(real_grads, syn_grads, strict=True):
+        if real.dim() > 1:
+            real, syn = real.flatten(1), syn.flatten(1)  # [out, rest]
+            product = real.norm(dim=1) * syn.norm(dim=1)
+            layers.append((1 - (real * syn).sum(1) / product.clamp(min=EPSILON)).sum())
     if not layers:
         raise ValueError("no weight among the gradients, only vectors: there is nothing to match")
     return torch.stack(layers).sum()
-
-
-def _layer_distance(real: Tensor, syn: Tensor) -> Tensor:
-    real, syn = real.flatten(1), syn.flatten(1)  # [out, rest]
-    product = real.norm(dim=1) * syn.norm(dim=1)
-    cosine = (real * syn).sum(1) / product.clamp(min=EPSILON)
-    return (1 - cosine).sum()

@@ -1,12 +1,8 @@
 """What a step lowers: one function per objective, all of one signature, and what they sample.
 
-``STEP_LOSSES[name](state, data, seed=seed)`` gives a scalar, differentiable in all that the step
-moves. Every random number of step ``t`` comes from generators made for ``(seed, t)``, so that a
-resumed run samples what a run that was never killed would have.
-
-Memory is bounded and the gradient exact: the synthetic images are rendered once, and the loss is
-differentiated in them class by class. No more than ``micro_batch`` images are in the network at a
-time, real or synthetic (:mod:`gsdd_lib.distillation.microbatch`).
+Every random number of step ``t`` comes from generators made for ``(seed, t)``. Memory is bounded
+and the gradient exact: the synthetic images are rendered once, the loss is differentiated in them
+class by class, and at most ``micro_batch`` images are in the network at a time.
 """
 
 from collections.abc import Callable
@@ -33,72 +29,66 @@ def sample_network(data: ImageData, config: DistillConfig, seed: int, step: int)
     return network_for(data, config.network, config.width, generator=rng).eval()
 
 
-def sample_augmentation(data: ImageData, config: DistillConfig, seed: int, step: int) -> DsaParams:
-    """One augmentation per class, which its real and synthetic images share."""
-    rng = generator(seed, "distill", step, "dsa")
-    one_each = {"generator": rng, "siamese": False, "mixed": True}
-    return sample_dsa(config.dsa, data.num_classes, data.resolution, **one_each).to(data.device)
+def sample_matched(
+    state: State, data: ImageData, seed: int, only: int | None = None
+) -> tuple[DsaParams, ImageSet]:
+    """An augmentation per class, which real and synthetic images share, and real images.
 
-
-def sample_real(data: ImageData, state: State, seed: int, only: int | None = None) -> ImageSet:
-    """``batch_real`` training images of every class, or the same ones of class ``only``."""
+    These are ``batch_real`` of every class, or the same ones of class ``only``.
+    """
+    config, classes = state.config, data.num_classes
+    rng = generator(seed, "distill", state.step, "dsa")
+    augmentation = sample_dsa(config.dsa, classes, data.resolution, generator=rng, mixed=True)
     rng = generator(seed, "distill", state.step, "real")
-    index = sample_per_class(state.members, state.config.batch_real, generator=rng)
+    index = sample_per_class(state.members, config.batch_real, generator=rng)
     if only is not None:
         index = index[data.train.labels.cpu()[index] == only]
-    return data.train.select(index)
+    return augmentation.to(data.device), data.train.select(index)
 
 
 def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None = None) -> Tensor:
-    """Distribution matching of one step (arXiv 2110.04181).
-
-    A fresh network, ``batch_real`` images per class, one augmentation per class that real and
-    synthetic images share.
+    """Distribution matching of one step, by a fresh network (arXiv 2110.04181).
 
     Args:
         only: the one class that is matched, a term of the sum; all of them without it.
     """
     config, images = state.config, state.parameterization
     network = sample_network(data, config, seed, state.step).requires_grad_(False)
-    augmentation = sample_augmentation(data, config, seed, state.step)
+    augmentation, batch = sample_matched(state, data, seed, only)
 
-    def embed_real(pixels: Tensor, labels: Tensor) -> Tensor:
+    def embed(pixels: Tensor, labels: Tensor) -> Tensor:
         return network.embed(apply_dsa(data.normalize(pixels), augmentation, labels))
 
-    batch = sample_real(data, state, seed, only)
     classes, own = batch.labels.unique(return_inverse=True)
     with torch.no_grad():
-        real_embeddings = map_micro_batches(
-            embed_real, config.micro_batch, batch.images, batch.labels
-        )
-    real = class_means(real_embeddings, own, len(classes))
+        embedded = map_micro_batches(embed, config.micro_batch, batch.images, batch.labels)
+    means = class_means(embedded, own, len(classes))
     if state.soft_labels is not None:  # all images have a share in every class's mean
         synthetic = apply_dsa(images.render(), augmentation, images.labels)
         embeddings = map_micro_batches(network.embed, config.micro_batch, synthetic)
-        return dm_loss(real, embeddings, state.soft_labels.probabilities()[:, classes])
+        return dm_loss(means, embeddings, state.soft_labels.probabilities()[:, classes])
 
     def group_loss(group: Tensor, index: Tensor) -> Tensor:
-        labels = images.labels[index]
-        present, own = labels.unique(return_inverse=True)
-        group = apply_dsa(group, augmentation, labels)
+        own = labels[index]
+        group = apply_dsa(group, augmentation, own)
         embeddings = map_micro_batches(network.embed, config.micro_batch, group)
         if config.dm_match == "kernel":
-            return kernel_loss(real_embeddings, batch.labels, embeddings, labels)
-        return dm_loss(real[torch.searchsorted(classes, present)], embeddings, own)
+            return kernel_loss(embedded, batch.labels, embeddings, own)
+        present, own = own.unique(return_inverse=True)
+        return dm_loss(means[torch.searchsorted(classes, present)], embeddings, own)
 
-    if only is not None:
-        index = (images.labels == only).nonzero().flatten()
-        return group_loss(images.render(index), index)
-    groups = class_groups(images.labels, config.micro_batch)
-    return sum_over_groups(images.render(), groups, group_loss)
+    index = None if only is None else (images.labels == only).nonzero().flatten()
+    labels = images.labels if index is None else images.labels[index]
+    groups = class_groups(labels, config.micro_batch)
+    return sum_over_groups(images.render(index), groups, group_loss)
 
 
 def dc_step_loss(state: State, data: ImageData, *, seed: int) -> Tensor:
     """Gradient matching of one step (arXiv 2006.05929, algorithm 1).
 
     A network serves ``outer_loop`` steps; before each but its first it trains for ``inner_loop``
-    epochs on the synthetic images as they are. ``state.network`` is moved on. With learned
-    labels, an image is still matched with the real images of its own class.
+    epochs on the synthetic images. ``state.network`` is moved on. With learned labels, an image is
+    still matched with the real images of its own class.
     """
     config, labels = state.config, state.parameterization.labels
     iteration, update = divmod(state.step, config.outer_loop)
@@ -112,8 +102,7 @@ def dc_step_loss(state: State, data: ImageData, *, seed: int) -> Tensor:
         rng = generator(seed, "distill", state.step, "inner")
         params = _train_inner(network, params, images.detach(), targets, config, rng)
     state.network = flatten(params) if update + 1 < config.outer_loop else None
-    augmentation = sample_augmentation(data, config, seed, state.step)
-    batch = sample_real(data, state, seed)
+    augmentation, batch = sample_matched(state, data, seed)
     real_members = class_members(batch.labels)
 
     def class_loss(group: Tensor, *soft_and_index: Tensor) -> Tensor:
@@ -132,6 +121,27 @@ def dc_step_loss(state: State, data: ImageData, *, seed: int) -> Tensor:
     return sum_over_groups(images, class_groups(labels, 1), class_loss, soft)
 
 
+def _train_inner(
+    network: nn.Module,
+    params: dict[str, Tensor],
+    images: Tensor,
+    labels: Tensor,
+    config: DistillConfig,
+    rng: torch.Generator,
+) -> dict[str, Tensor]:
+    """Parameters after ``inner_loop`` epochs of plain SGD on synthetic images."""
+    size, few = tuple(images.shape[2:]), config.micro_batch
+    for _ in range(config.inner_loop):
+        for index in torch.randperm(len(images), generator=rng).split(config.inner_batch):
+            batch = apply_dsa(
+                images[index], sample_dsa(config.dsa, len(index), size, generator=rng)
+            )
+            grads = batch_gradients(network, params, batch, labels[index], micro_batch=few)
+            moved = zip(params.items(), grads, strict=True)
+            params = {name: value.detach() - config.inner_lr * g for (name, value), g in moved}
+    return params
+
+
 def tm_step_loss(state: State, data: ImageData, *, seed: int) -> Tensor:
     """Trajectory matching of one step (arXiv 2203.11932), differentiable in ``log_syn_lr`` too.
 
@@ -141,19 +151,17 @@ def tm_step_loss(state: State, data: ImageData, *, seed: int) -> Tensor:
     """
     config, images = state.config, state.parameterization
     device = images.labels.device
-    rng = {
-        name: generator(seed, "distill", state.step, name) for name in ("expert", "order", "dsa")
-    }
-    which = int(torch.randint(len(state.experts), (), generator=rng["expert"]))
-    epoch = int(torch.randint(config.max_start_epoch, (), generator=rng["expert"]))
+    expert, order, dsa = (
+        generator(seed, "distill", state.step, name) for name in ("expert", "order", "dsa")
+    )
+    which = int(torch.randint(len(state.experts), (), generator=expert))
+    epoch = int(torch.randint(config.max_start_epoch, (), generator=expert))
     pair = state.experts.snapshots(which, epoch, epoch + config.expert_epochs)
     start, target = (params.to(device) for params in pair)
-    size, steps = config.batch_syn, config.syn_steps
-    batches = synthetic_batches(len(images), size, steps, generator=rng["order"])
+    batches = synthetic_batches(len(images), config.batch_syn, config.syn_steps, generator=order)
     used = torch.cat(batches).unique()
     augmentations = [
-        sample_dsa(config.dsa, len(batch), data.resolution, generator=rng["dsa"], siamese=False)
-        for batch in batches
+        sample_dsa(config.dsa, len(batch), data.resolution, generator=dsa) for batch in batches
     ]
     student = student_path(
         sample_network(data, config, seed, state.step),
@@ -173,23 +181,3 @@ STEP_LOSSES: dict[str, Callable[..., Tensor]] = {
     "dc": dc_step_loss,
     "tm": tm_step_loss,
 }
-
-
-def _train_inner(
-    network: nn.Module,
-    params: dict[str, Tensor],
-    images: Tensor,
-    labels: Tensor,
-    config: DistillConfig,
-    rng: torch.Generator,
-) -> dict[str, Tensor]:
-    """Parameters after ``inner_loop`` epochs of plain SGD on synthetic images."""
-    size, few = tuple(images.shape[2:]), config.micro_batch
-    for _ in range(config.inner_loop):
-        for index in torch.randperm(len(images), generator=rng).split(config.inner_batch):
-            own = sample_dsa(config.dsa, len(index), size, generator=rng, siamese=False)
-            batch = apply_dsa(images[index], own)
-            grads = batch_gradients(network, params, batch, labels[index], micro_batch=few)
-            moved = zip(params.items(), grads, strict=True)
-            params = {name: value.detach() - config.inner_lr * g for (name, value), g in moved}
-    return params

@@ -15,18 +15,12 @@ def class_groups(labels: Tensor, limit: int) -> list[Tensor]:
     """Indices of whole classes, as many together as stay within ``limit`` images.
 
     A class of more than ``limit`` images is a group of its own.
-
-    >>> [group.tolist() for group in class_groups(torch.tensor([0, 1, 0, 2]), 3)]
-    [[0, 2, 1], [3]]
     """
     groups: list[list[Tensor]] = []
-    size = 0
     for members in class_members(labels):
-        if not groups or size + len(members) > limit:
+        if not groups or sum(map(len, groups[-1])) + len(members) > limit:
             groups.append([])
-            size = 0
         groups[-1].append(members)
-        size += len(members)
     return [torch.cat(group) for group in groups]
 
 
@@ -41,8 +35,7 @@ def sum_over_groups(
     Args:
         images: [N, ...], with a graph behind them.
         groups: indices; no image in two of them.
-        labels: probabilities [N, K] with a graph behind them; given, it is the sum of
-            ``loss(images[group], labels[group], group)``.
+        labels: probabilities [N, K] with a graph; given, ``loss(images, labels, group)`` is summed.
 
     Returns:
         A scalar whose gradient in ``images`` and ``labels`` is known when it is returned.
@@ -62,10 +55,9 @@ def sum_over_groups(
 
 
 def map_micro_batches(function: Callable[..., Tensor], size: int, *tensors: Tensor) -> Tensor:
-    """``function(*tensors)``, [N, ...], with ``size`` rows of the tensors in it at a time.
+    """``function(*tensors)``, [N, ...], exactly, with ``size`` rows of them in it at a time.
 
-    Differentiable, exactly: more rows than ``size`` are computed without a graph first, and again
-    micro-batch by micro-batch when the result is differentiated.
+    More rows are computed again, micro-batch by micro-batch, when the result is differentiated.
     """
     if len(tensors[0]) <= size:
         return function(*tensors)
@@ -74,32 +66,18 @@ def map_micro_batches(function: Callable[..., Tensor], size: int, *tensors: Tens
     return torch.cat([checkpoint(function, *batch, **once) for batch in batches])
 
 
-def sum_micro_batches(function: Recomputable, size: int, *tensors: Tensor) -> list[Tensor]:
-    """``sum over micro-batches of function(*batch)``, with one graph in memory at a time.
-
-    Args:
-        function: see :func:`recomputed`.
-        size: of a micro-batch, in rows.
-        tensors: [N, ...] each; floating-point ones may need a gradient.
-    """
-    total: list[Tensor] = []
-    for batch in zip(*[tensor.split(size) for tensor in tensors], strict=True):
-        values = recomputed(function, *batch)
-        total = [a + b for a, b in zip(total, values, strict=True)] if total else values
-    return total
-
-
 def recomputed(function: Recomputable, *inputs: Tensor) -> list[Tensor]:
     """``function(*inputs)`` that keeps its inputs alone and is computed again for its gradient.
 
-    What ``torch.utils.checkpoint`` does, which runs a function that differentiates inside itself
-    three times and builds the graph of the second derivative each time; here it runs twice, the
-    first time without that graph. Differentiable once in ``inputs``, exactly.
+    ``torch.utils.checkpoint`` runs a function that differentiates inside itself three times and
+    builds the graph of the second derivative each time; here it runs twice, first without a graph.
 
     Args:
-        function: tensors to a sequence of tensors, the same whenever it is called: with
-            ``create_graph=False`` for the values, and again with True when they are
-            differentiated; it may differentiate inside itself.
+        function: the same whenever it is called: with ``create_graph=False`` for the values, and
+            with True when they are differentiated.
+
+    Returns:
+        Its values, differentiable once in ``inputs``, exactly.
     """
     return list(_Recomputed.apply(function, *inputs))
 
@@ -117,10 +95,8 @@ class _Recomputed(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, *v_values: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[1:]
-        leaves = [
-            value.detach().requires_grad_(need)
-            for value, need in zip(ctx.saved_tensors, needed, strict=True)
-        ]
+        pairs = zip(ctx.saved_tensors, needed, strict=True)
+        leaves = [value.detach().requires_grad_(need) for value, need in pairs]
         with torch.enable_grad():
             values = ctx.function(*leaves, create_graph=True)
         pairs = [(x, v) for x, v in zip(values, v_values, strict=True) if x.requires_grad]

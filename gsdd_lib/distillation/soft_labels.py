@@ -1,11 +1,8 @@
 """Learned labels: a number per class and image in place of the class's number alone.
 
-    soft = labels_of_expert(Experts(folder), data, gaussians.render(), gaussians.labels)
-    distill(gaussians, data, config, eval_config, seed=0, soft_labels=soft)
-
 They start from what a network trained on real data says of the images, are moved by the gradient
-of any objective, and are stored in bf16 and paid for (``BudgetConfig`` has ``soft_labels``,
-``budget.LABEL_BITS`` says how much). ``evaluate`` takes their probabilities.
+of any objective (``distill(..., soft_labels=soft)``), and are stored in bf16 or fewer bits and paid
+for. ``evaluate`` takes their probabilities.
 """
 
 import torch
@@ -15,23 +12,21 @@ from gsdd_lib.config import EvalConfig
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import keep_per_class
-from gsdd_lib.networks import network_for, unflatten
+from gsdd_lib.networks import network_for
 from gsdd_lib.parameterizations.budget import LABEL_BITS
 from gsdd_lib.parameterizations.gaussian import RoundToBf16
 from gsdd_lib.parameterizations.label_codec import LabelCodec, encode_labels
-from gsdd_lib.training.experts import Experts
 from gsdd_lib.training.train import train_network
 
 BATCH = 256  # images shown to the teacher at once
-TEACHER_IMAGES = 2_000  # real images a teacher of one's own trains on, all classes together
+TEACHER_IMAGES = 2_000  # real images a teacher trains on, all classes together
 TEACHER_BATCH = 64  # of them per step
 
 
 class SoftLabels(nn.Module):
     """Logits [N, num_classes] as the one parameter; their probabilities are the labels.
 
-    codec: a grid of a few bits per logit in the place of bf16; it may be set at any moment, as in
-        ``soft.codec = LabelCodec.fit(soft.logits)``
+    codec: a grid of a few bits per logit in the place of bf16; may be set at any moment
     """
 
     def __init__(self, logits: Tensor, codec: LabelCodec | None = None) -> None:
@@ -65,59 +60,39 @@ def labels_of_teacher(teacher: nn.Module, images: Tensor, labels: Tensor) -> Sof
     """What ``teacher`` says of the images, with each image's own class kept on top.
 
     Args:
-        teacher: a network trained on real data, e.g. an expert; used in eval mode.
+        teacher: a network trained on real data; used in eval mode.
         images: normalized, [N, C, H, W].
-        labels: int64 [N]. Where the teacher prefers another class, the two logits are exchanged, so
-            that no image starts under a wrong label.
+        labels: int64 [N]. Where the teacher prefers another class, the two logits are exchanged.
     """
     was_training = teacher.training
     logits = torch.cat([teacher.eval()(few) for few in images.split(BATCH)])
     teacher.train(was_training)
     rows, top = torch.arange(len(logits), device=logits.device), logits.argmax(1)
     own, highest = logits[rows, labels], logits[rows, top]
-    logits[rows, top] = own
-    logits[rows, labels] = highest
+    logits[rows, top], logits[rows, labels] = own, highest  # in this order: they may be the same
     return SoftLabels(logits)
 
 
-def labels_of_expert(
-    experts: Experts, data: ImageData, images: Tensor, labels: Tensor, *, index: int = 0
-) -> SoftLabels:
-    """:func:`labels_of_teacher` of expert ``index`` as it was after its last epoch.
-
-    images: normalized, [N, C, H, W]; labels: int64 [N]. Raises ``ExpertError`` where the experts
-    were trained on other data.
-    """
-    settings = experts.about[index]["settings"]
-    name, width = settings["expert_network"], settings["expert_width"]
-    experts.check(data, name, width, experts.epochs)
-    network = network_for(data, name, width, generator=generator(0, "soft labels"))
-    (params,) = experts.snapshots(index, experts.epochs)
-    network.load_state_dict(unflatten(params, network))  # the fresh weights are replaced
-    return labels_of_teacher(network, images, labels)
-
-
 def train_teacher(data: ImageData, config: EvalConfig, *, seed: int, epochs: int = 20) -> nn.Module:
-    """A network for :func:`labels_of_teacher` where there are no experts.
+    """A network for :func:`labels_of_teacher`: enough to say which classes are alike.
 
     ``config.eval_network`` trained for ``epochs`` passes over at most :data:`TEACHER_IMAGES` random
-    images of the training split: enough to say which classes are alike, in seconds to minutes.
+    images of the training split.
     """
-    rng = generator(seed, "soft labels", "images")
+    images, weights, training = (
+        generator(seed, "soft labels", what) for what in ("images", "weights", "training")
+    )
     per_class = max(1, TEACHER_IMAGES // data.num_classes)
-    real = data.train.select(keep_per_class(data.train.labels, per_class, generator=rng))
-    weights = generator(seed, "soft labels", "weights")
+    real = data.train.select(keep_per_class(data.train.labels, per_class, generator=images))
     network = network_for(data, config.eval_network, config.eval_width, generator=weights)
     short = config.model_copy(update={"epochs": epochs, "eval_batch": TEACHER_BATCH})
-    rng = generator(seed, "soft labels", "training")
-    train_network(data.normalize(real.images), real.labels, network, short, generator=rng)
+    train_network(data.normalize(real.images), real.labels, network, short, generator=training)
     return network
 
 
 def labels_of_classes(labels: Tensor, num_classes: int, *, confidence: float = 0.9) -> SoftLabels:
     """Labels without a teacher: ``confidence`` on the image's class, the rest shared evenly.
 
-    >>> import torch
     >>> soft = labels_of_classes(torch.tensor([1]), 3, confidence=0.5)
     >>> soft.probabilities().detach().round(decimals=2)
     tensor([[0.2500, 0.5000, 0.2500]])

@@ -7,7 +7,6 @@ moment goes on from the last one and ends bit for bit as it would have (on the C
 import io
 import math
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import checksum, seal, unseal, write_atomically
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import class_members
-from gsdd_lib.distillation.rounding import grids_of, set_grids
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.parameterizations.base import Parameterization
+from gsdd_lib.parameterizations.codec import Codec
 from gsdd_lib.parameterizations.gaussian import GaussianImages
+from gsdd_lib.parameterizations.label_codec import LabelCodec
 from gsdd_lib.training.experts import ExpertError, Experts
 
 VERSION = 3  # of the checkpoint's format
@@ -32,6 +32,7 @@ MEMORY_SETTINGS = {"micro_batch", "keep_steps"}
 REPORT_SETTINGS = {"protocol", "networks"}  # what is done with a run when it is over
 HASHES = ("data", "experts", "start")  # settings that are told apart, but not shown
 KEPT = ("network", "step", "history", "best", "best_accuracy", "snapshots")  # of a state, as it is
+GRIDS = {"images": ("bits", "offset", "step", "channels"), "labels": ("step", "bits")}
 
 # Parameters by name, as ``named_parameters`` has them, and "label_logits" where labels are learned.
 # ``torch.func.functional_call(parameterization, snapshot, ())`` renders it.
@@ -42,38 +43,70 @@ class DistillError(GsddError, RuntimeError):
     """A distillation cannot go on; the message says why and names the last good checkpoint."""
 
 
-@dataclass
 class State:
-    """What a step finds and what it leaves to the next.
+    """What a step finds and what it leaves to the next; arguments as of ``distill``.
 
-    parameterization: what is distilled into
-    config: of the run; ``micro_batch`` and ``keep_steps`` are lowered where memory runs out
-    members: of each class, the indices of its training images
-    log_syn_lr: logarithm of the students' learning rate, learned (tm)
-    optimizers: of the parameterization, of ``log_syn_lr``, and of labels that are learned
-    experts: whose paths are followed (tm)
-    soft_labels: learned labels, one per image; None: the labels are the classes' numbers
-    codec: how many bits numbers are rounded to in the end; None: as they are stored now
-    network: parameters [P] of the network that the next step goes on with (dc); None: a fresh one
-    step: how many have been taken
-    best: of the best validation accuracy so far
-    snapshots: of every row of the history, where they are asked for
+    Raises:
+        DistillError: labels or a codec do not fit.
+        ExpertError: the experts do not fit, or trajectory matching has none.
     """
 
-    parameterization: Parameterization
-    config: DistillConfig
-    members: list[Tensor]
-    log_syn_lr: nn.Parameter
-    optimizers: list[torch.optim.Optimizer]
-    experts: Experts | None = None
-    soft_labels: SoftLabels | None = None
-    codec: CodecConfig | None = None
-    network: Tensor | None = None
-    step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    best: Snapshot | None = None
-    best_accuracy: float = float("-inf")
-    snapshots: list[Snapshot] | None = None
+    def __init__(
+        self,
+        parameterization: Parameterization,
+        data: ImageData,
+        config: DistillConfig,
+        *,
+        experts: Experts | None = None,
+        soft_labels: SoftLabels | None = None,
+        snapshots: list[Snapshot] | None = None,
+        codec: CodecConfig | None = None,
+    ) -> None:
+        self.parameterization, self.soft_labels, self.codec = parameterization, soft_labels, codec
+        self.config = config  # its ``MEMORY_SETTINGS`` fall where memory runs out
+        self.experts = experts if config.objective == "tm" else None
+        self._check(data)
+        self.members = class_members(data.train.labels)
+        self.network: Tensor | None = None  # parameters [P] that the next step goes on with (dc)
+        self.step, self.history, self.snapshots = 0, [], snapshots  # a snapshot per row
+        self.best, self.best_accuracy = None, -math.inf
+        self.log_syn_lr = nn.Parameter(torch.tensor(math.log(config.syn_lr_init)))
+        syn_lr = {"lr": config.lr_lr, "momentum": SYN_LR_MOMENTUM}
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Adam(parameterization.parameters(), lr=config.lr),
+            torch.optim.SGD([self.log_syn_lr], **syn_lr),
+        ]
+        if soft_labels is not None:
+            soft_labels.requires_grad_(config.label_lr > 0)
+            if config.label_lr:
+                adam = torch.optim.Adam(soft_labels.parameters(), lr=config.label_lr)
+                self.optimizers.append(adam)
+
+    def _check(self, data: ImageData) -> None:
+        images, soft, config = self.parameterization, self.soft_labels, self.config
+        low, high = (int(end) for end in images.labels.aminmax())
+        if not 0 <= low <= high < data.num_classes:
+            raise DistillError(
+                f"labels must lie in 0 to {data.num_classes - 1}, got {low} to {high}; number the "
+                f"classes as '{data.name}' does"
+            )
+        wanted = [len(images.labels), data.num_classes]
+        if soft is not None and list(soft.logits.shape) != wanted:
+            raise DistillError(
+                f"learned labels must be {wanted}, a number per image and class, got "
+                f"{list(soft.logits.shape)}; make them of these images"
+            )
+        if self.codec is not None and not isinstance(images, GaussianImages):
+            kind = type(images).__name__
+            raise DistillError(f"a codec is for Gaussians, not for {kind}; leave it out")
+        if self.experts is not None:
+            last = config.max_start_epoch - 1 + config.expert_epochs
+            self.experts.check(data, config.network, config.width, last)
+        elif config.objective == "tm":
+            raise ExpertError(
+                "Trajectory matching follows experts; train some by train_experts (notebook 03) "
+                "and pass experts=Experts(folder)."
+            )
 
     @property
     def syn_lr(self) -> float:
@@ -89,10 +122,8 @@ class State:
 
     def distilled(self) -> dict[str, nn.Parameter]:
         """The parameters that are distilled, by name."""
-        named = dict(self.parameterization.named_parameters())
-        if self.soft_labels is not None:
-            named["label_logits"] = self.soft_labels.logits
-        return named
+        logits = {} if self.soft_labels is None else {"label_logits": self.soft_labels.logits}
+        return dict(self.parameterization.named_parameters()) | logits
 
     def snapshot(self) -> Snapshot:
         """A copy of what is distilled, as it is now."""
@@ -104,10 +135,24 @@ class State:
         for name, value in self.distilled().items():
             value.copy_(snapshot[name])
 
+    def fit_grids(self) -> None:
+        """Fit the codec's grids; from now on Gaussians and learned labels are rounded to them."""
+        images, soft = self.parameterization, self.soft_labels
+        images.codec = Codec.fit(images.packed, self.codec, channels=images.channels)
+        images.constrain_()
+        if soft is not None:
+            soft.codec = LabelCodec.fit(soft.logits)
+        self.best, self.best_accuracy = None, -math.inf  # they were of numbers not rounded
+
     def content(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
+        codecs = {"images": getattr(self.parameterization, "codec", None)}
+        codecs["labels"] = self.soft_labels and self.soft_labels.codec
         return {
-            "grids": grids_of(self.parameterization, self.soft_labels),
+            "grids": {
+                kind: codec and {name: getattr(codec, name) for name in GRIDS[kind]}
+                for kind, codec in codecs.items()
+            },
             "parameters": self.snapshot(),
             "log_syn_lr": self.log_syn_lr.detach(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -115,74 +160,21 @@ class State:
         }
 
     def load(self, content: dict[str, Any]) -> None:
-        """Take over what :meth:`content` gave, from whatever device it came."""
+        """Take over what :meth:`content` gave."""
         self.restore(content["parameters"])
-        set_grids(self.parameterization, self.soft_labels, content["grids"])
+        if grids := content["grids"]["images"]:
+            self.parameterization.codec = Codec(**grids).to(self.parameterization.labels.device)
+        if grids := content["grids"]["labels"]:
+            self.soft_labels.codec = LabelCodec(**grids)
         self.log_syn_lr.data.copy_(content["log_syn_lr"])
         for optimizer, numbers in zip(self.optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(numbers)
-        given, device = self.snapshots, self.parameterization.labels.device
+        given = self.snapshots
         for name in KEPT:
-            setattr(self, name, _moved(content[name], device))
+            setattr(self, name, content[name])
         if given is not None:  # the caller's own list
             given[:] = self.snapshots
             self.snapshots = given
-
-
-def begin(
-    parameterization: Parameterization,
-    data: ImageData,
-    config: DistillConfig,
-    *,
-    experts: Experts | None = None,
-    soft_labels: SoftLabels | None = None,
-    snapshots: list[Snapshot] | None = None,
-    codec: CodecConfig | None = None,
-) -> State:
-    """What the first step finds.
-
-    Raises:
-        DistillError: a label is not one of the data's classes, the learned labels are not one per
-            image and class, or there is a codec for other than Gaussians.
-        ExpertError: the experts do not fit, or trajectory matching has none.
-    """
-    labels, classes = parameterization.labels, data.num_classes
-    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise DistillError(
-            f"labels must lie in 0 to {classes - 1}, got {int(labels.min())} to "
-            f"{int(labels.max())}; number the classes as '{data.name}' does"
-        )
-    if soft_labels is not None and soft_labels.logits.shape != (len(labels), classes):
-        raise DistillError(
-            f"learned labels must be {[len(labels), classes]}, a number per image and class, got "
-            f"{list(soft_labels.logits.shape)}; make them of these images"
-        )
-    if codec is not None and not isinstance(parameterization, GaussianImages):
-        raise DistillError(
-            f"a codec is for Gaussians, not for {type(parameterization).__name__}; leave it out"
-        )
-    if config.objective != "tm":
-        experts = None
-    elif experts is None:
-        raise ExpertError(
-            "Trajectory matching follows experts; train some by train_experts (notebook 03) "
-            "and pass experts=Experts(folder)."
-        )
-    else:
-        last = config.max_start_epoch - 1 + config.expert_epochs
-        experts.check(data, config.network, config.width, last)
-    log_syn_lr = nn.Parameter(torch.tensor(math.log(config.syn_lr_init)))
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Adam(parameterization.parameters(), lr=config.lr),
-        torch.optim.SGD([log_syn_lr], lr=config.lr_lr, momentum=SYN_LR_MOMENTUM),
-    ]
-    if soft_labels is not None:
-        soft_labels.requires_grad_(config.label_lr > 0)
-        if config.label_lr:
-            optimizers.append(torch.optim.Adam(soft_labels.parameters(), lr=config.label_lr))
-    members, own = class_members(data.train.labels), {"snapshots": snapshots}
-    own |= {"experts": experts, "soft_labels": soft_labels, "codec": codec}
-    return State(parameterization, config, members, log_syn_lr, optimizers, **own)
 
 
 class Checkpoint:
@@ -222,7 +214,7 @@ class Checkpoint:
         """
         if self.path is None or not self.path.exists():
             return self._why_anew()
-        content = read_checkpoint(self.path)
+        content = read_checkpoint(self.path, state.parameterization.labels.device)
         try:
             if content["settings"] != self.settings:
                 raise KeyError
@@ -236,15 +228,13 @@ class Checkpoint:
 
     def save(self, state: State) -> None:
         """Write ``state`` in the place of what was there."""
-        if self.path is None:
-            return
-        buffer = io.BytesIO()
-        torch.save({"settings": self.settings, **state.content()}, buffer)
-        write_atomically(self.path, seal(buffer.getvalue()))
-        self.step = state.step
+        if self.path is not None:
+            buffer = io.BytesIO()
+            torch.save({"settings": self.settings, **state.content()}, buffer)
+            write_atomically(self.path, seal(buffer.getvalue()))
+            self.step = state.step
 
-    def sentence(self) -> str:
-        """What a message says of the work done so far."""
+    def __str__(self) -> str:
         if self.step is None:
             return "No checkpoint was written."
         return f"The checkpoint of step {self.step} is kept: {os.path.relpath(self.path)}."
@@ -262,16 +252,14 @@ class Checkpoint:
                 ]
             except (DistillError, KeyError, TypeError, AttributeError):
                 continue
-            more = [f"{len(changes) - 4} more"] if len(changes) > 4 else []
-            return (
-                f"settings changed ({', '.join(changes[:4] + more)}): starting anew; the old "
-                f"checkpoint is kept as {path.name}"
-            )
+            changes[4:] = [f"{len(changes) - 4} more"] if len(changes) > 4 else []
+            kept = f"starting anew; the old checkpoint is kept as {path.name}"
+            return f"settings changed ({', '.join(changes)}): {kept}"
         return ""
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU, every bit of it checked; nothing in it is executed.
+def read_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint, every bit of it checked; nothing in it is executed.
 
     Raises:
         DistillError: the file is damaged, cannot be read, or is not a checkpoint.
@@ -282,7 +270,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         reason = f"cannot be read ({error.strerror}); change its permissions"
         raise DistillError(f"The checkpoint {os.path.relpath(path)} {reason}.") from None
     try:
-        return torch.load(io.BytesIO(unseal(sealed)), map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(unseal(sealed)), map_location=device, weights_only=True)
     except Exception:  # whatever unpickling meets; torch's own text advises to unpickle anything
         raise _damaged(path) from None
 
@@ -292,14 +280,6 @@ def _damaged(path: Path) -> DistillError:
         f"The checkpoint {os.path.relpath(path)} is damaged or was not written by a distillation; "
         "put back a copy, or move it away to start anew."
     )
-
-
-def _moved(tree: Any, device: torch.device) -> Any:
-    if isinstance(tree, dict):
-        return {name: _moved(value, device) for name, value in tree.items()}
-    if isinstance(tree, list):
-        return [_moved(value, device) for value in tree]
-    return tree.to(device) if isinstance(tree, Tensor) else tree
 
 
 def _fingerprint(state: State) -> str:

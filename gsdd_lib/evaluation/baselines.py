@@ -18,9 +18,9 @@ from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import class_members, keep_per_class
 from gsdd_lib.evaluation.evaluate import Row, evaluate, format_accuracy, summarize
 from gsdd_lib.parameterizations.budget import Budget
-from gsdd_lib.parameterizations.downsampled import DownsampledImages, affordable_images, stored_size
+from gsdd_lib.parameterizations.downsampled import DownsampledImages, affordable_images
 from gsdd_lib.parameterizations.initialization import representatives
-from gsdd_lib.parameterizations.pixel import BITS, Storage
+from gsdd_lib.parameterizations.pixel import Storage
 
 INITIAL = "initial"  # the parameters before distillation
 RANDOM_REAL = "random real"  # real images as uint8 pixels
@@ -162,40 +162,6 @@ def paired(rows: Sequence[Row], method: str, over: str) -> dict[str, str | float
         raise ValueError(f"'{method}' and '{over}' were not evaluated by the same networks")
     gains = summarize([{"accuracy": first[key] - second[key]} for key in first])
     return {"method": method, "over": over, "gain": gains.pop("mean"), **gains}
-
-
-def gain_table(rows: Sequence[Row], *, over: str = INITIAL) -> pd.DataFrame:
-    """:func:`paired` of every other method and ``over``; methods of other networks are left out."""
-    base = _by_network(rows, over).keys()
-    methods = dict.fromkeys(row["method"] for row in rows if row["method"] != over)
-    alike = [name for name in methods if _by_network(rows, name).keys() == base]
-    lines = [paired(rows, name, over) for name in alike]
-    return pd.DataFrame(lines, columns=["method", "over", "gain", "std", "n", "ci95"])
-
-
-def cost_table(
-    file_bytes: Mapping[str, int],
-    budget: Budget,
-    *,
-    initial: str = INITIAL,
-    real: Sequence[str] = (RANDOM_REAL,),
-) -> pd.DataFrame:
-    """What every rival costs: images and Gaussians per class, bits per class, bytes of its file.
-
-    Args:
-        file_bytes: of each distilled set, by its name. ``initial`` has as many numbers as they.
-        real: keys of :data:`REAL`, which have no file.
-    """
-    own = (budget.gpc, budget.points, budget.bits_per_class)
-    lines = [(name, *own, size) for name, size in [*file_bytes.items(), (initial, None)]]
-    for name in real:
-        count = REAL[name].per_class(budget)
-        height, width = stored_size(budget.height, budget.width, REAL[name].factor)
-        bits = count * budget.channels * height * width * BITS[REAL[name].storage]
-        lines.append((name, count, None, bits, None))
-    columns = ["method", "images_per_class", "points", "bits_per_class", "file_bytes"]
-    whole = {"points": "Int64", "file_bytes": "Int64"}
-    return pd.DataFrame(lines, columns=columns).astype(whole)
 
 
 def _by_network(rows: Sequence[Row], method: str) -> dict[tuple[int, int], float]:

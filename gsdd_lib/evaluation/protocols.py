@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -124,24 +123,6 @@ def compare_protocols(
     clean = rows[chosen]
     paper = rows[max(order, key=lambda row: rows[row]["mean"])]  # the chosen one, if among equals
     return Protocols(rows, clean, paper, paper if config.protocol == "paper" else clean)
-
-
-def outcome_table(protocols: Protocols, rivals: pd.DataFrame) -> pd.DataFrame:
-    """The outcome of a run: distilled under both protocols, then its rivals.
-
-    Args:
-        rivals: as ``baselines.summary_table`` gives; nothing is chosen for them, so they count
-            under ``clean``.
-
-    Returns:
-        Columns method, protocol, mean, std, n, ci95.
-    """
-    both = {"clean": protocols.clean, "paper": protocols.paper}
-    ours = pd.DataFrame(
-        {"method": "distilled", "protocol": name, **row} for name, row in both.items()
-    )
-    columns = ["method", "protocol", *SUMMARY]
-    return pd.concat([ours[columns], rivals.assign(protocol="clean")[columns]], ignore_index=True)
 
 
 def learned_eval_config(config: EvalConfig, history: Sequence[Mapping[str, float]]) -> EvalConfig:

@@ -1,8 +1,7 @@
 """Figures of numbers: DataFrames in, a matplotlib Figure out; pictures have their own module.
 
-Nothing here reads a file or trains anything. A method has one color in all figures and an
-objective one line and marker, sizes are a paper's column widths in inches, and a saved file has the
-same bytes whenever it is made again.
+A method has one color in all figures and an objective one line and marker, sizes are a paper's
+column widths in inches, and a saved file has the same bytes whenever it is made again.
 """
 
 import sys
@@ -51,14 +50,12 @@ METHODS: Mapping[str, tuple[str, Any]] = {
 OBJECTIVES = {"dm": ("-", "o"), "dc": ("--", "s"), "tm": (":", "^")}  # lines and markers
 
 
-INITIAL = ", initial"
-
-
 def _method(name: str) -> tuple[str, str, bool]:
     """A method by itself, its objective or "", and whether it is not yet distilled."""
-    plain = name.removesuffix(INITIAL)
-    base, _, last = plain.rpartition(" ")
-    base, objective = (base, last) if base and last in OBJECTIVES else (plain, "")
+    plain = name.removesuffix(", initial")
+    base, _, objective = plain.rpartition(" ")
+    if not base or objective not in OBJECTIVES:
+        base, objective = plain, ""
     return base, objective, plain != name
 
 
@@ -70,31 +67,28 @@ def color(method: str) -> Any:
 def label(method: str) -> str:
     """The method's name as figures print it."""
     base, objective, initial = _method(method)
-    name = METHODS.get(base, (base,))[0] + (f" by {objective.upper()}" if objective else "")
-    return f"{name}, before distillation" if initial else name
+    by = f" by {objective.upper()}" if objective else ""
+    return METHODS.get(base, (base,))[0] + by + ", before distillation" * initial
 
 
 def _look(method: str) -> dict[str, Any]:
     _, objective, initial = _method(method)
     line, marker = OBJECTIVES.get(objective, ("-", "o"))
-    look = {"color": color(method), "ls": line, "marker": marker}
+    look = {"color": color(method), "ls": line, "marker": marker, "label": label(method)}
     return look | {"mfc": "white"} if initial else look
 
 
 def use_style() -> None:
     """The one style of all figures; call it once, in a notebook's setup cell."""
-    sns.set_theme(context="paper", style="ticks", palette="colorblind")
-    small = dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 7)
-    normal = dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 8)
-    thin = dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6)
-    mpl.rcParams.update(small | normal | thin)
-    mpl.rc("figure", figsize=(COLUMN, 2.3), dpi=DPI / 2)
-    mpl.rc("figure.constrained_layout", use=True)
-    mpl.rc("axes.spines", top=False, right=False)
-    mpl.rc("grid", linewidth=0.4, color="0.88")
-    mpl.rc("lines", linewidth=1.4)
-    mpl.rc("legend", frameon=False, title_fontsize=7)
-    mpl.rc("pdf", fonttype=42)
+    small = ("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize")
+    normal = ("font.size", "axes.titlesize", "axes.labelsize")
+    thin = ("axes.linewidth", "xtick.major.width", "ytick.major.width")
+    sizes = dict.fromkeys(small, 7) | dict.fromkeys(normal, 8) | dict.fromkeys(thin, 0.6)
+    lines = {"lines.linewidth": 1.4, "grid.linewidth": 0.4, "grid.color": "0.88"}
+    frame = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+    page = {"figure.figsize": (COLUMN, 2.3), "figure.dpi": DPI / 2, "pdf.fonttype": 42}
+    rules = sizes | lines | frame | page | {"figure.constrained_layout.use": True}
+    sns.set_theme(context="paper", style="ticks", palette="colorblind", rc=rules)
     if (shell := getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()) is not None:
         shell.run_line_magic("config", "InlineBackend.figure_format = 'retina'")
 
@@ -111,20 +105,25 @@ def save(figure: Figure, folder: str | Path, name: str) -> Path:
     return path
 
 
+def _curves(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    figure, ax = plt.subplots()
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.grid(axis="y")
+    return figure, ax
+
+
 def psnr_curve(frame: pd.DataFrame, *, hue: str = "points") -> Figure:
     """PSNR over fitting steps, one line per value of ``hue``.
 
     Args:
         frame: columns ``step``, ``psnr`` (dB) and, where there are several lines, ``hue``.
     """
-    figure, ax = plt.subplots()
+    figure, ax = _curves("fitting step", "PSNR (dB)")
     lines = frame.groupby(hue, sort=True) if hue in frame else [("", frame)]
     shades = sns.color_palette("crest", len(lines)) if len(lines) > 1 else [color("distilled")]
     for shade, (value, line) in zip(shades, lines, strict=True):
         curve = line.groupby("step").psnr.mean()
         ax.plot(curve.index, curve, color=shade, label=str(value))
-    ax.set(xlabel="fitting step", ylabel="PSNR (dB)")
-    ax.grid(axis="y")
     if len(lines) > 1:
         title = "Gaussians\nper image"
         ax.legend(title=title, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
@@ -138,16 +137,13 @@ def history(frame: pd.DataFrame, *, hue: str = "method") -> Figure:
         frame: columns ``step``, ``mean`` and ``ci95`` (half-width), percent, as a distillation
             yields them; where there are several runs, ``hue`` names them.
     """
-    figure, ax = plt.subplots()
+    figure, ax = _curves("distillation step", "validation accuracy (%)")
     runs = frame.groupby(hue, sort=False) if hue in frame else [("distilled", frame)]
     for name, rows in runs:
-        look, mean = _look(str(name)), rows["mean"]
-        half = rows.ci95.fillna(0.0)  # one network alone has no interval
-        low, high = (mean - half).clip(lower=0), (mean + half).clip(upper=100)
-        ax.plot(rows.step, mean, markersize=2.5, label=label(str(name)), **look)
+        look, half = _look(str(name)), rows.ci95.fillna(0.0)  # one network has no interval
+        low, high = ((rows["mean"] + sign * half).clip(0, 100) for sign in (-1, 1))
+        ax.plot(rows.step, rows["mean"], markersize=2.5, **look)
         ax.fill_between(rows.step, low, high, color=look["color"], alpha=0.12, lw=0)
-    ax.set(xlabel="distillation step", ylabel="validation accuracy (%)")
-    ax.grid(axis="y")
     if len(runs) > 1:
         ax.legend()
     return figure
@@ -159,16 +155,14 @@ def expert_curves(frame: pd.DataFrame, y: str, ylabel: str) -> Figure:
     Args:
         frame: columns ``expert``, ``epoch`` and ``y``.
     """
-    figure, ax = plt.subplots()
+    figure, ax = _curves("epoch", ylabel)
     experts, mean = list(frame.groupby("expert")), frame.groupby("epoch")[y].mean()
     for number, (_, rows) in enumerate(experts if len(experts) > 1 else []):
-        named = {"label": "one expert"} if number == 0 else {}
-        ax.plot(rows.epoch, rows[y], color=_GREY, lw=0.7, alpha=0.7, **named)
+        name = "_" * bool(number) + "one expert"  # a name that begins so is not in the legend
+        ax.plot(rows.epoch, rows[y], color=_GREY, lw=0.7, alpha=0.7, label=name)
     name = f"mean of {len(experts)} experts" if len(experts) > 1 else "the one expert"
     ax.plot(mean.index, mean, color=color("whole data"), marker="o", markersize=2.5, label=name)
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    ax.set(xlabel="epoch", ylabel=ylabel)
-    ax.grid(axis="y")
     ax.legend()
     return figure
 
@@ -184,17 +178,16 @@ def accuracy_bars(frame: pd.DataFrame, *, published: pd.DataFrame | None = None)
     count = len(frame) + len(rivals)
     figure, ax = plt.subplots(figsize=(COLUMN * 1.25, 0.5 + 0.26 * count))
     ours = zip(frame.method, frame["mean"], frame.ci95.fillna(0.0), strict=True)
-    for row, (method, mean, half) in enumerate(ours):
-        look = _look(method) | {"ls": ""}
-        ax.errorbar(mean, row, xerr=half, ms=5, capsize=2.5, **look)
+    marks = [(mean, half, _look(method) | {"ls": ""}) for method, mean, half in ours]
+    hollow = {"marker": "o", "mfc": "white", "color": _GREY}
+    marks += [
+        (mean, 0.0, hollow | {"label": f"{label(name)} (published)"}) for name, mean in rivals
+    ]
+    for row, (mean, half, look) in enumerate(marks):
+        ax.errorbar(mean, row, xerr=half or None, ms=5, capsize=2.5, **look)
         annotate_value(ax, mean + half, row, f"{mean:.1f}")
-    for row, (_, mean) in enumerate(rivals, start=len(frame)):
-        ax.plot(mean, row, "o", ms=5, mfc="white", mec=_GREY)
-        annotate_value(ax, mean, row, f"{mean:.1f}")
-    names = [label(name) for name in frame.method]
-    names += [f"{label(name)} (published)" for name, _ in rivals]
-    ax.set(yticks=range(count), yticklabels=names, ylim=(count - 0.5, -0.5))
-    ax.set_xlabel("test accuracy (%)")
+    ax.set(yticks=range(count), yticklabels=[look["label"] for *_, look in marks])
+    ax.set(ylim=(count - 0.5, -0.5), xlabel="test accuracy (%)")
     ax.margins(x=0.2)  # room for the last number
     ax.grid(axis="x")
     ax.tick_params(axis="y", length=0)
@@ -214,16 +207,15 @@ def efficiency(frame: pd.DataFrame, x: str, y: str, *, xlabel: str, ylabel: str)
         frame: columns ``pass``, ``method``, ``x`` and ``y``; where ``y`` is "ms", also
             ``roofline_ms`` (NaN where a method has none).
     """
-    passes = list(dict.fromkeys(frame["pass"]))
+    passes = frame.groupby("pass", sort=False)
     figure, axes = plt.subplots(1, len(passes), figsize=(PAGE, 2.3), sharey=True, squeeze=False)
-    for ax, name in zip(axes[0], passes, strict=True):
-        rows = frame[frame["pass"] == name]
+    for ax, (name, rows) in zip(axes[0], passes, strict=True):
         for method, part in rows.groupby("method", sort=False):
-            shade = color(method)
-            ax.plot(part[x], part[y], marker="o", ms=3, color=shade, label=label(method))
+            look = {"color": color(method), "label": label(method)}
+            ax.plot(part[x], part[y], marker="o", ms=3, **look)
             if y == "ms" and part.roofline_ms.notna().all():
-                named = f"{label(method)}, roofline"
-                ax.plot(part[x], part.roofline_ms, ls="--", lw=1, color=shade, label=named)
+                look["label"] += ", roofline"
+                ax.plot(part[x], part.roofline_ms, ls="--", lw=1, **look)
         ax.set(xscale="log", yscale="log", title=name)
         ticks = sorted(rows[x].unique())
         ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])

@@ -11,8 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any, Self
@@ -47,10 +46,10 @@ def open_run(output_folder: str, run_folder: str) -> Path:
     print(f"Figures and tables: {output_folder}; checkpoints: {run_folder}")
     now = _commit()["commit"]
     known = _commits(folder) if any(folder.rglob("*checkpoint*")) else []
-    if earlier := [commit[:10] for commit in known if commit != now]:
-        print(f"Checkpoints of commit {', '.join(earlier)} serve where the settings are the same.")
-    commits = [*(commit for commit in known if commit != now), now]
-    write_atomically(folder / COMMITS, json.dumps(commits).encode())
+    if earlier := [commit for commit in known if commit != now]:
+        short = ", ".join(commit[:10] for commit in earlier)
+        print(f"Checkpoints of commit {short} serve where the settings are the same.")
+    write_atomically(folder / COMMITS, json.dumps([*earlier, now]).encode())
     return folder
 
 
@@ -62,20 +61,13 @@ def _commits(folder: Path) -> list[str]:
 
 
 class Recorder:
-    """Seconds since it was made, and the process's peak memory.
-
-    >>> with Recorder() as recorder:
-    ...     numbers = [0] * 1000
-    >>> recorder.seconds >= 0 and recorder.peak_mib > 1
-    True
-    """
+    """Seconds since it was made, or of a ``with`` block, and the process's peak memory."""
 
     def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._stop: float | None = None
+        self._start, self._stop = time.perf_counter(), None
 
     def __enter__(self) -> Self:
-        self._start, self._stop = time.perf_counter(), None
+        self.__init__()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,7 +75,7 @@ class Recorder:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds so far, or of the finished ``with`` block."""
+        """Wall-clock seconds so far, or of the finished block."""
         return (self._stop or time.perf_counter()) - self._start
 
     @property
@@ -108,75 +100,33 @@ def run_record(
         extra: further entries, e.g. the budget's line; they may not replace one of the record's.
         device: where the tensors were; ``"cuda..."`` names the GPU and adds its peak memory.
     """
-    source = _commit()
+    source, torch = _commit(), sys.modules.get("torch")  # reading results need not load torch
     worked = _commits(project_root() / str(parameters.get("run_folder", "")))
     record = {
-        "parameters": {name: _portable(value) for name, value in parameters.items()},
+        "parameters": _portable(parameters),
         **source,
         "resumed_from": [commit for commit in worked if commit != source["commit"]],
-        **_versions(),
-        **_machine(device),
-        "seconds": round(float(seconds), 2),
-        "peak_memory_mib": round(Recorder().peak_mib, 1),
+        **{package: _version(package) for package in ("gsdd", "torch", "numpy")},
+        "python": platform.python_version(),
+        "device": cpu_name(),
+        "threads": torch.get_num_threads() if torch else os.cpu_count(),
     }
-    taken = sorted(set(record) & set(extra or {}))
-    if taken:
+    if torch and device.startswith("cuda"):
+        record["device"] = torch.cuda.get_device_name(device)
+        record["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    record |= {"seconds": round(float(seconds), 2)}
+    record |= {"peak_memory_mib": round(Recorder().peak_mib, 1)}
+    if taken := sorted(record.keys() & (extra or {}).keys()):
         raise ValueError(f"the run record has its own {', '.join(taken)}; name the extra another.")
-    return record | {name: _portable(value) for name, value in (extra or {}).items()}
+    return record | _portable(extra or {})
 
 
-def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
-    """Write ``run.json`` into ``folder``, atomically; returns its path."""
-    path = open_folder(folder) / RECORD
-    write_atomically(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
-    return path
-
-
-def write_table(folder: str | Path, name: str, frame: pd.DataFrame, *, digits: int = 2) -> Path:
-    """Write ``name.csv`` (six digits), ``name.md`` and ``name.tex`` (``digits`` decimals).
-
-    Returns:
-        The path of the csv.
-    """
-    path = open_folder(folder) / f"{name}.csv"
-    csv = frame.to_csv(index=False, lineterminator="\n", float_format=_six_digits)
-    write_atomically(path, csv.encode())
-    for suffix, printed in {".md": to_markdown, ".tex": to_latex}.items():
-        write_atomically(path.with_suffix(suffix), printed(frame, digits=digits).encode())
-    return path
-
-
-def _six_digits(value: float) -> str:
-    return repr(float(f"{value:.6g}"))  # "79.0" stays a float when it is read back
-
-
-def read_results(folder: str | Path, table: str = "results") -> pd.DataFrame:
-    """Every ``<notebook>/<case>/<table>.csv`` under ``folder`` in one frame.
-
-    Columns ``notebook`` and ``case`` come first. A table that has them already was gathered from
-    others, by the report, and is left out. Nothing there: an empty frame with those two.
-    """
-    frames = []
-    for path in sorted((project_root() / folder).glob(f"*/*/{table}.csv")):
-        frame = pd.read_csv(path)
-        if {"notebook", "case"} <= set(frame):
-            continue
-        frame.insert(0, "case", path.parent.name)
-        frame.insert(0, "notebook", path.parent.parent.name)
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True) if frames else _nothing()
-
-
-def read_records(folder: str | Path) -> pd.DataFrame:
-    """Every ``<notebook>/<case>/run.json`` under ``folder``, one row each, as in read_results."""
-    rows = []
-    for path in sorted((project_root() / folder).glob(f"*/*/{RECORD}")):
-        place = {"notebook": path.parent.parent.name, "case": path.parent.name}
-        rows.append(place | json.loads(path.read_text("utf-8")))
-    return pd.DataFrame(rows) if rows else _nothing()
-
-
-_nothing = partial(pd.DataFrame, columns=["notebook", "case"])
+def _version(package: str) -> str:
+    """Of the module that is loaded, which tells its build too, else of what is installed."""
+    try:
+        return getattr(sys.modules.get(package), "__version__", None) or metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _portable(value: Any) -> Any:
@@ -194,45 +144,62 @@ def _portable(value: Any) -> Any:
 
 def _commit() -> dict[str, Any]:
     """The source's commit, and whether the sources differ from it; results do not count."""
+    look = {"capture_output": True, "text": True, "check": True, "timeout": 30}
+    git = ["git", "-C", str(project_root())]
     try:
-        commit = _git("rev-parse", "HEAD")
-        changes = _git("status", "--porcelain", "--", ".", ":(exclude)figures")
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], **look).stdout.strip()
+        status = [*git, "status", "--porcelain", "--", ".", ":(exclude)figures"]
+        return {"commit": commit, "modified": bool(subprocess.run(status, **look).stdout.strip())}
     except (OSError, subprocess.SubprocessError):
         return {"commit": "unknown", "modified": None}
-    return {"commit": commit, "modified": bool(changes)}
 
 
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(project_root()), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    return done.stdout.strip()
+def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
+    """Write ``run.json`` into ``folder``, atomically; returns its path."""
+    path = open_folder(folder) / RECORD
+    write_atomically(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    return path
 
 
-def _versions() -> dict[str, str]:
-    loaded = getattr(sys.modules.get("torch"), "__version__", None)  # tells its build too
-    return {
-        "gsdd": _version("gsdd"),
-        "torch": loaded or _version("torch"),
-        "numpy": _version("numpy"),
-        "python": platform.python_version(),
-    }
+def write_table(folder: str | Path, name: str, frame: pd.DataFrame, *, digits: int = 2) -> Path:
+    """Write ``name.csv`` (six digits), ``name.md`` and ``name.tex`` (``digits`` decimals).
+
+    Returns:
+        The path of the csv.
+    """
+
+    def six_digits(value: float) -> str:
+        return repr(float(f"{value:.6g}"))  # "79.0" stays a float when it is read back
+
+    path = open_folder(folder) / f"{name}.csv"
+    csv = frame.to_csv(index=False, lineterminator="\n", float_format=six_digits)
+    printed = {".md": to_markdown(frame, digits=digits), ".tex": to_latex(frame, digits=digits)}
+    for suffix, text in {".csv": csv, **printed}.items():
+        write_atomically(path.with_suffix(suffix), text.encode())
+    return path
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
+def read_results(folder: str | Path, table: str = "results") -> pd.DataFrame:
+    """Every ``<notebook>/<case>/<table>.csv`` under ``folder`` in one frame.
+
+    Columns ``notebook`` and ``case`` come first. A table that has them already was gathered from
+    others, by the report, and is left out. Nothing there: an empty frame with those two.
+    """
+    frames = [pd.DataFrame(columns=["notebook", "case"])]
+    for path, place in _places(folder, f"{table}.csv"):
+        frame = pd.read_csv(path)
+        if not place.keys() <= set(frame):
+            frames.append(pd.DataFrame(place, frame.index).join(frame))
+    return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
-def _machine(device: str) -> dict[str, Any]:
-    # A run that records itself has loaded torch already; reading results need not load it.
-    torch = sys.modules.get("torch")
-    machine: dict[str, Any] = {"device": cpu_name(), "threads": os.cpu_count()}
-    if torch is not None:
-        machine["threads"] = torch.get_num_threads()
-        if device.startswith("cuda"):
-            machine["device"] = torch.cuda.get_device_name(device)
-            peak = torch.cuda.max_memory_allocated(device) / 2**20
-            machine["peak_gpu_memory_mib"] = round(peak, 1)
-    return machine
+def read_records(folder: str | Path) -> pd.DataFrame:
+    """Every ``<notebook>/<case>/run.json`` under ``folder``, one row each, as in read_results."""
+    places = _places(folder, RECORD)
+    rows = [place | json.loads(path.read_text("utf-8")) for path, place in places]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["notebook", "case"])
+
+
+def _places(folder: str | Path, name: str) -> Iterator[tuple[Path, dict[str, str]]]:
+    for path in sorted((project_root() / folder).glob(f"*/*/{name}")):
+        yield path, {"notebook": path.parent.parent.name, "case": path.parent.name}

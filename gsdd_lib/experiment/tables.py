@@ -1,12 +1,11 @@
 """Tables: DataFrames to Markdown and LaTeX, and our results beside the published numbers.
 
-The published numbers stand in ``paper_numbers.yaml`` and only ever appear in columns that say so;
-what was not run here reads "not run", never blank. A ± of ours is the 95 % interval of a mean over
-``n`` networks; a published one is a deviation, as its authors print it.
+The published numbers stand in ``paper_numbers.yaml`` and only appear in columns that say so; what
+was not run reads "not run", never blank. A ± of ours is the 95 % interval of a mean over ``n``
+networks; a published one is a deviation, as its authors print it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -14,89 +13,42 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from gsdd_lib.config import IMAGENET_SUBSETS, nearest
+from gsdd_lib.config import nearest
 from gsdd_lib.core.errors import ConfigError
 
-TEX = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$"})
-NOT_RUN = "not run"
-NOT_REPORTED = "not reported"
-
-CIFAR = tuple(f"{name} IPC {ipc}" for name in ("CIFAR-10", "CIFAR-100") for ipc in (1, 10, 50))
-# What the positions of a list mean, by the item's first words.
-AXES = {
-    "table_1_": IMAGENET_SUBSETS,
-    "table_2_": IMAGENET_SUBSETS,
-    "table_3_": IMAGENET_SUBSETS,
-    "table_4_": IMAGENET_SUBSETS,
-    "table_15_": CIFAR,
-    "table_16_": IMAGENET_SUBSETS,
-    "table_20_": ("21 points", "170 points", "682 points", "2730 points"),
-    "table_21_": ("accuracy", "difference", "ratio"),
-    "fashion_mnist": ("IPC 1", "IPC 10", "IPC 50"),
-}
-# Items whose method is not the first key but the second.
-METHOD_IS_SECOND = ("table_2_", "table_6_", "table_16_", "table_21_")
-# Facts beside the results in the same item: settings, not scores.
-NOT_SCORES = {"points", "k", "gpc"}
-# Items that hold settings alone; a test sees that params/paper/ follows them.
-SETTINGS = tuple(f"table_{number}_" for number in range(7, 13))
-# Items all of whose rows are GSDD; elsewhere its rows have "gsdd" in their name.
-ALL_OWN = ("table_6_", "table_13_", "table_14_", "table_20_")
-PAPER, AS_PAPER, SCALED, WHAT = (
-    "the paper",
-    "ours (the paper's settings)",
-    "ours (scaled)",
-    "scaled",
-)
+NOT_RUN, NOT_REPORTED = "not run", "not reported"
+PAPER, AS_PAPER, SCALED = "the paper", "ours (the paper's settings)", "ours (scaled)"
+WHAT = "scaled"  # the column that says what was scaled
+KEYS = ["item", "method", "setting"]
+NOT_SCORES = {"points", "k", "gpc"}  # settings that stand beside the results of an item
 
 
 def to_markdown(frame: pd.DataFrame, *, digits: int = 2, missing: str = "") -> str:
-    """``frame`` as a Markdown table: numbers to the right, floats with ``digits`` decimals.
-
-    >>> print(to_markdown(pd.DataFrame({"method": ["a"], "PSNR (dB)": [22.345]})))
-    | method | PSNR (dB) |
-    | --- | ---: |
-    | a | 22.34 |
-    <BLANKLINE>
-    """
-    rows, numeric = _cells(frame, digits, missing)
-    rows.insert(1, ["---:" if number else "---" for number in numeric])
+    """``frame`` as a Markdown table: numbers to the right, floats with ``digits`` decimals."""
+    texts, sides = _printed(frame, digits, missing)
+    rule = ["---:" if side == "r" else "---" for side in sides]
+    rows = [list(texts), rule, *texts.to_numpy().tolist()]
     lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
     return "".join(f"| {line} |\n" for line in lines)
 
 
 def to_latex(frame: pd.DataFrame, *, digits: int = 2, missing: str = "") -> str:
-    """``frame`` as a ``tabular`` with the rules of booktabs, aligned as in :func:`to_markdown`.
-
-    >>> print(to_latex(pd.DataFrame({"method": ["a_1"], "%": [22.345]})))
-    \\begin{tabular}{lr}
-    \\toprule
-    method & \\% \\\\
-    \\midrule
-    a\\_1 & 22.34 \\\\
-    \\bottomrule
-    \\end{tabular}
-    <BLANKLINE>
-    """
-    rows, numeric = _cells(frame, digits, missing)
-    columns = "".join("r" if number else "l" for number in numeric)
-    head, *body = (" & ".join(cell.translate(TEX) for cell in row) + r" \\" for row in rows)
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    """``frame`` as a ``tabular`` with the rules of booktabs, aligned as in :func:`to_markdown`."""
+    texts, sides = _printed(frame, digits, missing)
+    latex = texts.to_latex(index=False, escape=True, column_format=sides)
+    return latex.replace("±", r"$\pm$").replace("×", r"$\times$")
 
 
-def _cells(frame: pd.DataFrame, digits: int, missing: str) -> tuple[list[list[str]], list[bool]]:
-    """The head and every row as text, and which columns are numbers."""
-    body = frame.itertuples(index=False, name=None)
-    rows = [[_cell(value, digits, missing) for value in values] for values in body]
-    numeric = [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]
-    return [[str(name) for name in frame.columns], *rows], numeric
+def _printed(frame: pd.DataFrame, digits: int, missing: str) -> tuple[pd.DataFrame, str]:
+    """Every cell and name as text, and each column's side: r for numbers, l for others."""
 
+    def text(value: Any) -> str:
+        if pd.api.types.is_scalar(value) and pd.isna(value):
+            return missing
+        return f"{value:.{digits}f}" if isinstance(value, float) else str(value).replace("\n", " ")
 
-def _cell(value: Any, digits: int, missing: str) -> str:
-    if value is None or (not isinstance(value, str) and pd.isna(value)):
-        return missing
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value).replace("\n", " ")
+    sides = ["r" if pd.api.types.is_numeric_dtype(kind) else "l" for kind in frame.dtypes]
+    return frame.astype(object).map(text).rename(columns=str), "".join(sides)
 
 
 @cache
@@ -112,101 +64,71 @@ def paper_rows(item: str) -> pd.DataFrame:
     Args:
         item: a key of ``paper_numbers.yaml``, e.g. ``"table_15_cifar_tm"``. Unknown: KeyError.
     """
-    axis = next((axis for start, axis in AXES.items() if item.startswith(start)), ())
-    method_at = 1 if item.startswith(METHOD_IS_SECOND) else 0
-    rows = []
-    for path, value in _leaves(paper_numbers()[item], axis, ()):
-        method = path[method_at]
-        setting = ", ".join(path[:method_at] + path[method_at + 1 :])
+    numbers, rows = paper_numbers(), []
+    axis = next((axis for start, axis in numbers["axes"].items() if item.startswith(start)), ())
+    at = int(item.startswith(tuple(numbers["method_is_second"])))
+    for path, value in _leaves(numbers[item], axis):
         score, deviation = value if isinstance(value, list) else (value, None)
-        rows.append((item, method, setting, score, deviation))
-    frame = pd.DataFrame(rows, columns=["item", "method", "setting", "paper", "deviation"])
+        rows.append((item, path[at], ", ".join(path[:at] + path[at + 1 :]), score, deviation))
+    frame = pd.DataFrame(rows, columns=[*KEYS, "paper", "deviation"])
     return frame.astype({"paper": float, "deviation": float})
 
 
-def _leaves(node: Any, axis: tuple[str, ...], path: tuple[str, ...]) -> Iterator[tuple]:
+def _leaves(node: Any, axis: Iterable[str], path: tuple[str, ...] = ()) -> Iterator[tuple]:
     """Yield ``(path, value)``; a list as long as ``axis`` is one value per position."""
+    if isinstance(node, list) and len(node) == len(axis):
+        node = dict(zip(axis, node, strict=True))
     if isinstance(node, dict):
-        for key, child in node.items():
-            if key not in NOT_SCORES:
-                yield from _leaves(child, axis, (*path, key))
-    elif isinstance(node, list) and len(node) == len(axis):
-        for position, child in zip(axis, node, strict=True):
-            yield (*path, position), child
+        for key in filter(lambda key: key not in NOT_SCORES, node):
+            yield from _leaves(node[key], axis, (*path, key))
     else:
         yield path, node
 
 
-@dataclass(frozen=True)
-class PaperNumber:
-    """One published number: percent, and its deviation (NaN where there is none)."""
-
-    item: str
-    method: str
-    setting: str
-    value: float
-    deviation: float
-
-    def __str__(self) -> str:
-        table, number = self.item.split("_")[:2]
-        return f"{_published(self.value, self.deviation)} ({table} {number}, {self.setting})"
-
-
-def paper_number(item: str, method: str, setting: str) -> PaperNumber | None:
-    """The published number that a run is to be read beside; None without item or setting.
+def paper_number(item: str, method: str, setting: str) -> pd.Series | None:
+    """The row of :func:`paper_rows` that a run is to be read beside; None without a setting.
 
     Raises:
         ConfigError: there is no such item, method or setting; it names the nearest.
-
-    >>> str(paper_number("table_15_cifar_tm", "gsdd", "CIFAR-10 IPC 1"))
-    '67.6 ± 0.4 (table 15, CIFAR-10 IPC 1)'
     """
-    if not item:
-        return None
     rows = pd.DataFrame({"item": list(paper_numbers())})
-    for name, value in {"item": item, "method": method, "setting": setting}.items():
-        if not setting and name != "item":
+    for key, name in zip(KEYS, (item, method, setting), strict=True):
+        if not item or (not setting and key != "item"):
             return None
-        found = rows[rows[name] == value]
-        if found.empty:
-            hint = nearest(value, rows[name].unique().tolist())
-            raise ConfigError(f"the paper has no {name} '{value}'{hint}")
-        rows = paper_rows(item) if name == "item" else found
-    row = rows.iloc[0]
-    return PaperNumber(item, method, setting, float(row.paper), float(row.deviation))
+        if name not in (known := rows[key].tolist()):
+            raise ConfigError(f"the paper has no {key} '{name}'{nearest(name, known)}")
+        rows = paper_rows(item) if key == "item" else rows[rows[key] == name]
+    return rows.iloc[0]
 
 
 def beside_paper(ours: pd.DataFrame, *, protocol: str = "paper") -> pd.DataFrame:
     """Every result in the paper's tables with ours beside it, scaled runs in their own column.
 
     Args:
-        ours: what runs left: ``paper_item, paper_method, paper_setting`` say what a row is to be
-            read beside, ``protocol`` how it was reported, ``scaled`` what was smaller than in the
-            paper ("nothing": the paper's settings), ``mean, ci95, n`` are its numbers. A row that
-            does not say what was scaled counts as scaled.
-        protocol: "paper", the rule that published numbers stand on, or "clean".
+        ours: rows of ``results.csv``: ``paper_item``, ``paper_method``, ``paper_setting``,
+            ``protocol``, ``mean``, ``ci95``, ``n`` and ``scaled``, which says what was scaled.
+            Only "nothing" is the paper's settings; a row that does not say is scaled.
+        protocol: of our rows; "paper" is the rule that the paper's numbers stand on, or "clean".
 
     Returns:
-        Strings, with columns ``item, method, setting``, :data:`PAPER`, :data:`AS_PAPER`,
-        :data:`SCALED` and :data:`WHAT`. Where several runs are to be read beside one number, the
-        last one is shown.
+        Strings, in the columns :data:`KEYS`, :data:`PAPER`, :data:`AS_PAPER`, :data:`SCALED` and
+        :data:`WHAT`. Of several runs beside one number, the last is shown.
     """
-    keys = ["item", "method", "setting"]
-    columns = [*(f"paper_{key}" for key in keys), "protocol", WHAT, "mean", "ci95", "n"]
-    ours = ours.reindex(columns=columns).set_axis([*keys, *columns[3:]], axis=1)
-    texts = dict.fromkeys([*keys, WHAT], object)  # columns without any text are read as numbers
-    ours = ours[ours.protocol == protocol].astype(texts)
-    ours[WHAT] = [text if isinstance(text, str) and text else "not said" for text in ours[WHAT]]
+    columns = [*(f"paper_{key}" for key in KEYS), "protocol", WHAT, "mean", "ci95", "n"]
+    ours = ours.reindex(columns=columns).rename(columns=lambda name: name.removeprefix("paper_"))
+    ours = ours[ours.protocol == protocol].astype(dict.fromkeys([*KEYS, WHAT], object))
+    ours["setting"] = ours["setting"].fillna("")  # of an item without: a csv has none for ""
+    ours[WHAT] = ours[WHAT].fillna("").replace("", "not said")
     full = ours[WHAT] == "nothing"
+    left_out = tuple(paper_numbers()["settings_alone"])
     items = [name for name in paper_numbers() if name.startswith("table_")]
-    parts = [paper_rows(item) for item in items if not item.startswith(SETTINGS)]
-    rows = pd.concat(parts, ignore_index=True)
-    table = rows[keys].assign(**{PAPER: _texts(_published, rows[["paper", "deviation"]])})
+    rows = [paper_rows(item) for item in items if not item.startswith(left_out)]
+    table = pd.concat(rows, ignore_index=True)
     for heading, part in ((AS_PAPER, ours[full]), (SCALED, ours[~full])):
-        part = part.drop_duplicates(keys, keep="last")
-        found = rows[keys].merge(part, on=keys, how="left")
-        table[heading] = _texts(_ours, found[["mean", "ci95", "n"]])
-    return table.assign(**{WHAT: found[WHAT].where(found[WHAT].notna(), "")})
+        found = _joined(table, part.drop_duplicates(KEYS, keep="last"), KEYS)
+        table[heading] = found.ours
+    table = table.assign(**{PAPER: found.published, WHAT: found[WHAT].fillna("")})
+    return table[[*KEYS, PAPER, AS_PAPER, SCALED, WHAT]]
 
 
 def coverage(table: pd.DataFrame, cases: Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:
@@ -217,38 +139,29 @@ def coverage(table: pd.DataFrame, cases: Iterable[Mapping[str, Any]] = ()) -> pd
         cases: parameters of the cases there are; ``paper_item`` and, where a case is about one
             number, ``paper_method`` and ``paper_setting``.
     """
-    own = table[table.method.str.contains("gsdd") | table["item"].str.startswith(ALL_OWN)]
-    keys = ("paper_item", "paper_method", "paper_setting")
-    listed = {
-        tuple(case.get(key, "gsdd" if "method" in key else "") for key in keys) for case in cases
-    }
+    whole_items = tuple(paper_numbers()["all_own"])
+    own = table[table.method.str.contains("gsdd") | table["item"].str.startswith(whole_items)]
+    default = {"paper_item": "", "paper_method": "gsdd", "paper_setting": ""}
+    listed = {tuple(case.get(key, value) for key, value in default.items()) for case in cases}
     whole = {item for item, _, setting in listed if not setting}
-    places = own[["item", "method", "setting"]].itertuples(index=False, name=None)
-    counted = pd.DataFrame(
-        {
-            "item": own["item"],
-            "own numbers": 1,
-            "with a case": [int(place in listed or place[0] in whole) for place in places],
-            "run at the paper's settings": (own[AS_PAPER] != NOT_RUN).astype(int),
-            "run scaled": (own[SCALED] != NOT_RUN).astype(int),
-        }
-    )
-    counted = counted.groupby("item", sort=False).sum()
+    places = own[KEYS].itertuples(index=False, name=None)
+    counts = {
+        "own numbers": 1,
+        "with a case": [int(place in listed or place[0] in whole) for place in places],
+        "run at the paper's settings": (own[AS_PAPER] != NOT_RUN).astype(int),
+        "run scaled": (own[SCALED] != NOT_RUN).astype(int),
+    }
+    counted = own[["item"]].assign(**counts).groupby("item", sort=False).sum()
     counted.loc["all"] = counted.sum()
     return counted.reset_index()
 
 
 def fashion_mnist_rivals(ipc: int) -> pd.DataFrame:
-    """Published results on Fashion-MNIST: ``method, accuracy, deviation, source`` (percent).
-
-    >>> fashion_mnist_rivals(1).accuracy.tolist()
-    [70.5, 70.6, 76.7]
-    """
-    rows = paper_rows("fashion_mnist")
-    rows = rows[rows.setting == f"IPC {ipc}"]
-    sources = [paper_numbers()["sources"][method] for method in rows.method]
-    found = pd.DataFrame({"method": rows.method, "accuracy": rows.paper})
-    return found.assign(deviation=rows.deviation, source=sources).reset_index(drop=True)
+    """Published results on Fashion-MNIST: ``method, accuracy, deviation, source`` (percent)."""
+    rows = paper_rows("fashion_mnist").rename(columns={"paper": "accuracy"})
+    rows = rows[rows.setting == f"IPC {ipc}"].reset_index(drop=True)
+    source = rows.method.map(paper_numbers()["sources"])
+    return rows[["method", "accuracy", "deviation"]].assign(source=source)
 
 
 def compare(paper: pd.DataFrame, ours: pd.DataFrame, *, source: str = "") -> pd.DataFrame:
@@ -260,33 +173,25 @@ def compare(paper: pd.DataFrame, ours: pd.DataFrame, *, source: str = "") -> pd.
             empty. Its methods and settings are matched by name.
         source: heads the published column; empty: the paper of the whole file.
     """
-    published = f"published ({source or paper_numbers()['sources']['gsdd']})"
-    ours = ours.reindex(columns=["method", "setting", "mean", "ci95", "n"])
     keys = ["method", "setting"]
+    ours = ours.reindex(columns=[*keys, "mean", "ci95", "n"])
     order = pd.concat([paper[keys], ours[keys]]).drop_duplicates()
-    rows = order.merge(paper, on=keys, how="left").merge(ours, on=keys, how="left")
-    return pd.DataFrame(
-        {
-            "method": rows.method,
-            "setting": rows.setting,
-            "ours": _texts(_ours, rows[["mean", "ci95", "n"]]),
-            published: _texts(_published, rows[["paper", "deviation"]]),
-        }
-    )
+    rows = _joined(order.merge(paper, on=keys, how="left"), ours, keys)
+    heading = f"published ({source or paper_numbers()['sources']['gsdd']})"
+    return rows[[*keys, "ours", "published"]].rename(columns={"published": heading})
 
 
-def _texts(printed: Callable[..., str], numbers: pd.DataFrame) -> list[str]:
-    return [printed(*values) for values in numbers.to_numpy(dtype=float)]
+def _joined(paper: pd.DataFrame, ours: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The rows of ``paper`` with ours of the same keys, and both as text."""
+    rows = paper.merge(ours, on=keys, how="left")
+    mine, theirs = rows[["mean", "ci95", "n"]], rows[["paper", "deviation"]]
+    rows["ours"] = [_number(*row) or NOT_RUN for row in mine.to_numpy(float)]
+    rows["published"] = [_number(*row) or NOT_REPORTED for row in theirs.to_numpy(float)]
+    return rows
 
 
-def _ours(mean: float, ci95: float, n: float) -> str:
-    if pd.isna(mean):
-        return NOT_RUN
-    interval = "" if pd.isna(ci95) else f" ± {ci95:.1f}"
-    return f"{mean:.1f}{interval}" + ("" if pd.isna(n) else f" (n={n:.0f})")
-
-
-def _published(score: float, deviation: float) -> str:
-    if pd.isna(score):
-        return NOT_REPORTED
-    return f"{score:.1f}" + ("" if pd.isna(deviation) else f" ± {deviation:.1f}")
+def _number(mean: float, spread: float, n: float = float("nan")) -> str:
+    """``75.0 ± 0.5 (n=5)``, of what there is; nothing where there is no mean."""
+    parts = {"{:.1f}": mean, " ± {:.1f}": spread, " (n={:.0f})": n}
+    known = (form.format(part) for form, part in parts.items() if not pd.isna(part))
+    return "" if pd.isna(mean) else "".join(known)

@@ -24,7 +24,7 @@ from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.distillation.loop import distill
 from gsdd_lib.distillation.losses import STEP_LOSSES
 from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_classes
-from gsdd_lib.distillation.state import DistillError, begin, read_checkpoint
+from gsdd_lib.distillation.state import DistillError, State, read_checkpoint
 from gsdd_lib.evaluation.protocols import learned_eval_config
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.parameterizations.budget import plan_budget
@@ -142,7 +142,7 @@ def test_distilling_lowers_the_objective(
         eval_every=steps, select_networks=1, syn_lr_init=0.03, lr_lr=0.0, **settings
     )
     gaussians = make(data)
-    state = begin(gaussians, data, config, experts=experts)
+    state = State(gaussians, data, config, experts=experts)
 
     def mean_loss() -> float:
         losses = []
@@ -476,7 +476,7 @@ def test_other_errors_are_not_taken_for_memory(
 
 
 def test_the_terms_of_the_classes_are_those_of_the_sum(data: ImageData) -> None:
-    state = begin(make(data), data, CONFIG)
+    state = State(make(data), data, CONFIG)
     parameter = state.parameterization.packed
     losses = [STEP_LOSSES["dm"](state, data, seed=0, only=own) for own in range(10)]
     whole = STEP_LOSSES["dm"](state, data, seed=0)
@@ -494,7 +494,7 @@ def test_adam_steps_after_each_class(data: ImageData, soft: bool) -> None:
     made = [make(data), make(data)]
     labels = [labels_of_classes(made[0].labels, 10) if soft else None for _ in made]
     pairs = zip(made, labels, strict=True)
-    states = [begin(each, data, config, soft_labels=own) for each, own in pairs]
+    states = [State(each, data, config, soft_labels=own) for each, own in pairs]
     optimizers, total = states[1].optimizers, 0.0
     for own in range(10):  # by hand
         for optimizer in optimizers:

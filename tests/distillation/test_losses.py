@@ -15,7 +15,7 @@ from gsdd_lib.distillation.dm import class_means, dm_loss
 from gsdd_lib.distillation.losses import STEP_LOSSES
 from gsdd_lib.distillation.microbatch import class_groups, map_micro_batches, sum_over_groups
 from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_classes
-from gsdd_lib.distillation.state import begin
+from gsdd_lib.distillation.state import State
 from gsdd_lib.networks import make_network
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
@@ -49,7 +49,7 @@ def gaussians(data: ImageData) -> GaussianImages:
 
 def loss_and_gradient(gaussians, data, experts, step=0, seed=0, soft=None, **changes):
     config = CONFIG.model_copy(update=changes)
-    state = begin(gaussians, data, config, experts=experts, soft_labels=soft)
+    state = State(gaussians, data, config, experts=experts, soft_labels=soft)
     state.step = step
     loss = STEP_LOSSES[config.objective](state, data, seed=seed)
     gaussians.packed.grad = None
@@ -96,7 +96,7 @@ def test_micro_batches_give_the_plain_gradient_in_double(gaussians, data, change
     found = {}
     for micro_batch in (10**6, 1, 7):
         own = config.model_copy(update={"micro_batch": micro_batch})
-        state, losses = begin(gaussians, data, own), []
+        state, losses = State(gaussians, data, own), []
         gaussians.packed.grad = None
         for state.step in range(config.outer_loop):
             losses.append(STEP_LOSSES[config.objective](state, data, seed=0))
@@ -190,7 +190,7 @@ def test_a_loss_of_all_embeddings_in_micro_batches_is_the_plain_one_in_double():
 
 def test_a_network_of_dc_serves_its_outer_loop(gaussians, data, experts):
     config = CONFIG.model_copy(update={"objective": "dc", "outer_loop": 3, "inner_loop": 2})
-    state, networks = begin(gaussians, data, config), []
+    state, networks = State(gaussians, data, config), []
     for state.step in range(4):
         STEP_LOSSES["dc"](state, data, seed=0)
         networks.append(state.network)
@@ -201,11 +201,11 @@ def test_a_network_of_dc_serves_its_outer_loop(gaussians, data, experts):
 def test_tm_wants_experts_that_fit(gaussians, data, experts):
     tm = CONFIG.model_copy(update={"objective": "tm"})
     with pytest.raises(ExpertError, match="follows experts; train some"):
-        begin(gaussians, data, tm)
+        State(gaussians, data, tm)
     with pytest.raises(ExpertError, match="expert_width 8, wanted 4"):
-        begin(gaussians, data, tm.model_copy(update={"width": 4}), experts=experts)
+        State(gaussians, data, tm.model_copy(update={"width": 4}), experts=experts)
     with pytest.raises(ExpertError, match="the matching needs 6"):
-        begin(gaussians, data, tm.model_copy(update={"max_start_epoch": 6}), experts=experts)
+        State(gaussians, data, tm.model_copy(update={"max_start_epoch": 6}), experts=experts)
 
 
 def test_groups_hold_whole_classes():
@@ -288,7 +288,7 @@ def test_the_gradient_of_a_step_in_the_labels_is_exact(
     def loss(logits: torch.Tensor) -> tuple[torch.Tensor, SoftLabels]:
         soft = SoftLabels(logits).double()
         soft.logits.data.copy_(logits)
-        state = begin(gaussians, data, config, experts=experts, soft_labels=soft)
+        state = State(gaussians, data, config, experts=experts, soft_labels=soft)
         state.parameterization = images
         state.log_syn_lr = torch.nn.Parameter(state.log_syn_lr.detach().double())
         return STEP_LOSSES[objective](state, data, seed=0), soft

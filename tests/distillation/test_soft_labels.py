@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from gsdd_lib.config import BudgetConfig, DataConfig, EvalConfig, ExpertConfig
+from gsdd_lib.config import BudgetConfig, DataConfig, EvalConfig
 from gsdd_lib.data import load_data
 from gsdd_lib.distillation.soft_labels import (
     SoftLabels,
     labels_of_classes,
-    labels_of_expert,
     labels_of_teacher,
     train_teacher,
 )
@@ -16,7 +15,6 @@ from gsdd_lib.evaluation.baselines import RealImages
 from gsdd_lib.evaluation.evaluate import evaluate
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.label_codec import LabelCodec, decode_labels, encode_labels
-from gsdd_lib.training.experts import ExpertError, Experts, train_experts
 from gsdd_lib.training.train import accuracy
 
 
@@ -92,28 +90,6 @@ SMALL = EvalConfig(networks=1, eval_network="ConvNetD2", eval_width=8, epochs=2)
 @pytest.fixture(scope="module")
 def digits():
     return load_data(DataConfig(dataset="digits", max_per_class=40))
-
-
-def test_an_expert_speaks_as_it_was_after_its_last_epoch(digits, tmp_path):
-    config = ExpertConfig(
-        num_experts=2, train_epochs=3, expert_network="ConvNetD2", expert_width=8, expert_lr=0.05
-    )
-    rows = list(train_experts(digits, config, tmp_path, seed=0))
-    held = digits.validation
-    images = digits.normalize(held.images)
-    experts = Experts(tmp_path)
-    both = [labels_of_expert(experts, digits, images, held.labels, index=i) for i in range(2)]
-    assert not torch.equal(both[0].logits, both[1].logits)
-    for index, soft in enumerate(both):
-        assert torch.equal(soft.logits.argmax(1), held.labels)
-        # where the own class was on top without help, the expert was right
-        untouched = labels_of_expert(experts, digits, images, held.labels.flip(0), index=index)
-        kept = (untouched.logits == soft.logits).all(1)
-        assert kept.any() and not kept.all()
-    assert rows[-1]["epoch"] == 3
-    other = load_data(DataConfig(dataset="shapes", resolution=8, max_per_class=5))
-    with pytest.raises(ExpertError, match="dataset digits, wanted shapes"):
-        labels_of_expert(experts, other, images, held.labels)
 
 
 def test_a_teacher_of_ones_own_is_better_than_chance_and_repeats(digits):

@@ -15,7 +15,7 @@ from gsdd_lib.core.files import FolderInUseError, lock_folder, seal, unseal
 from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.distillation.loop import distill
 from gsdd_lib.distillation.soft_labels import labels_of_classes
-from gsdd_lib.distillation.state import Checkpoint, DistillError, begin, read_checkpoint
+from gsdd_lib.distillation.state import Checkpoint, DistillError, State, read_checkpoint
 from gsdd_lib.parameterizations.codec import Codec
 from gsdd_lib.parameterizations.label_codec import LabelCodec
 
@@ -153,7 +153,7 @@ def test_another_storage_of_equal_numbers_is_another_start(data: ImageData) -> N
             codec = CodecConfig(color_bits=bits)
             made.codec = Codec.fit(made.packed, codec, channels=1)
         soft.codec = LabelCodec.fit(soft.logits) if label_bits == 4 else None
-        state = begin(made, data, SHORT, soft_labels=soft)
+        state = State(made, data, SHORT, soft_labels=soft)
         starts.append(Checkpoint(Path(), state, data, EVALUATION, 0).path)
     assert len(set(starts)) == 5
 
@@ -206,7 +206,7 @@ def test_a_folder_in_use_is_refused_before_work(data: ImageData, tmp_path: Path)
 
 
 def test_the_state_goes_through_a_file(data: ImageData, tmp_path: Path) -> None:
-    state, other = begin(make(data), data, CONFIG), begin(make(data), data, CONFIG)
+    state, other = State(make(data), data, CONFIG), State(make(data), data, CONFIG)
     files = [Checkpoint(tmp_path, each, data, EVALUATION, 0) for each in (state, other)]
     with torch.no_grad():
         state.log_syn_lr.add_(0.3)

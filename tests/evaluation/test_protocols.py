@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 import torch
 from torch.func import functional_call
@@ -18,7 +17,6 @@ from gsdd_lib.evaluation.evaluate import evaluate, summarize
 from gsdd_lib.evaluation.protocols import (
     SETTINGS,
     compare_protocols,
-    outcome_table,
     settings_for,
 )
 from gsdd_lib.parameterizations.budget import plan_budget
@@ -176,17 +174,6 @@ def test_a_row_with_a_learned_rate_is_judged_with_it(monkeypatch):
     snapshots = [torch.tensor(0), torch.tensor(1)]
     compare_protocols(history, snapshots, torch.abs, None, None, EvalConfig(), seed=0)
     assert rates == {0: 0.02, 1: 0.03}
-
-
-def test_the_outcome_has_both_protocols_and_every_rival_once(monkeypatch):
-    protocols, _ = scripted(monkeypatch, tests=[70.0, 72.0, 75.0], validation=[60, 80, 79])
-    rivals = pd.DataFrame([{"method": "initial", "mean": 60.0, "std": 1.0, "n": 5, "ci95": 1.2}])
-    table = outcome_table(protocols, rivals)
-    assert table[["method", "protocol", "mean"]].values.tolist() == [
-        ["distilled", "clean", 72.0],
-        ["distilled", "paper", 75.0],
-        ["initial", "clean", 60.0],
-    ]
 
 
 # ------------------------------------------------------------------------------ other architectures

@@ -69,7 +69,7 @@ def test_the_number_in_the_first_line_is_the_paper_s(path):
     values = values_of(path)
     found = FIRST_LINE.fullmatch(path.read_text("utf-8").splitlines()[0])
     number = paper_number(values["paper_item"], values["paper_method"], values["paper_setting"])
-    assert number.item.startswith(f"table_{found[1]}_") and float(found[2]) == number.value
+    assert number["item"].startswith(f"table_{found[1]}_") and float(found[2]) == number.paper
     assert (float(found[3]) if found[3] else None) == (
         number.deviation if number.deviation == number.deviation else None
     )

@@ -2,6 +2,7 @@
 
 import io
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -189,12 +190,28 @@ print(base64.b64encode(explorer.png).decode())"""
         cells=[nbformat.v4.new_code_cell(cell) for cell in (made, let_go)]
     )
     nbclient.NotebookClient(notebook, kernel_name="python3").execute()
-    picture, sliders = notebook.cells[0].outputs
+    picture, caption, sliders = notebook.cells[0].outputs
     assert set(picture.data) == {"image/png", "text/plain"}
     assert picture.metadata["image/png"]["width"] == 400
     now = notebook.cells[1].outputs[0].text.strip()
     assert picture.data["image/png"].strip() == now  # the one last looked at
-    assert "application/vnd.jupyter.widget-view+json" in sliders.data
+    assert "model not found" not in str(notebook) and "run this cell" in caption.data["text/html"]
+    assert set(sliders.data) == {explore.VIEW, "text/plain"}  # nothing is printed in its place
+    assert sliders.data["text/plain"] == ""
+
+
+def test_any_function_that_draws_can_have_controls():
+    drawn = []
+
+    def draw(height, color):
+        drawn.append((height, color))
+        return plt.figure(figsize=(2, height))
+
+    controls = {"height": ipywidgets.IntSlider(1, 1, 3), "color": ipywidgets.Dropdown(options="rg")}
+    sliders = explore.Sliders(draw, controls)
+    sliders.controls["height"].value = 3
+    assert drawn == [(1, "r"), (3, "r")] and plt.get_fignums() == []
+    assert decode(sliders.png).shape[:2] == (600, 400)
 
 
 def test_a_slider_draws_when_it_is_let_go(images):

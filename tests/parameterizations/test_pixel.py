@@ -9,7 +9,7 @@ from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig
 from gsdd_lib.data import load_data
 from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.distillation.losses import dm_step_loss
-from gsdd_lib.distillation.state import begin
+from gsdd_lib.distillation.state import State
 from gsdd_lib.evaluation.baselines import RealImages
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.downsampled import DownsampledImages
@@ -115,7 +115,7 @@ def test_every_rival_is_distilled_by_the_same_objective(data, made):
     start = random_real_pixels(data, 2, seed=0)
     images = made(start.pixels().detach(), start.labels, normalization=data.normalization)
     config = DistillConfig(network="ConvNetD2", width=8, batch_real=16)
-    state = begin(images, data, config)
+    state = State(images, data, config)
 
     def objective(step):
         state.step = step
