@@ -19,21 +19,22 @@ from torch import Tensor
 
 from gsdd_lib.config import (
     BudgetConfig,
-    ConfigError,
+    CodecConfig,
     DataConfig,
     DistillConfig,
     EvalConfig,
     FitConfig,
+    nearest,
 )
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.core.files import project_root
 from gsdd_lib.core.progress import say
 from gsdd_lib.data import DataError, ImageData, from_tensors, load_data
 from gsdd_lib.distillation.loop import distill
-from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_teacher, train_teacher
+from gsdd_lib.distillation.soft_labels import labels_of_teacher, train_teacher
 from gsdd_lib.evaluation.protocols import learned_eval_config
 from gsdd_lib.parameterizations.budget import GEOMETRY, plan_budget, points_per_image
 from gsdd_lib.parameterizations.fit import initial_gaussians
-from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.storage import DistilledSet
 from gsdd_lib.training.experts import Experts
 
@@ -41,6 +42,7 @@ POINTS_AT_32 = 22  # Gaussians per image of 32x32 in the paper (table 7), 170 at
 POINTS_EXPONENT = 1.5  # growing by this power of the side
 IMAGES_SEEN = 30_000  # by a network in its training on a distilled set, if in as many epochs as
 LEAST_EPOCHS, MOST_EPOCHS = 50, 300
+MODELS = (BudgetConfig, FitConfig, DistillConfig, EvalConfig)
 
 
 def distill_images(
@@ -58,6 +60,8 @@ def distill_images(
     width: int = 32,
     epochs: int | None = None,
     soft_labels: bool = False,
+    codec: CodecConfig | None = None,
+    **settings: Any,
 ) -> DistilledSet:
     """Distill a labeled set of images into Gaussians.
 
@@ -69,8 +73,7 @@ def distill_images(
             :class:`ImageData`.
         labels: of a tensor or array, [N]: integers or names of classes.
         ipc: budget, in fp32 images per class.
-        gpc: Gaussian images per class; left out, as many as leave each the paper's detail. Never
-            more than there are images to distill.
+        gpc: Gaussian images per class; left out, as many as leave each the paper's detail.
         objective: what is matched: distributions (dm), gradients (dc), or trajectories (tm).
         experts: the folder of the experts that ``tm`` follows (``train_experts``, notebook 03).
         steps: of the distillation.
@@ -78,11 +81,11 @@ def distill_images(
             relative one is counted from the project's root.
         resolution: pixels per side of images from a folder (0: their own).
         width: filters per convolution of the networks; ``tm`` takes that of the experts.
-        epochs: passes over the distilled set when a network is trained on it; left out, fewer for
-            larger sets.
-        soft_labels: whether labels are learned too, from what a small network of the same
-            architecture says that is trained here on at most 2,000 of the images; their bytes are
-            taken from the budget.
+        epochs: passes of a network over the distilled set; left out, fewer for larger sets.
+        soft_labels: whether labels are learned too, from what a small network says that is trained
+            here on some of the images; their bytes are taken from the budget.
+        codec: bits of numbers that are stored in a few, rounded while they are distilled.
+        settings: more of ``BudgetConfig``, ``FitConfig``, ``DistillConfig`` and ``EvalConfig``.
 
     Returns:
         The set, with the data it was made from and the rows of the run as ``history``.
@@ -92,6 +95,9 @@ def distill_images(
     """
     numbers = {"ipc": ipc, "steps": steps, "seed": seed, "resolution": resolution, "width": width}
     ipc, steps, seed, resolution, width = (_whole(*item) for item in numbers.items())
+    known = {name for model in MODELS for name in model.model_fields}
+    if wrong := min(settings.keys() - known, default=""):
+        raise ConfigError(f"unknown setting '{wrong}'{nearest(wrong, known)}")
     data = as_image_data(images, labels, resolution=resolution, seed=seed)
     say(
         f"{len(data.train):,} images of {data.num_classes} classes are distilled; held out:"
@@ -101,33 +107,36 @@ def distill_images(
     most = max(1, len(data.train) // data.num_classes)
     if gpc > most:
         say(f"{most} Gaussian images per class, not {gpc}: no more than there are real ones")
-    spending = BudgetConfig(ipc=ipc, gpc=min(gpc, most), soft_labels=soft_labels)
-    budget = plan_budget(spending, data)
+    spent = {"ipc": ipc, "gpc": min(gpc, most), "soft_labels": soft_labels}
+    budget = plan_budget(BudgetConfig.pick(settings, **spent), data)
     say(budget.describe())
-    network, followed, starts = suggested_network(data.resolution), None, 1
+    network = settings.get("network", suggested_network(data.resolution))
+    followed, starts = None, 1
     if objective == "tm":
         if experts is None:
             raise ConfigError("objective='tm' follows experts; pass the folder of train_experts")
         followed = Experts(_in_project(experts))
-        settings, starts = followed.about[0]["settings"], min(5, max(1, followed.epochs - 1))
-        network, width = settings["expert_network"], settings["expert_width"]
+        theirs, starts = followed.about[0]["settings"], min(5, max(1, followed.epochs - 1))
+        network, width = theirs["expert_network"], theirs["expert_width"]
     epochs = suggested_epochs(budget.gpc * data.num_classes) if epochs is None else epochs
-    eval_config = EvalConfig(
-        eval_network=network, eval_width=width, epochs=_whole("epochs", epochs)
-    )
-    config = DistillConfig(
-        objective=objective,
-        network=network,
-        width=width,
-        steps=steps,
-        eval_every=max(1, math.ceil(steps / 2)),
-        select_networks=1,
-        max_start_epoch=starts,
-    )
-    gaussians = initial_gaussians(data, budget, FitConfig(), seed=seed).gaussians
-    soft = _initial_labels(gaussians, data, eval_config, seed) if soft_labels else None
+    ours = {"eval_network": network, "eval_width": width, "select_networks": 1}
+    ours |= {"eval_every": max(1, math.ceil(steps / 2)), "max_start_epoch": starts} | settings
+    evaluation = EvalConfig.pick(ours, epochs=_whole("epochs", epochs))
+    matching = {"objective": objective, "network": network, "width": width, "steps": steps}
+    config, fit_config = DistillConfig.pick(ours, **matching), FitConfig.pick(settings)
+    gaussians, soft = initial_gaussians(data, budget, fit_config, seed=seed).gaussians, None
+    if soft_labels:
+        with torch.no_grad():
+            pictures = gaussians.render()
+        soft = labels_of_teacher(
+            train_teacher(data, evaluation, seed=seed), pictures, gaussians.labels
+        )
     more = {"folder": folder and _in_project(folder), "soft_labels": soft, "experts": followed}
-    history = list(distill(gaussians, data, config, eval_config, seed=seed, **more))
+    more |= {"codec": codec}
+    history = list(distill(gaussians, data, config, evaluation, seed=seed, **more))
+    if codec:  # rows of numbers that were not rounded yet do not count
+        rounded = [row for row in history if row["step"] > int(config.round_from * steps)]
+        history = rounded or history
     best = max(history, key=lambda row: row["mean"])
     about = {"made_by": "distill_images", "objective": objective, "seed": seed, "ipc": ipc}
     about["accuracy"] = {"mean": best["mean"], "n": 1, "split": "validation"}
@@ -135,7 +144,7 @@ def distill_images(
         gaussians,
         data,
         about | {"steps": best["step"]},
-        eval_config=learned_eval_config(eval_config, history),
+        eval_config=learned_eval_config(evaluation, history),
         soft_labels=soft,
         syn_lr=best.get("syn_lr"),
         history=history,
@@ -153,15 +162,6 @@ def _whole(name: str, value: Any) -> int:
 def _in_project(folder: Path | str) -> Path:
     """A relative folder counts from the project's root, as in the notebooks."""
     return project_root() / Path(folder).expanduser()
-
-
-def _initial_labels(
-    gaussians: GaussianImages, data: ImageData, config: EvalConfig, seed: int
-) -> SoftLabels:
-    teacher = train_teacher(data, config, seed=seed)
-    with torch.no_grad():
-        images = gaussians.render()
-    return labels_of_teacher(teacher, images, gaussians.labels)
 
 
 def as_image_data(
@@ -185,9 +185,7 @@ def as_image_data(
         numbers, names = _numbered(labels)
         data = from_tensors(_channels_first(images), numbers, class_names=names, seed=seed)
     if data.num_classes < 2:
-        raise DataError(
-            "all images are of one class; distillation needs at least two to tell apart"
-        )
+        raise DataError("all images are of one class; distillation needs two to tell apart")
     return data
 
 
