@@ -193,3 +193,11 @@ def test_every_number_of_tables_6_13_14_and_17_has_a_case():
     items = {values_of(PAPER / f"{name}.yaml")["paper_item"] for name in ABLATIONS}
     numbers = ("table_6_", "table_13_", "table_14_", "table_17_")
     assert items == {item for item in paper_numbers() if item.startswith(numbers)}
+
+
+def test_every_number_of_table_18_has_a_case_with_its_images_per_class():
+    paper = paper_numbers()["table_18_imagenet1k_224"]["sre2l_gsdd"]
+    cases = [values_of(path) for path in sorted(PAPER.glob("13_*/*.yaml"))]
+    found = {case["paper_setting"]: case["gpc"] for case in cases}
+    assert found == paper["gpc"] and all(case["resolution"] == 224 for case in cases)
+    assert all(case["paper_setting"] == f"ipc{case['ipc']}" for case in cases)
