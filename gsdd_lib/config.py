@@ -5,7 +5,7 @@ An unknown name is an error that names the nearest one, before any work is done.
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
@@ -26,6 +26,7 @@ DATASETS: Mapping[str, tuple[int, int] | None] = {
 }
 NETWORKS = (*(f"ConvNetD{depth}" for depth in range(1, 7)), "AlexNet", "VGG11", "ResNet18", "ViT")
 DSA = "color_crop_cutout_flip_scale_rotate"  # all of the augmentations
+OBJECTIVES = ["dm", "dc", "tm"]  # and those of one's own: see distillation.losses.add_objective
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
@@ -35,7 +36,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f", did you mean '{close[0]}'?" if close else ""
 
 
-def _known(what: str, names: tuple[str, ...], value: str) -> str:
+def _known(what: str, names: Sequence[str], value: str) -> str:
     if value not in names:
         hint = nearest(value, names) or f"; known: {', '.join(names)}"
         raise ValueError(f"unknown {what} {reprlib.repr(value)}{hint}")
@@ -55,6 +56,7 @@ def _inside(value: str) -> str:
 
 
 DatasetName = Annotated[str, AfterValidator(partial(_known, "data set", tuple(DATASETS)))]
+Objective = Annotated[str, AfterValidator(partial(_known, "objective", OBJECTIVES))]
 NetworkName = Annotated[str, AfterValidator(partial(_known, "network", NETWORKS))]
 Strategy = Annotated[str, AfterValidator(_strategy)]
 ProjectFolder = Annotated[str, AfterValidator(_inside)]
@@ -180,7 +182,7 @@ class DistillConfig(Config):
     ``update_per_class`` is the published code of GSDD and DDiF; DM's takes all classes at once.
     """
 
-    objective: Literal["dm", "dc", "tm"] = _field("dm", "distributions, gradients, trajectories")
+    objective: Objective = _field("dm", "distributions, gradients, trajectories")
     steps: int = _field(200, "outer steps", ge=0)
     lr: float = _field(5e-3, "Adam's learning rate; the paper: 1e-3", gt=0)
     lr_schedule: Literal["constant", "cosine"] = _field("constant", "of that rate; cosine: to 0")
