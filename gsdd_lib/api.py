@@ -11,21 +11,14 @@ Every step is a public function of the library; notebook 00 takes them one by on
 import math
 import operator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gsdd_lib.config import (
-    BudgetConfig,
-    CodecConfig,
-    DataConfig,
-    DistillConfig,
-    EvalConfig,
-    FitConfig,
-    nearest,
-)
+from gsdd_lib import config
+from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig, FitConfig
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.core.files import project_root
 from gsdd_lib.core.progress import say
@@ -51,7 +44,7 @@ def distill_images(
     *,
     ipc: int = 1,
     gpc: int | None = None,
-    objective: Literal["dm", "dc", "tm"] = "dm",
+    objective: str = "dm",
     experts: Path | str | None = None,
     steps: int = 200,
     seed: int = 0,
@@ -60,7 +53,6 @@ def distill_images(
     width: int = 32,
     epochs: int | None = None,
     soft_labels: bool = False,
-    codec: CodecConfig | None = None,
     **settings: Any,
 ) -> DistilledSet:
     """Distill a labeled set of images into Gaussians.
@@ -84,7 +76,6 @@ def distill_images(
         epochs: passes of a network over the distilled set; left out, fewer for larger sets.
         soft_labels: whether labels are learned too, from what a small network says that is trained
             here on some of the images; their bytes are taken from the budget.
-        codec: bits of numbers that are stored in a few, rounded while they are distilled.
         settings: more of ``BudgetConfig``, ``FitConfig``, ``DistillConfig`` and ``EvalConfig``.
 
     Returns:
@@ -97,7 +88,7 @@ def distill_images(
     ipc, steps, seed, resolution, width = (_whole(*item) for item in numbers.items())
     known = {name for model in MODELS for name in model.model_fields}
     if wrong := min(settings.keys() - known, default=""):
-        raise ConfigError(f"unknown setting '{wrong}'{nearest(wrong, known)}")
+        raise ConfigError(f"unknown setting '{wrong}'{config.nearest(wrong, known)}")
     data = as_image_data(images, labels, resolution=resolution, seed=seed)
     say(
         f"{len(data.train):,} images of {data.num_classes} classes are distilled; held out:"
@@ -123,8 +114,8 @@ def distill_images(
     ours |= {"eval_every": max(1, math.ceil(steps / 2)), "max_start_epoch": starts} | settings
     evaluation = EvalConfig.pick(ours, epochs=_whole("epochs", epochs))
     matching = {"objective": objective, "network": network, "width": width, "steps": steps}
-    config, fit_config = DistillConfig.pick(ours, **matching), FitConfig.pick(settings)
-    gaussians, soft = initial_gaussians(data, budget, fit_config, seed=seed).gaussians, None
+    matched, fitted = DistillConfig.pick(ours, **matching), FitConfig.pick(settings)
+    gaussians, soft = initial_gaussians(data, budget, fitted, seed=seed).gaussians, None
     if soft_labels:
         with torch.no_grad():
             pictures = gaussians.render()
@@ -132,11 +123,7 @@ def distill_images(
             train_teacher(data, evaluation, seed=seed), pictures, gaussians.labels
         )
     more = {"folder": folder and _in_project(folder), "soft_labels": soft, "experts": followed}
-    more |= {"codec": codec}
-    history = list(distill(gaussians, data, config, evaluation, seed=seed, **more))
-    if codec:  # rows of numbers that were not rounded yet do not count
-        rounded = [row for row in history if row["step"] > int(config.round_from * steps)]
-        history = rounded or history
+    history = list(distill(gaussians, data, matched, evaluation, seed=seed, **more))
     best = max(history, key=lambda row: row["mean"])
     about = {"made_by": "distill_images", "objective": objective, "seed": seed, "ipc": ipc}
     about["accuracy"] = {"mean": best["mean"], "n": 1, "split": "validation"}

@@ -27,6 +27,7 @@ DATASETS: Mapping[str, tuple[int, int] | None] = {
 CONVNETS = tuple(f"ConvNetD{depth}" for depth in range(1, 7))
 NETWORKS = (*CONVNETS, "AlexNet", "VGG11", "ResNet18", "ResNet18BN", "ViT")
 DSA = "color_crop_cutout_flip_scale_rotate"  # all of the augmentations
+OBJECTIVES = ["dm", "dc", "tm"]  # and those of one's own: see distillation.losses.add_objective
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
@@ -57,6 +58,7 @@ def _inside(value: str) -> str:
 
 
 DatasetName = Annotated[str, AfterValidator(partial(check_choice, "data set", DATASETS))]
+Objective = Annotated[str, AfterValidator(partial(check_choice, "objective", OBJECTIVES))]
 NetworkName = Annotated[str, AfterValidator(partial(check_choice, "network", NETWORKS))]
 Strategy = Annotated[str, AfterValidator(_strategy)]
 Norm = Literal["instance", "batch", "layer", "group", "none"]
@@ -179,7 +181,7 @@ class DistillConfig(Config):
     It updates per class, as DDiF's; DM's takes all classes at once.
     """
 
-    objective: Literal["dm", "dc", "tm"] = _field("dm", "distributions, gradients, trajectories")
+    objective: Objective = _field("dm", "distributions, gradients, trajectories")
     steps: int = _field(200, "outer steps", ge=0)
     lr: float = _field(5e-3, "Adam's learning rate; the paper: 1e-3", gt=0)
     lr_schedule: Literal["constant", "cosine"] = _field("constant", "of that rate; cosine: to 0")
