@@ -68,7 +68,7 @@ def sample_dsa(
     names = [name for name in strategy.split("_") if name]
     for name in names:
         check_choice("augmentation", TRANSFORMS, name)
-    count, device = 1 if siamese else count, generator.device
+    device = generator.device
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand((count, *shape), generator=generator, device=device)
