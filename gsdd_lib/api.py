@@ -17,7 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig, FitConfig
+from gsdd_lib.config import (
+    BudgetConfig,
+    CodecConfig,
+    DataConfig,
+    DistillConfig,
+    EvalConfig,
+    FitConfig,
+    nearest,
+)
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.core.files import project_root
 from gsdd_lib.core.progress import say
@@ -34,6 +42,7 @@ POINTS_AT_32 = 22  # Gaussians per image of 32x32 in the paper (table 7), 170 at
 POINTS_EXPONENT = 1.5  # growing by this power of the side
 IMAGES_SEEN = 30_000  # by a network in its training on a distilled set, if in as many epochs as
 LEAST_EPOCHS, MOST_EPOCHS = 50, 300
+MODELS = (BudgetConfig, FitConfig, DistillConfig, EvalConfig)
 
 
 def distill_images(
@@ -51,6 +60,8 @@ def distill_images(
     width: int = 32,
     epochs: int | None = None,
     soft_labels: bool = False,
+    codec: CodecConfig | None = None,
+    **settings: Any,
 ) -> DistilledSet:
     """Distill a labeled set of images into Gaussians.
 
@@ -73,6 +84,8 @@ def distill_images(
         epochs: passes of a network over the distilled set; left out, fewer for larger sets.
         soft_labels: whether labels are learned too, from what a small network says that is trained
             here on some of the images; their bytes are taken from the budget.
+        codec: bits of numbers that are stored in a few, rounded while they are distilled.
+        settings: more of ``BudgetConfig``, ``FitConfig``, ``DistillConfig`` and ``EvalConfig``.
 
     Returns:
         The set, with the data it was made from and the rows of the run as ``history``.
@@ -82,6 +95,9 @@ def distill_images(
     """
     numbers = {"ipc": ipc, "steps": steps, "seed": seed, "resolution": resolution, "width": width}
     ipc, steps, seed, resolution, width = (_whole(*item) for item in numbers.items())
+    known = {name for model in MODELS for name in model.model_fields}
+    if wrong := min(settings.keys() - known, default=""):
+        raise ConfigError(f"unknown setting '{wrong}'{nearest(wrong, known)}")
     data = as_image_data(images, labels, resolution=resolution, seed=seed)
     say(
         f"{len(data.train):,} images of {data.num_classes} classes are distilled; held out:"
@@ -91,21 +107,24 @@ def distill_images(
     most = max(1, len(data.train) // data.num_classes)
     if gpc > most:
         say(f"{most} Gaussian images per class, not {gpc}: no more than there are real ones")
-    budget = plan_budget(BudgetConfig(ipc=ipc, gpc=min(gpc, most), soft_labels=soft_labels), data)
+    spent = {"ipc": ipc, "gpc": min(gpc, most), "soft_labels": soft_labels}
+    budget = plan_budget(BudgetConfig.pick(settings, **spent), data)
     say(budget.describe())
-    network, followed, starts = suggested_network(data.resolution), None, 1
+    network = settings.get("network", suggested_network(data.resolution))
+    followed, starts = None, 1
     if objective == "tm":
         if experts is None:
             raise ConfigError("objective='tm' follows experts; pass the folder of train_experts")
         followed = Experts(_in_project(experts))
-        settings, starts = followed.about[0]["settings"], min(5, max(1, followed.epochs - 1))
-        network, width = settings["expert_network"], settings["expert_width"]
+        theirs, starts = followed.about[0]["settings"], min(5, max(1, followed.epochs - 1))
+        network, width = theirs["expert_network"], theirs["expert_width"]
     epochs = suggested_epochs(budget.gpc * data.num_classes) if epochs is None else epochs
-    evaluation = EvalConfig(eval_network=network, eval_width=width, epochs=_whole("epochs", epochs))
+    ours = {"eval_network": network, "eval_width": width, "select_networks": 1}
+    ours |= {"eval_every": max(1, math.ceil(steps / 2)), "max_start_epoch": starts} | settings
+    evaluation = EvalConfig.pick(ours, epochs=_whole("epochs", epochs))
     matching = {"objective": objective, "network": network, "width": width, "steps": steps}
-    rows = {"eval_every": max(1, math.ceil(steps / 2)), "select_networks": 1}
-    config = DistillConfig(**matching, **rows, max_start_epoch=starts)
-    gaussians, soft = initial_gaussians(data, budget, FitConfig(), seed=seed).gaussians, None
+    config, fit_config = DistillConfig.pick(ours, **matching), FitConfig.pick(settings)
+    gaussians, soft = initial_gaussians(data, budget, fit_config, seed=seed).gaussians, None
     if soft_labels:
         with torch.no_grad():
             pictures = gaussians.render()
@@ -113,7 +132,11 @@ def distill_images(
             train_teacher(data, evaluation, seed=seed), pictures, gaussians.labels
         )
     more = {"folder": folder and _in_project(folder), "soft_labels": soft, "experts": followed}
+    more |= {"codec": codec}
     history = list(distill(gaussians, data, config, evaluation, seed=seed, **more))
+    if codec:  # rows of numbers that were not rounded yet do not count
+        rounded = [row for row in history if row["step"] > int(config.round_from * steps)]
+        history = rounded or history
     best = max(history, key=lambda row: row["mean"])
     about = {"made_by": "distill_images", "objective": objective, "seed": seed, "ipc": ipc}
     about["accuracy"] = {"mean": best["mean"], "n": 1, "split": "validation"}

@@ -42,7 +42,7 @@ from gsdd_lib.config import CodecConfig, Config, ConfigError, EvalConfig, Render
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import METADATA_KEY, DamagedFileError, read_tensors, write_tensors
 from gsdd_lib.data import DataError, ImageData
-from gsdd_lib.data.normalization import ChannelNormalization, StoredWhitening, write_whitening
+from gsdd_lib.data.normalization import ChannelNormalization, read_whitening, write_whitening
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.parameterizations.codec import Codec, decode, encode
 from gsdd_lib.parameterizations.entropy import DamagedCodeError
@@ -202,8 +202,7 @@ class DistilledSet:
         if isinstance(normalization, ChannelNormalization):
             about |= {"mean": list(normalization.mean), "std": list(normalization.std)}
         else:
-            whitening = getattr(normalization, "whitening", normalization)
-            companion = write_whitening(Path(path).parent, whitening)
+            companion = write_whitening(Path(path).parent, normalization)
             about["whitening"] = {"file": companion.name, "bytes": companion.stat().st_size}
         tensors = {"packed": _stored(gaussians.packed, gaussians.codec, encode)}
         if gaussians.codec is not None and (labels.diff() >= 0).all():
@@ -420,7 +419,7 @@ def _gaussians(
             f" to the set's folder, or make it again: write_whitening(folder, load_data(DataConfig("
             f"dataset='{about.dataset}', zca=True)).normalization) writes '{name}' there"
         )
-        normalization = StoredWhitening(folder / name, (channels, *about.resolution), remedy)
+        normalization = read_whitening(folder / name, (channels, *about.resolution), remedy)
         space = space if version == VERSION else "normalized"  # whatever older versions say
     return GaussianImages(
         tensors["packed"].float(),

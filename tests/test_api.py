@@ -13,7 +13,7 @@ from gsdd_lib.api import (
     suggested_gpc,
     suggested_network,
 )
-from gsdd_lib.config import DataConfig, ExpertConfig
+from gsdd_lib.config import CodecConfig, DataConfig, ExpertConfig
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.data import load_data
 from gsdd_lib.data.synthetic import make_shapes
@@ -132,6 +132,8 @@ def test_refused(case, shapes):
         ({"objective": "dmm"}, "objective: Input should be 'dm', 'dc' or 'tm'"),
         ({"objective": "tm"}, "follows experts; pass the folder of train_experts"),
         ({"objective": "tm", "experts": "no/such/folder"}, "There are no experts in"),
+        ({"fit_step": 3}, "unknown setting 'fit_step', did you mean 'fit_steps'"),
+        ({"lr": -1.0}, "DistillConfig: lr: Input should be greater than 0"),
     ],
 )
 def test_settings_are_refused_in_one_sentence(more, sentence, shapes):
@@ -160,6 +162,14 @@ def test_it_never_makes_more_images_than_it_was_given(shapes, capsys):
     assert "4 Gaussian images per class, not 9: no more than" in capsys.readouterr().out
     assert suggested_gpc(small.data, 1) > 4  # what is suggested is capped too
     assert len(distill_images(*shapes, **QUICK)) == 32
+
+
+def test_every_setting_can_be_given(shapes, tmp_path):
+    more = {"fit_steps": 3, "eval_every": 1, "network": "ConvNetD2", "eval_width": 3}
+    small = distill_images(*shapes, **QUICK, gpc=2, codec=CodecConfig(), **more, opacity=False)
+    assert small.training["eval_network"] == "ConvNetD2" and small.training["eval_width"] == 3
+    assert not small.gaussians.opacity and small.gaussians.codec is not None
+    assert [row["step"] for row in small.history] == [1, 2]  # at 0 nothing was rounded yet
 
 
 @pytest.mark.parametrize("objective", ["dc", "tm"])

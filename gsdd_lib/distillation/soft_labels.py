@@ -13,8 +13,8 @@ from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import keep_per_class
 from gsdd_lib.networks import network_for
+from gsdd_lib.parameterizations.base import as_stored
 from gsdd_lib.parameterizations.budget import LABEL_BITS
-from gsdd_lib.parameterizations.gaussian import RoundToBf16
 from gsdd_lib.parameterizations.label_codec import LabelCodec, encode_labels
 from gsdd_lib.training.train import train_network
 
@@ -51,7 +51,7 @@ class SoftLabels(nn.Module):
     def probabilities(self, index: Tensor | None = None) -> Tensor:
         """[n, num_classes], rows that sum to 1, of the logits as stored; differentiable."""
         logits = self.logits if index is None else self.logits[index]
-        stored = self.codec.round(logits) if self.codec else RoundToBf16.apply(logits)
+        stored = self.codec.round(logits) if self.codec else as_stored(logits, "bf16")
         return stored.softmax(1)
 
 

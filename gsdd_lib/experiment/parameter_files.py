@@ -120,11 +120,11 @@ def read_interface(notebook: Path) -> Interface:
     if missing := [name for name in FOLDERS if types.get(name) != "str"]:
         raise ParameterError(where, f"lacks '{missing[0]}: str = ...'")
     models, own = [config.RunConfig], None
-    for source in (source for source in code if "parameters.pick(" in source):
-        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-        call = next(node for node in nodes if ast.unparse(node.func) == "parameters.pick")
-        names = [key.value for key in call.keywords if key.arg == "own"]
-        own = frozenset(name for node in names for name in ast.literal_eval(node))
+    trees = [ast.parse(source) for source in code if "parameters.pick(" in source]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    for call in (call for call in calls if ast.unparse(call.func) == "parameters.pick"):
+        names = [ast.literal_eval(key.value) for key in call.keywords if key.arg == "own"]
+        own = frozenset(names[0] if names else ())
         for name in map(ast.unparse, call.args[1:]):
             models.append(getattr(config, name.split(".")[-1], None))
             if models[-1] is None:

@@ -1,8 +1,7 @@
 """ResNet18 as the field evaluates it: a 3x3 stem for small images, and instance or batch norm.
 
 The definition of github.com/VICO-UoE/DatasetCondensation and github.com/GeorgeCazenavette/glad
-(networks/resnet.py): four stages of two basic blocks, 64 to 512 filters, the later three halving
-the image, then the mean over pixels.
+(networks/resnet.py): four stages of two basic blocks, the later three halving the image.
 """
 
 from torch import Tensor, nn
@@ -14,17 +13,14 @@ from gsdd_lib.networks.layers import NORMS, Network
 STAGES = (64, 128, 256, 512)
 
 
-def resnet18(
-    input_shape: tuple[int, int, int], num_classes: int, *, norm: str = "instance"
-) -> Network:
+def resnet18(shape: tuple[int, int, int], num_classes: int, *, norm: str = "instance") -> Network:
     """17 convolutions with norms in residual blocks, the mean over pixels, one linear layer.
 
     norm: ``instance``, or ``batch`` as in the field's ResNet18BN, whose statistics SRe2L recovers
     """
-    channels, height, width = input_shape
-    if (
-        norm == "instance" and max(height, width) <= 8
-    ):  # the instance norm of a single pixel is a constant
+    channels, height, width = shape
+    # The instance norm of a single pixel is a constant.
+    if norm == "instance" and max(height, width) <= 8:
         raise ConfigError(
             f"ResNet18 ends in one pixel for images of {height}x{width}, which its instance "
             "norm turns into a constant; choose a ConvNet or images of more than 8 pixels"
@@ -36,15 +32,8 @@ def resnet18(
         layers.append(BasicBlock(filters, filters, stride=1, norm=norm))
         before = filters
     layers.append(MeanOverPixels())
-    image_bytes = 4 * STAGES[0] * height * width
-    return Network(
-        input_shape,
-        num_classes,
-        layers,
-        num_features=STAGES[-1],
-        image_bytes=image_bytes,
-        in_pieces=norm != "batch",
-    )
+    memory, pieces = 4 * STAGES[0] * height * width, norm != "batch"
+    return Network(shape, num_classes, layers, STAGES[-1], memory, in_pieces=pieces)
 
 
 class BasicBlock(nn.Module):

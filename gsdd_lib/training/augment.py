@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsdd_lib.networks.layers import check_choice
+from gsdd_lib.config import check_choice
 
 CROP = 0.125  # largest shift, as a fraction of a side
 CUTOUT = 0.5  # side of the square, as a fraction of the image's
@@ -67,7 +67,7 @@ def sample_dsa(
     """
     names = [name for name in strategy.split("_") if name]
     for name in names:
-        check_choice("augmentation", name, TRANSFORMS)
+        check_choice("augmentation", TRANSFORMS, name)
     device = generator.device
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

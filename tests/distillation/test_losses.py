@@ -259,14 +259,6 @@ class Doubles:
         return self.images if index is None else self.images[index]
 
 
-class Unrounded:
-    """In the place of the rounding to bf16, whose gradient is not that of a step function."""
-
-    @staticmethod
-    def apply(values: torch.Tensor) -> torch.Tensor:
-        return values
-
-
 @pytest.mark.parametrize("objective", ["dm", "dc", "tm"])
 def test_the_gradient_of_a_step_in_the_labels_is_exact(
     gaussians, data, experts, monkeypatch, objective
@@ -277,7 +269,8 @@ def test_the_gradient_of_a_step_in_the_labels_is_exact(
     monkeypatch.setattr(
         ImageData, "normalize", lambda self, images: normalize(self, images).double()
     )
-    monkeypatch.setattr(soft_labels, "RoundToBf16", Unrounded)
+    # The rounding to bf16 has not the gradient of a step function.
+    monkeypatch.setattr(soft_labels, "as_stored", lambda values, _: values)
     snapshots = experts.snapshots
     monkeypatch.setattr(
         experts, "snapshots", lambda *asked: [each.double() for each in snapshots(*asked)]

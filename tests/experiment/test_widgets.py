@@ -10,8 +10,10 @@ import torch
 from matplotlib.collections import EllipseCollection
 from matplotlib.image import imread
 
+from gsdd_lib.config import CodecConfig
 from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.experiment import widgets as explore
+from gsdd_lib.parameterizations.codec import Codec
 from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.storage import DistilledSet
 
@@ -59,6 +61,16 @@ def test_all_gaussians_give_the_rendering_itself(images):
     expected = images.pixels()[1].detach().clamp(0, 1).permute(1, 2, 0).numpy()
     assert len(figure.axes) == 1
     np.testing.assert_allclose(picture_of(figure.axes[0]), expected, atol=1e-5)
+
+
+def test_quantized_gaussians_are_shown_as_their_codec_rounds_them():
+    images = make_gaussians(1)
+    plain = images.pixels()[0].detach()
+    images.codec = Codec.fit(images.packed, CodecConfig(color_bits=1), channels=1)
+    expected = images.pixels()[0].detach().clamp(0, 1)
+    shown = picture_of(explore.draw(images, 0, POINTS, (HEIGHT, WIDTH)).axes[0])
+    np.testing.assert_allclose(shown, expected[0].numpy(), atol=1e-5)
+    assert not torch.allclose(expected, plain.clamp(0, 1), atol=1e-3)
 
 
 def test_the_largest_come_first(images):
