@@ -70,7 +70,7 @@ def student_path(
 
     params = start
     for number in range(len(batches)):
-        own = partial(step, number=number)
+        own = partial(step, number)
         if number < len(batches) - keep_steps:
             (params,) = recomputed(own, params, images, labels, lr)
         else:
