@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import threading
-from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -29,37 +28,35 @@ import ipywidgets
 import papermill
 import torch
 from IPython import get_ipython
-from IPython.display import HTML, display
+from IPython.display import display
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from gsdd_lib.core.files import project_root, write_atomically
-from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.distillation.state import DistillError, read_checkpoint
 from gsdd_lib.experiment.parameter_files import FOLDERS, load_parameters, place, read_interface
 from gsdd_lib.experiment.parameters import ParameterError
 from gsdd_lib.experiment.pictures import show_image
-from gsdd_lib.experiment.plots import PAGE, color
+from gsdd_lib.experiment.plots import PAGE
 from gsdd_lib.experiment.widgets import CAPTION, SCREEN_DPI, VIEW
 from gsdd_lib.parameterizations.codec import Codec
-from gsdd_lib.parameterizations.gaussian import GaussianImages
+from gsdd_lib.splatting.splat import splat
 
 PAUSE = 2.0  # seconds between two looks at a run
 PICTURES, CURVES, LINES = 10, 6, 4  # images, distillations and lines of the log that are shown
 NO_READER = "To run this notebook with other parameters, open it in JupyterLab and run this cell."
 PROGRESS = re.compile(r"([^:]+): (\d+)/(\d+)((?:  \w+ \S+)*)  \((\d+) s\)")
-Content = Mapping[str, Any]  # of a checkpoint
 
 
 @dataclass(frozen=True)
 class Run:
-    """A notebook, a file of parameters for it, and the folders where the run leaves its traces."""
+    """A notebook with a file of parameters, known by what it leaves in its folders."""
 
     notebook: Path
     params: Path
 
     def folder(self, kind: str = "runs") -> Path:
-        """In runs/ checkpoints, logs and an unfinished notebook; in figures/ the results."""
+        """In runs/: checkpoints, logs and the notebook while it is unfinished; or in figures/."""
         return project_root() / kind / place(self.notebook, self.params)
 
     def command(self) -> list[str]:
@@ -70,22 +67,16 @@ class Run:
     def start(self) -> subprocess.Popen:
         """Start the run in the background; what it prints goes to ``console.log``."""
         self.folder().mkdir(parents=True, exist_ok=True)
+        # Between two cells a kernel ignores SIGINT, and its children would inherit that.
+        own = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        own |= {"cwd": project_root(), "stdin": subprocess.DEVNULL, "start_new_session": True}
         with open(self.folder() / "console.log", "wb") as log:
-            return subprocess.Popen(
-                self.command(),
-                cwd=project_root(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                # Between two cells a kernel ignores SIGINT, and its children would inherit that.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
+            return subprocess.Popen(self.command(), stdout=log, stderr=subprocess.STDOUT, **own)
 
     def stop(self) -> None:
         """Interrupt the run, as Ctrl-C in its terminal does; it can be resumed."""
-        if owner := self.owner():
-            with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):
+            if owner := self.owner():
                 os.kill(owner, signal.SIGINT)
 
     def owner(self) -> int:
@@ -112,16 +103,15 @@ class Run:
             return (self.folder() / log).read_text("utf-8", errors="replace").splitlines()
         return []
 
-    def checkpoints(self) -> dict[str, Content]:
+    def checkpoints(self) -> dict[str, dict[str, Any]]:
         """Of each distillation, by its folder's name, the newest checkpoint; the newest last."""
-        found: dict[str, Content] = {}
+        found: dict[str, dict[str, Any]] = {}
         for path in sorted(self.folder().rglob("checkpoint.*.pt"), key=os.path.getmtime)[-CURVES:]:
-            name = str(path.parent.relative_to(self.folder())).replace("_", " ")
+            name = path.parent.name.replace("_", " ")
             with contextlib.suppress(DistillError):
                 content = read_checkpoint(path)
                 if "history" in content:  # not of a network's training
-                    found.pop(name, None)
-                    found[{".": "distilled"}.get(name, name)] = content
+                    found = {key: found[key] for key in found if key != name} | {name: content}
         return found
 
 
@@ -132,8 +122,8 @@ def rows(lines: list[str]) -> list[dict[str, Any]]:
         label, done, total, numbers, seconds = match.groups()
         row = {"label": label, "done": int(done), "total": int(total), "seconds": int(seconds)}
         row |= {name: float(value) for name, value in re.findall(r"(\w+) (\S+)", numbers)}
-        what = found and (found[-1]["label"], found[-1]["total"]) == (label, row["total"])
-        found = [*found, row] if what and row["done"] >= found[-1]["done"] else [row]
+        same = found and all(row[key] == found[-1][key] for key in ("label", "total"))
+        found = [*found, row] if same and row["done"] >= found[-1]["done"] else [row]
     return found
 
 
@@ -144,47 +134,40 @@ def seconds_left(counted: list[dict[str, Any]]) -> float:
     return pace * (last["total"] - last["done"])
 
 
-def images(checkpoint: Content) -> Tensor | None:
-    """At most PICTURES of a checkpoint's images [n, C, H, W] as they are; None: no Gaussians."""
+def images(checkpoint: Mapping[str, Any]) -> Tensor | None:
+    """Some of a checkpoint's Gaussian images as they are, [n, C, H, W]; None: it has no such."""
     packed, size = checkpoint["parameters"].get("packed"), checkpoint.get("resolution")
     if packed is None or size is None:
         return None
-    channels, grids = 3 if packed.shape[2] >= 8 else 1, checkpoint["grids"]["images"]
-    made = GaussianImages(
-        packed,
-        torch.zeros(len(packed)),
-        resolution=tuple(size),
-        normalization=ChannelNormalization((0.0,) * channels, (1.0,) * channels),
-        opacity=packed.shape[2] % 2 == 1,  # 5 + 1 or 5 + 3 numbers are without one
-        codec=Codec(**grids) if grids else None,
-    )
+    if grids := checkpoint["grids"]["images"]:
+        packed = Codec(**grids).round_packed(packed)
     index = torch.linspace(0, len(packed) - 1, min(PICTURES, len(packed)))  # over all classes
-    return made.pixels(index.round().long()).detach()
+    opacity = packed.shape[2] % 2 == 1  # 5 + 1 or 5 + 3 numbers are without one
+    return splat(packed[index.round().long()], *size, opacity=opacity)
 
 
-def draw(lines: list[str], checkpoints: Mapping[str, Content]) -> Figure:
+def draw(lines: list[str], checkpoints: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Loss and validation accuracy over the steps, and the newest checkpoint's images."""
     figure = Figure((PAGE, 3.2), layout="constrained")  # without pyplot, for a thread's sake
     above, below = figure.subfigures(2, 1, height_ratios=[2.2, 1])
-    axes = dict(zip(("loss", "mean"), above.subplots(1, 2), strict=True))
-    if counted := [row for row in rows(lines) if "loss" in row]:
-        loss = [row["loss"] for row in counted]
-        axes["loss"].plot([row["done"] for row in counted], loss, color="0.6", lw=1, zorder=0)
-    for number, (name, content) in enumerate(checkpoints.items()):
-        look = {"label": name, "marker": "o", "ms": 2.5, "color": f"C{number}"}
-        look |= {"color": color("distilled")} if len(checkpoints) == 1 else {}
-        for key, ax in axes.items():
-            steps = [row["step"] for row in content["history"]]
-            ax.plot(steps, [row[key] for row in content["history"]], **look)
-    for ax, label in zip(axes.values(), ("loss", "validation accuracy (%)"), strict=True):
-        ax.set(xlabel="distillation step", ylabel=label)
-        ax.grid(axis="y", lw=0.4, color="0.88")
-    if len(checkpoints) > 1:
-        axes["mean"].legend()
-    name, newest = next(reversed(checkpoints.items()), ("", None))
-    pixels = None if newest is None else images(newest)
-    for ax, picture in zip(below.subplots(1, PICTURES), pixels or [], strict=False):
-        show_image(ax, picture)
+    loss, accuracy = above.subplots(1, 2)
+    loss.set(xlabel="distillation step", ylabel="loss")
+    accuracy.set(xlabel="distillation step", ylabel="validation accuracy (%)")
+    counted = [row for row in rows(lines) if "loss" in row]
+    loss.plot([row["done"] for row in counted], [row["loss"] for row in counted], color="0.6")
+    for name, content in checkpoints.items():
+        for ax, key in ((loss, "loss"), (accuracy, "mean")):
+            steps, values = ([row[what] for row in content["history"]] for what in ("step", key))
+            ax.plot(steps, values, marker="o", ms=2.5, label=name)
+    for name, newest in [*checkpoints.items()][-1:]:
+        accuracy.legend()
+        below.suptitle(f"{name}, step {newest['step']}")
+        pixels = images(newest)
+        shown = [] if pixels is None else [*pixels]
+        for ax, picture in zip(below.subplots(1, PICTURES)[: len(shown)], shown, strict=True):
+            show_image(ax, picture)
+        for ax in below.axes[len(shown) :]:
+            ax.set_axis_off()
     return figure
 
 
@@ -201,8 +184,8 @@ def summary(run: Run, running: bool) -> str:
     home = run.folder("figures" if run.state() == "done" else "runs")
     made = [home / f"{run.params.stem}.ipynb", *sorted(home.glob("*.png"))]
     paths = [path.relative_to(project_root()).as_posix() for path in made if path.exists()]
-    links = [f'<a href="../{path}">{Path(path).name}</a>' for path in paths]
-    return f"<b>{run.state()}</b> · {html.escape(said)}<br>{' · '.join(links)}"
+    links = " · ".join(f'<a href="../{path}">{Path(path).name}</a>' for path in paths)
+    return f"<b>{html.escape(said or run.state())}</b><br>{links}"
 
 
 def parse(text: str, kind: str) -> Any:
@@ -233,16 +216,16 @@ def write(notebook: Path, values: Mapping[str, Any]) -> Run:
 
 def form(stem: str) -> None:
     """Show the parameters of ``notebooks/<stem>.ipynb`` in fields, and a button that runs it."""
-    _show(lambda: Form(project_root() / "notebooks" / f"{stem}.ipynb"))
+    _show(lambda: _Form(project_root() / "notebooks" / f"{stem}.ipynb"))
 
 
 def watch(stem: str, params: str | Path) -> None:
     """Show a run of ``notebooks/<stem>.ipynb`` live, wherever it was started."""
     root = project_root()
-    _show(lambda: Watch().follow(Run(root / "notebooks" / f"{stem}.ipynb", root / params)))
+    _show(lambda: _Watch().follow(Run(root / "notebooks" / f"{stem}.ipynb", root / params)))
 
 
-def _show(make: Callable[[], "Watch"]) -> None:
+def _show(make: Callable[[], "_Watch"]) -> None:
     """Display controls until the cell is run again; or one line where nobody can click them."""
     shell = get_ipython()
     request = shell.kernel.get_parent("shell") if hasattr(shell, "kernel") else {}
@@ -253,100 +236,90 @@ def _show(make: Callable[[], "Watch"]) -> None:
 
     def end(info: Any) -> None:
         if info.cell_id == cell:
-            made.close()
+            made.closed.set()
             shell.events.unregister("pre_run_cell", end)
 
     shell.events.register("pre_run_cell", end)
-    display(HTML(CAPTION))
+    display({"text/html": CAPTION}, raw=True)
     display({VIEW: made.view._repr_mimebundle_()[VIEW], "text/plain": ""}, raw=True)
 
 
-class Watch:
+class _Watch:
     """A run's state, curves and images, which a thread looks at until the run ends."""
 
     def __init__(self) -> None:
-        self.run, self._closed = None, threading.Event()
+        self.run, self.closed = None, threading.Event()
         self.stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
         self.stop.on_click(lambda _: self.run.stop())
         self.shown = ipywidgets.Output()
+        self.picture = ipywidgets.Image(layout={"width": f"{PAGE * SCREEN_DPI}px"})
         self.view = ipywidgets.VBox([self.stop, self.shown])
 
     def follow(self, run: Run, process: subprocess.Popen | None = None) -> Self:
-        """Show ``run``; ``process``: the one that was started for it, if it was just now."""
+        """Show ``run``; ``process``: which was started for it just now."""
         self.run = run
         threading.Thread(target=self._look, args=(run, process), daemon=True).start()
         return self
 
-    def close(self) -> None:
-        """End the thread, and take the controls away; the run goes on."""
-        self._closed.set()
-        self.view.close()
-
     def _look(self, run: Run, process: subprocess.Popen | None) -> None:
-        running, seen, picture = True, None, []
-        while running and not self._closed.is_set():
+        running, seen = True, None
+        while running and not self.closed.is_set():
             # A process that was just started has not locked its folder yet.
             running = process.poll() is None if process else run.owner() > 0
-            lines, checkpoints = run.lines(), run.checkpoints()
+            lines, checkpoints, buffer = run.lines(), run.checkpoints(), BytesIO()
+            text = {"data": {"text/html": summary(run, running)}, "metadata": {}}
+            self.shown.outputs = ({"output_type": "display_data", **text},)
+            self.stop.disabled = not running
             now = [len(lines), *(content["step"] for content in checkpoints.values())]
             if now != seen and (checkpoints or rows(lines)):
-                seen, buffer = now, BytesIO()
                 draw(lines, checkpoints).savefig(buffer, format="png", dpi=2 * SCREEN_DPI)
-                data = {"image/png": b64encode(buffer.getvalue()).decode()}
-                shown = {"image/png": {"width": round(PAGE * SCREEN_DPI)}}
-                picture = [{"output_type": "display_data", "data": data, "metadata": shown}]
-            said = {"output_type": "display_data", "metadata": {}}
-            said |= {"data": {"text/html": summary(run, running)}}
-            self.stop.disabled, self.shown.outputs = not running, (said, *picture)
-            self._closed.wait(PAUSE * running)
+                seen, self.picture.value = now, buffer.getvalue()
+                if self.picture not in self.view.children:
+                    self.view.children += (self.picture,)
+            self.closed.wait(PAUSE * running)
 
 
-class Form(Watch):
-    """A field per parameter above what a :class:`Watch` shows."""
+class _Form(_Watch):
+    """A field per parameter above what a :class:`_Watch` shows."""
 
     def __init__(self, notebook: Path) -> None:
         super().__init__()
-        self.notebook, self.face = notebook, read_interface(notebook)
-        about, rows = papermill.inspect_notebook(str(notebook)), []
-        look = {"style": {"description_width": "11em"}, "layout": ipywidgets.Layout(width="25em")}
-        self.fields: dict[str, Any] = {}
-        for name in self.face.types.keys() - set(FOLDERS):
+        self.notebook, self.face, self.fields = notebook, read_interface(notebook), {}
+        look = {"style": {"description_width": "11em"}, "layout": {"width": "25em"}}
+        for name in [name for name in self.face.types if name not in FOLDERS]:
             kind = ipywidgets.Checkbox if self.face.types[name] == "bool" else ipywidgets.Text
             self.fields[name] = kind(description=name, **look)
-            rows += [self.fields[name], ipywidgets.Label(about[name]["help"])]
-        files = sorted((project_root() / "params").glob(f"*/{notebook.stem}/*.yaml"))
-        named = [(f"{path.parts[-3]}: {path.stem}", path) for path in files]
-        options = [("the smoke run", None), *named]
-        self.files = ipywidgets.Dropdown(options=options, description="start from", **look)
-        self.files.observe(lambda change: self.fill(change["new"]), names="value")
-        self.start = ipywidgets.Button(description="Run", button_style="primary", icon="play")
-        self.start.on_click(self._start)
+        about, button = papermill.inspect_notebook(str(notebook)), ipywidgets.Button
+        labels = [ipywidgets.Label(about[name]["help"]) for name in self.fields]
+        rows = [each for row in zip(self.fields.values(), labels, strict=True) for each in row]
+        paths = sorted((project_root() / "params").glob(f"*/{notebook.stem}/*.yaml"))
+        named = [("the smoke run", ""), *((f"{p.parts[-3]}: {p.stem}", p) for p in paths)]
+        files = ipywidgets.Dropdown(options=named, description="start from", **look)
+        files.observe(lambda change: self._fill(change["new"]), names="value")
+        start = button(description="Run", button_style="primary", icon="play")
+        start.on_click(self._start)
         self.said = ipywidgets.HTML()
-        grid = ipywidgets.Layout(grid_template_columns="26em 1fr", max_height="22em")
-        buttons = ipywidgets.HBox([self.start, self.stop, self.said])
-        parts = [self.files, ipywidgets.GridBox(rows, layout=grid), buttons, self.shown]
-        self.view = ipywidgets.VBox(parts)
-        self.fill(None)
+        grid = {"grid_template_columns": "26em 1fr", "max_height": "22em"}
+        line = ipywidgets.HBox([start, self.stop, self.said])
+        self.view = ipywidgets.VBox(
+            [files, ipywidgets.GridBox(rows, layout=grid), line, self.shown]
+        )
+        self._fill("")
 
-    def fill(self, path: Path | None) -> None:
-        """Put the values of a file of parameters into the fields."""
+    def _fill(self, path: Path | str) -> None:
         values = {**self.face.defaults, **(load_parameters(path) if path else {})}
         for name, field in self.fields.items():
             value = values[name]
             field.value = value if isinstance(value, str | bool) else repr(value)
 
-    def values(self) -> dict[str, Any]:
-        """What stands in the fields."""
-        kinds = self.face.types
-        typed = {name: field.value for name, field in self.fields.items()}
-        return {n: v if isinstance(v, bool) else parse(v, kinds[n]) for n, v in typed.items()}
-
     def _start(self, _button: Any) -> None:
-        if self.run and self.run.owner():
-            self.said.value = "a run is under way; stop it first"
-            return
+        typed = {name: field.value for name, field in self.fields.items()}
+        kinds = self.face.types
+        values = {n: v if isinstance(v, bool) else parse(v, kinds[n]) for n, v in typed.items()}
         try:
-            run = write(self.notebook, self.values())
+            if self.run and self.run.owner():
+                raise ParameterError("The form", "a run is under way; stop it first")
+            run = write(self.notebook, values)
         except ParameterError as error:
             self.said.value = f"<span style='color:firebrick'>{html.escape(str(error))}</span>"
             return
