@@ -44,13 +44,14 @@ def budget(
         fitted.codec = Codec.fit(fitted.packed, grids, channels=fitted.channels)
     drawn, numbers = fitted.pixels(), fitted.packed.shape[-1]
     cost, allowed = gpc * fitted.points * numbers * bits, ipc * pixels[0].numel() * PIXEL_BITS
-    figure, axes = panels(2, len(pixels), (PAGE, 2 * PAGE / len(pixels) + 0.6))
+    figure, axes = panels(2, len(pixels), (PAGE, 2 * PAGE / len(pixels) + 0.4))
     for ax, picture in zip(axes.flat, [*pixels, *drawn], strict=True):
         show_image(ax, picture)
     figure.suptitle(
         f"GPC {gpc} × {fitted.points} Gaussians × {numbers * bits} bits = {cost:,} bits per class, "
         f"{cost / allowed:.0%} of IPC {ipc}, which buys {allowed // (gpc * numbers * bits)}\n"
-        f"{classes} classes: {cost * classes // 8:,} bytes; {psnr(drawn, pixels).mean():.1f} dB"
+        f"{classes} classes: {cost * classes // 8:,} bytes; {psnr(drawn, pixels).mean():.1f} dB",
+        fontsize=8,
     )
     return figure
 
@@ -93,7 +94,7 @@ def pruning(
     ax.set(xlabel=f"Gaussians removed (%), {order}", ylabel="test accuracy (%)", ylim=(0, None))
     for spot, picture in zip(right.subplots(2, len(pictures) // 2).flat, pictures, strict=True):
         show_image(spot, picture)
-    right.suptitle(f"without {share:.0%} of their Gaussians")
+    right.suptitle(f"without {share:.0%} of their Gaussians", fontsize=8)
     return figure
 
 

@@ -251,19 +251,20 @@ def recorded_runs(*folders: str) -> pd.DataFrame:
     """A row per ``run.json`` in ``folders``, such as "figures": where, seconds, device, commit."""
     root, columns = project_root(), ["run", "seconds", "device", "commit"]
     paths = sorted(path for folder in folders for path in (root / folder).rglob(RECORD))
-    records = {path.parent: json.loads(path.read_text("utf-8")) for path in paths}
-    rows = [record | {"run": str(path.relative_to(root))} for path, record in records.items()]
-    return pd.DataFrame(rows, columns=columns)
+    rows = [json.loads(path.read_text("utf-8")) for path in paths]
+    frame = pd.DataFrame(rows, columns=columns)
+    frame["run"] = [path.parent.relative_to(root).as_posix() for path in paths]
+    return frame.assign(commit=frame.commit.str[:10])
 
 
 def run_figures(run: str) -> Figure:
     """The figures in a run's folder, counted from the project, three in a row, with their names."""
     paths = sorted((project_root() / run).glob("*.png"))
     lines = max(1, -(-len(paths) // 3))
-    figure, axes = panels(lines, 3, (1.5 * PAGE, 2.6 * lines))
+    figure, axes = panels(lines, 3, (PAGE, 1.8 * lines))
     for ax, path in zip(axes.flat, paths, strict=False):
         ax.imshow(plt.imread(path))
-        ax.set_title(path.stem, pad=3)
+        ax.set_title(path.stem, pad=3, fontsize=8)
     return figure
 
 
