@@ -1,7 +1,5 @@
-"""``gsdd distill | evaluate | render | export``: the library from a shell.
-
-Options are the settings of ``gsdd_lib/config.py``; what is left out is chosen as ``distill_images``
-chooses it. Paths count from here. Exit codes: 0 done, 1 failed, 2 a wrong option, 130 interrupted.
+"""The library from a shell: options are its settings; what is left out is chosen as by
+``distill_images``. Exit codes: 0 done, 1 failed, 2 a wrong option, 130 interrupted.
 """
 
 import argparse
@@ -106,7 +104,6 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _read(arguments: Sequence[str]) -> dict[str, Any]:
-    """The command and the options that were given, by name; every value is checked."""
     parser = _Parser(prog="gsdd", description=__doc__)
     commands, known = parser.add_subparsers(dest="command", required=True, metavar="COMMAND"), {}
     for name, command in COMMANDS.items():
@@ -131,21 +128,16 @@ def _read(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _option(field: Any) -> dict[str, Any]:
-    """How argparse reads a field of a model."""
     kind = type(field.default)
     flag = {"nargs": "?", "const": True} if kind is bool else {}
-    return {
-        "type": partial(_typed, kind),
-        "help": field.description,
-        "metavar": kind.__name__,
-    } | flag
+    how = {"type": partial(_typed, kind), "metavar": kind.__name__}
+    return how | flag | {"help": field.description}
 
 
 def _typed(kind: type, text: str) -> Any:
-    """The value that ``text`` says; text that says none is left for the settings to refuse."""
     try:
         return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError):  # for the settings to refuse
         return text
 
 
@@ -160,9 +152,8 @@ def _data(given: dict[str, Any], seed: int) -> Any:
 
 
 def _writable(name: str, *suffixes: str) -> Path:
-    """A file to write when the work is done, refused before it begins."""
     path = Path(name)
     if path.is_dir() or not path.parent.is_dir() or path.suffix not in suffixes:
-        kinds = " or ".join(suffixes)
-        raise ConfigError(f"--output: '{name}' must be a {kinds} file in a folder that exists")
+        wanted = f"a {' or '.join(suffixes)} file in a folder that exists"
+        raise ConfigError(f"--output: '{name}' must be {wanted}")
     return path

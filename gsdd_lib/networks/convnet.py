@@ -1,14 +1,13 @@
-"""The ConvNet of dataset condensation (arXiv 2006.05929), the field's main network; AlexNet, VGG11.
+"""The ConvNet of dataset condensation (arXiv 2006.05929); AlexNet and VGG11 as the field has them.
 
-AlexNet and VGG11 are as the field shrinks them to small images: github.com/VICO-UoE/
-DatasetCondensation, networks.py; above 32 pixels, github.com/GeorgeCazenavette/glad, networks/.
+Source: github.com/VICO-UoE/DatasetCondensation; above 32 pixels, github.com/GeorgeCazenavette/glad.
 """
 
 from torch import Tensor, nn
 
 from gsdd_lib.config import check_choice
 from gsdd_lib.core.errors import ConfigError
-from gsdd_lib.networks.layers import ACTIVATIONS, GROUPS, NORMS, POOLINGS, Network
+from gsdd_lib.networks.layers import ACTIVATIONS, GROUPS, NORMS, POOLINGS, Network, Shape
 
 Plan = tuple[tuple[int, int, bool], ...]  # filters, kernel size, and whether pooled, per block
 ALEXNET: Plan = (
@@ -19,7 +18,6 @@ VGG11: Plan = (
     (512, 3, False), (512, 3, True), (512, 3, False), (512, 3, True),
 )  # fmt: skip
 VGG_GRID = 7  # GLaD pools larger images to 7x7 before the linear layer
-Shape = tuple[int, int, int]
 
 
 def convnet(shape: Shape, num_classes: int, *, depth: int, width: int, **choices: str) -> Network:
@@ -39,32 +37,22 @@ def vgg11(shape: Shape, num_classes: int) -> Network:
 
 
 def blocks(
-    name: str,
-    shape: Shape,
-    num_classes: int,
-    plan: Plan,
-    *,
-    norm: str = "instance",
-    pooling: str = "avg",
-    activation: str = "relu",
-    grid: int = 0,
+    name: str, shape: Shape, num_classes: int, plan: Plan, *, grid: int = 0, **choices: str
 ) -> Network:
     """A network of blocks of convolution, norm, activation and 2x2 pooling, then one linear layer.
 
     Args:
-        name: for messages.
         shape: (channels, height, width) of the images.
-        num_classes: logits.
-        plan: a line per block.
-        norm, pooling, activation: keys of the tables in :mod:`gsdd_lib.networks.layers`.
         grid: where more than one pixel is left, its maximum over so many cells per side; 0: not.
+        choices: ``norm`` ("instance"), ``pooling`` ("avg") and ``activation`` ("relu"); see layers.
 
     Raises:
         ConfigError: a choice is unknown, or nothing is left of an image.
     """
-    check_choice("norm", NORMS, norm)
-    check_choice("pooling", POOLINGS, pooling)
-    check_choice("activation", ACTIVATIONS, activation)
+    choices = {"norm": "instance", "pooling": "avg", "activation": "relu"} | choices
+    for (what, choice), known in zip(choices.items(), (NORMS, POOLINGS, ACTIVATIONS), strict=True):
+        check_choice(what, known, choice)
+    norm, pooling, activation = choices.values()
     # The published codes pad one-channel images of any size by two more; so 28x28 becomes 32x32,
     # and 8x8 would mostly become padding.
     extra = 2 if tuple(shape) == (1, 28, 28) else 0
@@ -87,8 +75,8 @@ def blocks(
     if grid and size != [1, 1]:
         layers.append(nn.AdaptiveMaxPool2d(grid))
         size = [grid, grid]
-    features, whole = channels * size[0] * size[1], norm == "batch"
-    return Network(shape, num_classes, layers, features, image_bytes, in_pieces=not whole)
+    memory = 0 if norm == "batch" else image_bytes  # a batch norm sees all images
+    return Network(shape, num_classes, layers, channels * size[0] * size[1], memory)
 
 
 class Block(nn.Module):

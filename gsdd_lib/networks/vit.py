@@ -1,8 +1,6 @@
-"""The vision transformer of the field's cross-architecture tables, in two sizes.
+"""The vision transformer of the field's tables, as github.com/GeorgeCazenavette/glad has it.
 
-As github.com/GeorgeCazenavette/glad makes it (utils.py, networks/vit_cifar.py and vit.py): 512
-dimensions, 8 heads of 64, a class token, dropout 0.1. Small images (up to 64 pixels): patches of 4,
-6 blocks, layer norms. Larger ones: patches of 16, 10 blocks, and no layer norm anywhere.
+Up to 64 pixels: patches of 4, 6 blocks, layer norms; else patches of 16, 10 blocks, no layer norm.
 """
 
 import torch
@@ -22,8 +20,8 @@ def vit(shape: tuple[int, int, int], num_classes: int) -> Network:
     small = max(height, width) <= LARGEST_SMALL
     patch, depth = (4, 6) if small else (16, 10)
     if height % patch or width % patch:
-        cut = f"ViT cuts an image into patches of {patch}x{patch} pixels"
-        fault = f"{cut} and {height}x{width} is not a multiple of that"
+        fault = f"ViT cuts an image into patches of {patch}x{patch} pixels"
+        fault += f" and {height}x{width} is not a multiple of that"
         raise ConfigError(f"{fault}; choose another resolution")
     patches = height * width // patch**2
     layers = Transformer(channels, patch, patches, depth, normed=small)
@@ -57,12 +55,10 @@ class Tokens(nn.Module):
         self.class_token = nn.Parameter(torch.empty(1, 1, DIM))
 
     def initialize_(self, generator: torch.Generator) -> None:
-        """Standard normal, as published."""
         for parameter in (self.position, self.class_token):
             nn.init.normal_(parameter, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, T, DIM] to [N, 1 + T, DIM]."""
         return torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.position
 
 
