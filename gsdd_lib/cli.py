@@ -33,11 +33,11 @@ def distill(given: dict[str, Any]) -> None:
     from gsdd_lib.api import distill_images
 
     output = _writable(given.pop("output", "distilled.safetensors"), ".safetensors")
-    paths = {"folder": given.pop("checkpoints", None), "experts": given.pop("experts", None)}
-    more = {name: Path(path).absolute() for name, path in paths.items() if path}
     data = _data(given, given.get("seed", 0))
-    elsewhere = {"device", *DataConfig.model_fields}
-    more |= {name: value for name, value in given.items() if name not in elsewhere}
+    elsewhere = {"device", "checkpoints", *DataConfig.model_fields}
+    more = {name: value for name, value in given.items() if name not in elsewhere}
+    paths = {"folder": given.get("checkpoints"), "experts": given.get("experts")}
+    more |= {name: Path(path).absolute() for name, path in paths.items() if path}
     made = distill_images(data, **more)
     print(f"{output}: {made.save(output):,} bytes; {made}")
 

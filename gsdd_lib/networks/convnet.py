@@ -22,8 +22,7 @@ VGG_GRID = 7  # GLaD pools larger images to 7x7 before the linear layer
 
 def convnet(shape: Shape, num_classes: int, *, depth: int, width: int, **choices: str) -> Network:
     """``depth`` blocks of 3x3 convolutions with ``width`` filters; ``choices``: :func:`blocks`."""
-    plan = ((width, 3, True),) * depth
-    return blocks(f"ConvNetD{depth}", shape, num_classes, plan, **choices)
+    return blocks(f"ConvNetD{depth}", shape, num_classes, ((width, 3, True),) * depth, **choices)
 
 
 def alexnet(shape: Shape, num_classes: int) -> Network:
@@ -53,9 +52,7 @@ def blocks(
     for (what, choice), known in zip(choices.items(), (NORMS, POOLINGS, ACTIVATIONS), strict=True):
         check_choice(what, known, choice)
     norm, pooling, activation = choices.values()
-    # The published codes pad one-channel images of any size by two more; so 28x28 becomes 32x32,
-    # and 8x8 would mostly become padding.
-    extra = 2 if tuple(shape) == (1, 28, 28) else 0
+    extra = 2 if tuple(shape) == (1, 28, 28) else 0  # as published, which pads any gray image
     channels, *size = shape[0], *(side + 2 * extra for side in shape[1:])
     times = 0 if pooling == "none" else sum(pooled for _, _, pooled in plan)
     if min(size) >> times == 0:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Images whose first activation fills this many bytes go through a network together on a CPU.
-# Larger tensors come fresh from the kernel and are zeroed page by page, which takes twice the time.
+# First activations that go through a network together on a CPU; larger ones take twice the time.
 CHUNK_BYTES = 8 * 2**20
 Shape = tuple[int, int, int]
 GROUPS = 4  # of a group norm, as in the published ConvNet
@@ -48,7 +47,6 @@ class Network(nn.Module):
         return torch.cat([self.features(part).flatten(1) for part in images.chunk(pieces)])
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] to logits [N, num_classes]."""
         return self.classifier(self.embed(images))
 
 

@@ -33,10 +33,8 @@ class Transformer(nn.Module):
 
     def __init__(self, channels: int, patch: int, patches: int, depth: int, normed: bool) -> None:
         super().__init__()
-        self.patch = patch
-        self.embedding = nn.Linear(channels * patch**2, DIM)
-        self.tokens = Tokens(patches)
-        self.dropout = Dropout(DROPOUT)
+        self.patch, self.embedding = patch, nn.Linear(channels * patch**2, DIM)
+        self.tokens, self.dropout = Tokens(patches), Dropout(DROPOUT)
         self.blocks = nn.Sequential(*[TransformerBlock(normed) for _ in range(depth)])
         self.norm = _norm(normed)
 
@@ -67,8 +65,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, normed: bool) -> None:
         super().__init__()
-        self.attention_norm = _norm(normed)
-        self.attention = Attention()
+        self.attention_norm, self.attention = _norm(normed), Attention()
         hidden = (nn.Linear(DIM, DIM), nn.GELU(), Dropout(DROPOUT))
         self.mlp = nn.Sequential(_norm(normed), *hidden, nn.Linear(DIM, DIM), Dropout(DROPOUT))
 
