@@ -22,14 +22,8 @@ from torch.func import functional_call
 from gsdd_lib.config import DistillConfig, EvalConfig, FitConfig
 from gsdd_lib.data import ImageData
 from gsdd_lib.distillation.loop import distill
-from gsdd_lib.evaluation import baselines
+from gsdd_lib.evaluation import baselines, protocols
 from gsdd_lib.evaluation.evaluate import format_accuracy, summarize
-from gsdd_lib.evaluation.protocols import (
-    Protocols,
-    best_row,
-    compare_protocols,
-    learned_eval_config,
-)
 from gsdd_lib.parameterizations import downsampled, frequency
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.parameterizations.budget import Budget
@@ -150,7 +144,10 @@ def enter(
         seconds = time.perf_counter() - began
         shown = f"step {row['step']:5d}: {format_accuracy(row)} on validation"
         print(f"{method}, {shown}  ({seconds:.0f} s)", flush=True)
-    learned, seconds = learned_eval_config(eval_config, history), time.perf_counter() - began
+    learned, seconds = (
+        protocols.learned_eval_config(eval_config, history),
+        time.perf_counter() - began,
+    )
     facts = {"objective": config.objective, "steps": config.steps, "images": len(images)}
     return Entry(method, images, before, history, snapshots, learned, seconds, facts)
 
@@ -190,7 +187,7 @@ def compare(
     *,
     seed: int,
     rows: Sequence[baselines.Row] = (),
-) -> dict[str, Protocols]:
+) -> dict[str, protocols.Protocols]:
     """Both protocols of every entry, by method; the networks are trained as in :func:`judge`.
 
     Args:
@@ -199,10 +196,12 @@ def compare(
     found = {}
     for entry in entries:
         judged = [row for row in rows if row["method"] == entry.method]
-        known = {best_row(entry.history): summarize(judged)} if judged else None
+        known = {protocols.best_row(entry.history): summarize(judged)} if judged else None
         run = (entry.history, entry.snapshots, entry.render, entry.images.labels)
         config = _equal_steps(eval_config, entries, entry)
-        found[entry.method] = compare_protocols(*run, data, config, seed=seed, known=known)
+        found[entry.method] = protocols.compare_protocols(
+            *run, data, config, seed=seed, known=known
+        )
     return found
 
 

@@ -1,7 +1,6 @@
 """Where a run computes: a CUDA device where there is one, else the CPU; and what it is called.
 
-Random numbers are drawn on the CPU and networks are made there, so that a seed means the same
-everywhere. ``ImageData.to`` moves images; what is made for a data set is then made on its device.
+Random numbers are drawn on the CPU and networks made there, so that a seed means the same anywhere.
 """
 
 import platform

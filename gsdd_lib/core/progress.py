@@ -1,8 +1,7 @@
 """Progress as plain text: a line that renews itself, or sparse lines where nothing can be renewed.
 
-In a notebook the line is an ordinary output, which stays readable when the file is opened again
-without a kernel; a widget would not. Where ``TQDM_DISABLE=1`` asks for no bars, as the runner does,
-and where the output is no terminal, a line is printed every few seconds instead.
+In a notebook it is an ordinary output, which stays readable without a kernel; a widget would not.
+Where ``TQDM_DISABLE=1`` asks for no bars, as the runner does, a line is printed now and then.
 """
 
 import contextlib

@@ -107,13 +107,6 @@ class Whitening:
         """Mean, matrix and inverse. Raises :class:`DataError` where their file cannot be used."""
         return tuple(part.to(self.device) for part in self.read())
 
-    def is_readable(self) -> bool:
-        """Whether there are such parts."""
-        try:
-            return bool(self.parts)
-        except DataError:
-            return False
-
     def apply(self, images: Tensor) -> Tensor:
         """Whitened images ``(x - mean) W`` (see :class:`ChannelNormalization`)."""
         flat = self._flat(images)
@@ -174,21 +167,23 @@ def cached_whitening(images: Tensor) -> Whitening:
     """:func:`fit_whitening`, or what it gave for the same images before, from the cache."""
     folder, shape = cache_folder(), tuple(images.shape[1:])
     kept = read_whitening(folder / f"zca-{_content_hash(images)}.safetensors", shape)
-    if kept.is_readable():
-        return kept
-    made = fit_whitening(images)
+    try:
+        return replace(kept, read=lambda parts=kept.parts: parts)
+    except DataError:
+        made = fit_whitening(images)
     try:
         write_whitening(folder, made)
     except OSError as error:
-        reason = error.strerror or error
-        warnings.warn(f"The whitening could not be kept for next time ({reason}).", stacklevel=2)
+        warnings.warn(f"The whitening could not be kept for next time ({error}).", stacklevel=2)
     return made
 
 
 def write_whitening(folder: Path | str, whitening: Whitening) -> Path:
     """Write ``folder/zca-<fingerprint>.safetensors``; left alone where it is there and whole."""
     path = Path(folder) / f"zca-{whitening.fingerprint}.safetensors"
-    if not read_whitening(path, whitening.shape).is_readable():
+    try:
+        _ = read_whitening(path, whitening.shape).parts
+    except DataError:
         about = {"format": FORMAT, "version": VERSION, "fingerprint": whitening.fingerprint}
         parts = dict(zip(("mean", "matrix", "inverse"), whitening.parts, strict=True))
         write_tensors(path, parts, about | {"shape": list(whitening.shape)})
@@ -225,8 +220,7 @@ def read_whitening(path: Path, shape: tuple[int, int, int], remedy: str = "") ->
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [D] and unbiased covariance [D, D] in double of pixels in [0, 1].
 
-    Sums of integers are exact in float32 up to 2^24 and in double up to 2^53, so the products of a
-    chunk are exact though float32, which takes half the time, and centering comes at the end.
+    The sums of a chunk's integers are exact in float32 (up to 2^24), which takes half the time.
     """
     count, values = len(images), images[0].numel()
     total = torch.zeros(values, dtype=torch.float64)

@@ -62,14 +62,7 @@ def read_shapes(config: DataConfig) -> RawData:
 
 
 def make_shapes(per_class: int, resolution: int, *, seed: int, split: str = "train") -> ImageSet:
-    """Images of the eight figures, class by class, as a function of ``seed`` and ``split``.
-
-    Args:
-        per_class: images of each figure.
-        resolution: pixels per side.
-        seed: of the scenes.
-        split: another name gives other scenes.
-    """
+    """Images of the eight figures, class by class; other ``seed`` or ``split``, other scenes."""
     chunk, images = max(1, CHUNK_PIXELS // resolution**2), []
     for name, figure in FIGURES.items():
         scenes = _sample_scenes(per_class, generator(seed, "data", "shapes", split, name))

@@ -59,15 +59,8 @@ def student_path(
         Parameters [P], differentiable once in images, labels and lr.
     """
 
-    def step(
-        params: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        lr: Tensor,
-        *,
-        number: int,
-        create_graph: bool,
-    ) -> list[Tensor]:
+    def step(number: int, *inputs: Tensor, create_graph: bool) -> list[Tensor]:
+        params, images, labels, lr = inputs
         params = params if params.requires_grad else params.detach().requires_grad_()
         chosen = augment(images[batches[number]], step=number)
         logits = functional_call(network, unflatten(params, network), (chosen,))
@@ -77,7 +70,7 @@ def student_path(
 
     params = start
     for number in range(len(batches)):
-        own = partial(step, number)
+        own = partial(step, number=number)
         if number < len(batches) - keep_steps:
             (params,) = recomputed(own, params, images, labels, lr)
         else:

@@ -1,6 +1,6 @@
 """What distillation asks of a parameterization: labeled images that its parameters render to."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 import torch
@@ -100,7 +100,7 @@ class Parameterization(nn.Module):
     def constrain_(self) -> None:
         """Bring the parameters back into their range, if they have one; called after each step."""
 
-    def _check(self, values: Tensor, form: str, storage: str, known: Iterable[str] = BITS) -> None:
+    def _check(self, values: Tensor, form: str, storage: str = "fp32", known: Any = BITS) -> None:
         """Refuse values that are not of ``form``, as "[N, C, H, W]", or not stored as is known."""
         if values.dim() != form.count(",") + 1 or len(values) != len(self):
             shapes = f"values {list(values.shape)} and labels {list(self.labels.shape)}"

@@ -1,13 +1,8 @@
 """Fit Gaussians to images by the mean squared error (paper, section 3.4).
 
-Adam moves every number by about its learning rate per step. By default positions and Cholesky
-factors take steps in proportion to the spacing of the Gaussians, so that one ``fit_lr`` suits any
-resolution and number of Gaussians, and the Gaussians that do least move to where most is wrong.
-``FitConfig(init="first", fit_start="published", fit_rates="uniform", fit_schedule="halving",
-fit_relocate=0)`` is the fit of the published code.
-
-All numbers are one tensor, each measured in its own rate: one fused kernel steps them all. Within
-the loop nothing waits for the device but a row of the curve and a relocation now and then.
+By default positions and Cholesky factors take steps in proportion to the spacing of the Gaussians,
+and those that do least move to where most is wrong. ``FitConfig(init="first", fit_relocate=0,
+fit_start="published", fit_rates="uniform", fit_schedule="halving")`` is the published code's fit.
 """
 
 from collections.abc import Iterator
@@ -83,6 +78,8 @@ def fit_rows(
 ) -> Iterator[dict[str, float]]:
     """Fit ``gaussians`` in place to ``targets`` by the squared error in the Gaussians' own space.
 
+    Within the loop nothing waits for the device but the rows that are yielded.
+
     Args:
         targets: pixel values [N, C, H, W] in [0, 1], one image per Gaussian image.
         config: all of it but ``init`` and ``fit_start``, which come before.
@@ -90,6 +87,7 @@ def fit_rows(
     Yields:
         About 25 times, as soon as it is known, ``step`` and the images' mean ``psnr_db``.
     """
+    # All numbers in one tensor, each measured in its own rate: one fused kernel steps them all.
     rates = column_rates(gaussians, config).to(targets.device)
     packed, scaled = gaussians.packed, (gaussians.packed.detach() / rates).requires_grad_()
     unit, normalization = gaussians.space == "unit", gaussians.normalization
@@ -146,8 +144,7 @@ def column_rates(gaussians: GaussianImages, config: FitConfig) -> Tensor:
     if config.fit_rates == "spaced":
         height, width = gaussians.resolution
         apart = spacing(gaussians.points, height, width)
-        rates[0] = POSITION_RATE * apart * 2 / width
-        rates[1] = POSITION_RATE * apart * 2 / height
+        rates[:2] = torch.tensor([POSITION_RATE * apart * 2 / size for size in (width, height)])
         rates[2:GEOMETRY] = CHOLESKY_RATE * apart
     return rates
 

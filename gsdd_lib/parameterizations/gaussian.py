@@ -8,13 +8,12 @@ from torch import Tensor, nn
 
 from gsdd_lib.config import RenderConfig
 from gsdd_lib.data.normalization import Normalization
-from gsdd_lib.parameterizations.base import BITS, Parameterization, Size, as_stored
+from gsdd_lib.parameterizations.base import Parameterization, Size, as_stored
 from gsdd_lib.parameterizations.codec import Codec, encode
 from gsdd_lib.parameterizations.initialization import MAX_POSITION, place, place_as_published
 from gsdd_lib.splatting.splat import GEOMETRY, splat
 
 Space = Literal["unit", "normalized"]
-Start = Literal["detail", "published"]
 
 
 class GaussianImages(Parameterization):
@@ -22,9 +21,8 @@ class GaussianImages(Parameterization):
 
     Args:
         packed: float32 [N, M, 5 + C + opacity], rows as :func:`splat` wants them.
-        labels: int64 [N].
+        labels, normalization: as of every :class:`Parameterization`.
         resolution: (height, width) in pixels at which the Cholesky factors are measured.
-        normalization: from pixel values to what networks see.
         render_config: switches of the operator.
         opacity: whether a row ends in an opacity.
         space: what the Gaussians add up to. ``unit``: pixel values, black where no Gaussian is; the
@@ -49,7 +47,7 @@ class GaussianImages(Parameterization):
         codec: Codec | None = None,
     ) -> None:
         super().__init__(labels, resolution, normalization)
-        self._check(packed, "[N, M, 5 + C + opacity]", "bf16")
+        self._check(packed, "[N, M, 5 + C + opacity]")
         self.packed = nn.Parameter(packed.to(torch.float32))
         self.render_config = render_config or RenderConfig()
         self._switches = self.render_config.model_dump()  # once, not at every call
@@ -64,16 +62,14 @@ class GaussianImages(Parameterization):
         *,
         points: int,
         seed: int,
-        start: Start = "detail",
+        start: Literal["detail", "published"] = "detail",
         opacity: bool = True,
         **more: Any,
     ) -> Self:
-        """Gaussians before any fitting.
+        """Gaussians before any fitting, ``points`` per image.
 
         Args:
-            points: Gaussians per image.
-            start: where the images have ``detail`` (:func:`place`), or at random as ``published``
-                (:func:`place_as_published`).
+            start: where the images have ``detail`` (:func:`place`), or :func:`place_as_published`.
         """
         empty = images.new_zeros(len(images), points, GEOMETRY + images.shape[1] + opacity)
         made = cls(empty, labels, resolution=images.shape[2:], opacity=opacity, **more)
@@ -114,16 +110,11 @@ class GaussianImages(Parameterization):
         return self.packed[..., -1] if self.opacity else None
 
     @property
-    def storage(self) -> Literal["bf16", "fp32"]:
-        """What a number is stored as where there is no codec."""
-        return "bf16" if self.store_bf16 else "fp32"
-
-    @property
     def bits(self) -> int:
         """Bits of all Gaussians as they are stored."""
         if self.codec is not None:
             return 8 * len(encode(self.codec.quantize(self.packed.detach()), self.codec))
-        return self.packed.numel() * BITS[self.storage]
+        return self.packed.numel() * (16 if self.store_bf16 else 32)
 
     def render(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
         """Normalized images [n, C, height, width] at any resolution (default: the native one)."""
@@ -143,7 +134,7 @@ class GaussianImages(Parameterization):
         if self.codec is not None:
             packed = self.codec.round_packed(self.packed)
         else:
-            packed = as_stored(self.packed, self.storage)
+            packed = as_stored(self.packed, "bf16") if self.store_bf16 else self.packed
         height, width = resolution or self.resolution
         if (height, width) != self.resolution:
             scale = torch.ones(packed.shape[-1], device=packed.device)

@@ -67,9 +67,6 @@ def place(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Te
 
     Positions are sampled by the magnitude of an image's gradient, sizes follow from the spacing of
     the Gaussians, colors are half of the image's there, since neighbors overlap.
-
-    Args:
-        images: [N, C, H, W] in the space that the Gaussians add up in.
     """
     height, width = images.shape[2:]
     gray = pad(images.mean(1, keepdim=True), (1, 0, 1, 0), mode="replicate")[:, 0]

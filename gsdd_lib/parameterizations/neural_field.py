@@ -1,13 +1,9 @@
 """Images as neural fields (DDiF): one small SIREN per image, all of a batch decoded by ``bmm``.
 
-A field maps a pixel's coordinates to its color,
-
     h_0 = (row, column) in [-1, 1]^2,   h_l = sin(w_l (W_l h_{l-1} + b_l)),   color = W h_L + b,
 
-with ``w_1 = 30`` and ``w_l`` a setting (40 at 128 pixels, 10 at 32). Settings, initialization and
-coordinates follow the published ones (Sitzmann et al. 2020; DDiF, table of decoders). The published
-code calls one network after the other; here all images go through each layer at once, so that a
-comparison measures the method and not the loop around it.
+Settings, initialization and coordinates follow the published ones (Sitzmann et al. 2020; DDiF,
+table of decoders), whose code calls one network after the other.
 """
 
 from itertools import pairwise
@@ -32,7 +28,7 @@ class NeuralFields(Parameterization):
         channels: colors of a pixel.
         resolution, normalization: as of every :class:`Parameterization`.
         layers, width: 3 x 20 at 128 pixels, 2 x 6 at 32 (DDiF at IPC 1 and 10).
-        frequency: ``w_l`` of the layers after the first.
+        frequency: ``w_l`` of the layers after the first: 40 at 128 pixels, 10 at 32.
         generator: the source of the initial weights, which are uniform.
     """
 
@@ -62,11 +58,7 @@ class NeuralFields(Parameterization):
 
     @classmethod
     def init_from(cls, images: Tensor, labels: Tensor, *, steps: int = 5000, **more: Any) -> Self:
-        """Fields fitted to the images by Adam on the squared error, as published.
-
-        Args:
-            steps: of Adam; none leaves the random initial weights.
-        """
+        """Fields fitted to the images by ``steps`` of Adam on the squared error, as published."""
         fields = cls(labels, images.shape[1], images.shape[2:], **more).to(images.device)
         adam = torch.optim.Adam(fields.parameters(), lr=FIT_LR)
         for _ in range(steps):

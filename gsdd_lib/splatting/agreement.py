@@ -211,12 +211,13 @@ def decided_pixels(
     The operator jumps at the rim of the support and bends where a weight reaches 1. A sample
     within ``margin`` of either may be rounded to the other side; its pixel is left out.
     """
-    samples = height * width * (4 if supersample else 1)
-    undecided = torch.zeros(len(params), samples, dtype=torch.bool, device=params.device)
+    per_pixel = 4 if supersample else 1
+    size = (len(params), height * width * per_pixel)
+    undecided = torch.zeros(size, dtype=torch.bool, device=params.device)
     each = falloffs(params, height, width, prefilter=prefilter, supersample=supersample)
     for k, falloff in enumerate(each):
         strength = params[:, k, -1:] if opacity else torch.ones_like(falloff)
         undecided |= (strength.abs().clamp(min=1) * falloff / SUPPORT - 1).abs() < margin
         if saturate:
             undecided |= (strength * falloff - 1).abs() < margin
-    return ~undecided.view(len(params), 1, height, width, -1).any(-1)
+    return ~undecided.view(len(params), 1, height, width, per_pixel).any(-1)

@@ -65,7 +65,7 @@ def _render(params, height, width, opacity, saturate, prefilter, supersample, pu
         weight = weight.clamp(max=1)
     weight = torch.where(support, weight, torch.zeros_like(weight))
     image = torch.einsum("bms,bmc->bcs", weight, params[..., 5 : 5 + channels])
-    return image.view(batch, channels, height, width, -1).mean(-1)
+    return image.unflatten(2, (height, width, 4 if supersample else 1)).mean(-1)
 
 
 def pixel_center(means: Tensor, height: int, width: int) -> Tensor:

@@ -19,15 +19,6 @@ from cuda_ext.call import DTYPES, GEOMETRY, gather, images_like, render
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.splatting.reference import splat_reference
 
-FORWARD_MODE = (
-    "splat has no forward-mode derivative (jvp, jacfwd, forward_ad): use reverse mode (grad, vjp, "
-    "jacrev), or splat_reference, which has both."
-)
-ONCE = (
-    "splat is differentiable once: differentiate twice through the network, never through the "
-    "renderer, or use splat_reference."
-)
-
 
 class SplatError(GsddError, ValueError, RuntimeError):
     """The operator was given arguments that it cannot render; the message says which."""
@@ -199,7 +190,10 @@ def _backward(ctx, v_images):
 
 
 def _refuse_forward_mode(ctx, *tangents):
-    raise RuntimeError(FORWARD_MODE)
+    raise RuntimeError(
+        "splat has no forward-mode derivative (jvp, jacfwd, forward_ad): use reverse mode (grad, "
+        "vjp, jacrev), or splat_reference, which has both."
+    )
 
 
 class _Splat(torch.autograd.Function):
@@ -235,7 +229,10 @@ class _SplatBackward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, v_params):
-        raise RuntimeError(ONCE)
+        raise RuntimeError(
+            "splat is differentiable once: differentiate twice through the network, never through "
+            "the renderer, or use splat_reference."
+        )
 
 
 # ------------------------------------------------------------------------------------ registration

@@ -55,15 +55,11 @@ class Experts:
         self.paths = sorted(folder.glob(FILES)) or sorted(folder.glob(f"*/{FILES}"))
         homes = dict.fromkeys(path.parent.name for path in self.paths)
         if not homes:
-            raise ExpertError(
-                f"There are no experts in '{folder}'; train them by train_experts (notebook 03) or "
-                "name another folder."
-            )
+            remedy = "train them by train_experts (notebook 03) or name another folder"
+            raise ExpertError(f"There are no experts in '{folder}'; {remedy}.")
         if len(homes) > 1:
-            raise ExpertError(
-                f"'{folder}' holds experts of several settings ({', '.join(homes)}); name one of "
-                "these folders."
-            )
+            held = f"holds experts of several settings ({', '.join(homes)})"
+            raise ExpertError(f"'{folder}' {held}; name one of these folders.")
         self.about = [read_about(path) for path in self.paths]
         for path, about in zip(self.paths, self.about, strict=True):
             _require(path, about["settings"], self.about[0]["settings"])
@@ -103,10 +99,9 @@ class Experts:
         wanted = {"expert_network": network, "expert_width": width, **_about_data(data)}
         _require(self.paths[0], self.about[0]["settings"], wanted)
         if self.epochs < epochs:
-            raise ExpertError(
-                f"The experts trained for {self.epochs} epochs, the matching needs {epochs} "
-                "(max_start_epoch - 1 + expert_epochs); lower these or train longer."
-            )
+            needs = f"the matching needs {epochs} (max_start_epoch - 1 + expert_epochs)"
+            trained = f"The experts trained for {self.epochs} epochs"
+            raise ExpertError(f"{trained}, {needs}; lower these or train longer.")
 
 
 def distances(experts: Experts, expert_epochs: int) -> list[Row]:
