@@ -14,17 +14,17 @@ VENV := .venv
 PYTHON ?= $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 ENVIRONMENT := $(if $(filter $(VENV)/%,$(PYTHON)),$(STAMP))
-SOURCES := gsdd_lib cuda_ext tests notebooks
+SOURCES := gsdd_lib cuda_ext tests tests_browser notebooks
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 REPORT = figures/$(PROFILE)/99_report
 
 INDEX := $(wildcard notebooks/index.ipynb)
 RUNNER = $(PYTHON) -m gsdd_lib.experiment.runner
 
-.PHONY: help reproduce test lab data bench gpu-check clean clean-runs compiler
+.PHONY: help reproduce test test-browser lab data bench gpu-check clean clean-runs compiler
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 reproduce: $(ENVIRONMENT) compiler ## Every figure and table of PROFILE=demo (ONLY=04 or table_15 or ipc1); goes on where it was stopped
 	@$(RUNNER) --check-all params/$(PROFILE) --only '$(ONLY)'
@@ -46,6 +46,11 @@ ifneq ($(NOTEBOOKS),)
 else
 	@echo "notebooks/ holds no notebook: nothing for nbval to run."
 endif
+
+test-browser: $(ENVIRONMENT) compiler ## The notebooks as a reader uses them: JupyterLab in a headless Chromium (5 minutes)
+	@$(PYTHON) -c 'import selenium' 2>/dev/null \
+	  || $(PYTHON) -m pip install -q -e ".[notebooks,dev,browser]" -c constraints.txt
+	$(PYTHON) -m pytest tests_browser
 
 lab: $(ENVIRONMENT) compiler ## Open the notebooks in JupyterLab (over SSH: ARGS="--no-browser --ip=127.0.0.1" and ssh -L 8888:localhost:8888)
 	@echo "Building the splatting operator (a minute the first time, nothing afterwards) ..."

@@ -5,7 +5,7 @@ An unknown name is an error that names the nearest one, before any work is done.
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
@@ -24,7 +24,8 @@ DATASETS: Mapping[str, tuple[int, int] | None] = {
     **{f"image{name}": (3, 128) for name in IMAGENET_SUBSETS},
     "imagefolder": None,
 }
-NETWORKS = (*(f"ConvNetD{depth}" for depth in range(1, 7)), "AlexNet", "VGG11", "ResNet18", "ViT")
+CONVNETS = tuple(f"ConvNetD{depth}" for depth in range(1, 7))
+NETWORKS = (*CONVNETS, "AlexNet", "VGG11", "ResNet18", "ResNet18BN", "ViT")
 DSA = "color_crop_cutout_flip_scale_rotate"  # all of the augmentations
 OBJECTIVES = ["dm", "dc", "tm"]  # and those of one's own: see distillation.losses.add_objective
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -36,16 +37,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f", did you mean '{close[0]}'?" if close else ""
 
 
-def _known(what: str, names: Sequence[str], value: str) -> str:
-    if value not in names:
-        hint = nearest(value, names) or f"; known: {', '.join(names)}"
-        raise ValueError(f"unknown {what} {reprlib.repr(value)}{hint}")
-    return value
+def check_choice(what: str, known: Collection[str], choice: str) -> str:
+    """``choice``, or a :class:`ConfigError` that names the nearest of the ``known`` ones."""
+    if choice not in known:
+        hint = f"{nearest(choice, known)}; known: {', '.join(known)}"
+        raise ConfigError(f"unknown {what} {reprlib.repr(choice)}{hint}")
+    return choice
 
 
 def _strategy(value: str) -> str:
     for name in filter(None, value.split("_")):
-        _known("augmentation", AUGMENTATIONS, name)
+        check_choice("augmentation", AUGMENTATIONS, name)
     return value
 
 
@@ -55,10 +57,11 @@ def _inside(value: str) -> str:
     return value
 
 
-DatasetName = Annotated[str, AfterValidator(partial(_known, "data set", tuple(DATASETS)))]
-Objective = Annotated[str, AfterValidator(partial(_known, "objective", OBJECTIVES))]
-NetworkName = Annotated[str, AfterValidator(partial(_known, "network", NETWORKS))]
+DatasetName = Annotated[str, AfterValidator(partial(check_choice, "data set", DATASETS))]
+Objective = Annotated[str, AfterValidator(partial(check_choice, "objective", OBJECTIVES))]
+NetworkName = Annotated[str, AfterValidator(partial(check_choice, "network", NETWORKS))]
 Strategy = Annotated[str, AfterValidator(_strategy)]
+Norm = Literal["instance", "batch", "layer", "group", "none"]
 ProjectFolder = Annotated[str, AfterValidator(_inside)]
 
 
@@ -89,9 +92,6 @@ class Config(BaseModel):
 
         Raises:
             ConfigError: a wrong type or value, or a name in ``others`` that is no field.
-
-        >>> BudgetConfig.pick({"ipc": 10, "seed": 3}, gpc=80)
-        BudgetConfig(ipc=10, gpc=80, opacity=True, soft_labels=False)
         """
         plain, fields = {**parameters}, cls.model_fields
         plain |= {name: plain[prefix + name] for name in fields if prefix + name in plain}
@@ -159,16 +159,15 @@ class FitConfig(Config):
     """How Gaussians are initialized (paper, section 3.4 and table 17).
 
     ``init``: fitted to random real images, the first of each class (as published), k-means
-    representatives or a solid color (warmup); or not fitted at all (random). ``fit_rates``: in
-    proportion to the Gaussians' spacing, or as of all other numbers. ``fit_schedule``: falls in
-    the second half; stays; or is halved every 20,000 steps. As published: uniform and halving.
+    representatives or a solid color (warmup); or not fitted at all (random). ``fit_schedule``:
+    falls in the second half; stays; or is halved every 20,000 steps (as published).
     """
 
     init: Literal["real", "first", "kmeans", "warmup", "random"] = _field("real", "fitted to what")
     fit_start: Literal["detail", "published"] = _field("detail", "where detail is, or uniform")
     fit_steps: int = _field(600, "Adam steps of the mean squared error", ge=0)
     fit_lr: float = _field(0.045, "learning rate at the start; the paper: 0.01", gt=0)
-    fit_rates: Literal["spaced", "uniform"] = _field("spaced", "of means and Cholesky factors")
+    fit_rates: Literal["spaced", "uniform"] = _field("spaced", "by Gaussians' spacing, or as all")
     fit_schedule: Literal["cosine", "constant", "halving"] = _field("cosine", "of fit_lr")
     fit_relocate: float = _field(0.1, "share of Gaussians moved at a time; 0: never", ge=0, le=0.5)
 
@@ -179,7 +178,7 @@ class DistillConfig(Config):
     The published code halves the boundary loss and adds it once per class in dm and dc: its 0.1
     is a ``boundary`` of 0.05 times the classes there, and of 0.05 in tm. It learns the student's
     rate itself: its ``lr_lr`` is ours times the square of the rate, 1e-5 at the published 0.01.
-    ``update_per_class`` is the published code of GSDD and DDiF; DM's takes all classes at once.
+    It updates per class, as DDiF's; DM's takes all classes at once.
     """
 
     objective: Objective = _field("dm", "distributions, gradients, trajectories")
@@ -198,9 +197,7 @@ class DistillConfig(Config):
     select_networks: int = _field(2, "networks trained for a row", ge=1)
     checkpoint_every: int = _field(25, "steps between two checkpoints", ge=1)
     micro_batch: int = _field(256, "images in memory at once (dm, dc); rounding alone", ge=1)
-    dm_match: Literal["means", "kernel"] = _field(
-        "means", "what dm compares: mean embeddings, or distributions by a kernel (hard labels)"
-    )
+    dm_match: Literal["means", "kernel"] = _field("means", "of embeddings, or all by a kernel (dm)")
     update_per_class: bool = _field(False, "whether Adam steps after each class (dm)")
     outer_loop: int = _field(1, "steps per network (dc)", ge=1)
     inner_loop: int = _field(1, "epochs a network trains between steps (dc)", ge=0)
@@ -230,9 +227,9 @@ class ExpertConfig(Config):
 class EvalConfig(Config):
     """How a distilled set is evaluated: fresh networks trained on nothing else.
 
-    ``protocol``: the test accuracy of the row that is best on validation, or the best test
-    accuracy of all rows, as the paper reports. ``eval_schedule``: a tenth after half the epochs;
-    to 0 by cosine; or as the published codes, one epoch more and a new optimizer at the fall.
+    ``protocol``: the test accuracy of the row that is best on validation, or the best of all, as
+    the paper reports. ``eval_schedule``: a tenth after half the epochs; to 0 by cosine; or as the
+    published codes, one epoch more and a new optimizer at the fall.
     """
 
     protocol: Literal["clean", "paper"] = _field("clean", "which accuracy of a run is reported")
@@ -240,10 +237,8 @@ class EvalConfig(Config):
     eval_network: NetworkName = _field("ConvNetD3", "architecture")
     eval_width: int = _field(64, "filters per convolution", ge=1)
     epochs: int = _field(300, "passes over the distilled set", ge=1)
-    eval_norm: Literal["instance", "batch", "layer", "group", "none"] = _field(
-        "instance", "ConvNet's"
-    )
-    eval_pooling: Literal["avg", "max", "none"] = _field("avg", "pooling of a ConvNet")
+    eval_norm: Norm = _field("instance", "of a ConvNet")
+    eval_pooling: Literal["avg", "max", "none"] = _field("avg", "of a ConvNet")
     eval_activation: Literal["relu", "leakyrelu", "sigmoid"] = _field("relu", "of a ConvNet")
     eval_optimizer: Literal["sgd", "adam", "adamw"] = _field("sgd", "sgd has momentum 0.9")
     eval_lr: float = _field(0.01, "learning rate at the start", gt=0)

@@ -42,7 +42,7 @@ from gsdd_lib.config import CodecConfig, Config, ConfigError, EvalConfig, Render
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import METADATA_KEY, DamagedFileError, read_tensors, write_tensors
 from gsdd_lib.data import DataError, ImageData
-from gsdd_lib.data.normalization import ChannelNormalization, StoredWhitening, write_whitening
+from gsdd_lib.data.normalization import ChannelNormalization, read_whitening, write_whitening
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.parameterizations.codec import Codec, decode, encode
 from gsdd_lib.parameterizations.entropy import DamagedCodeError
@@ -139,11 +139,7 @@ class DistilledSet:
         return TensorDataset(self.gaussians.render(resolution=_size(resolution)), self.targets)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """What a network trained on :meth:`dataset` expects of real images, float32.
-
-        Args:
-            images: [..., C, height, width], uint8, or floating point in [0, 1].
-        """
+        """What networks so trained see of real images [..., C, H, W], uint8 or in [0, 1]."""
         return self.gaussians.normalization.apply(images).float()
 
     def evaluate(
@@ -193,12 +189,7 @@ class DistilledSet:
         Returns:
             The file's size in bytes, that of the whitening not included.
         """
-        path, gaussians, soft, classes = (
-            Path(path),
-            self.gaussians,
-            self.soft_labels,
-            self.class_names,
-        )
+        gaussians, soft, classes = self.gaussians, self.soft_labels, self.class_names
         about: dict[str, Any] = {
             "dataset": self.dataset_name,
             "class_names": list(classes),
@@ -211,9 +202,7 @@ class DistilledSet:
         if isinstance(normalization, ChannelNormalization):
             about |= {"mean": list(normalization.mean), "std": list(normalization.std)}
         else:
-            companion = write_whitening(
-                path.parent, getattr(normalization, "whitening", normalization)
-            )
+            companion = write_whitening(Path(path).parent, normalization)
             about["whitening"] = {"file": companion.name, "bytes": companion.stat().st_size}
         tensors = {"packed": _stored(gaussians.packed, gaussians.codec, encode)}
         if gaussians.codec is not None and (labels.diff() >= 0).all():
@@ -222,7 +211,7 @@ class DistilledSet:
             tensors["labels"] = labels.to(torch.uint8 if len(classes) <= 256 else torch.int32)
         if soft is not None:
             tensors["label_logits"] = _stored(soft.logits, soft.codec, encode_labels)
-        return write_tensors(path, tensors, about | {"format": FORMAT, "version": VERSION})
+        return write_tensors(Path(path), tensors, about | {"format": FORMAT, "version": VERSION})
 
     def export(self, folder: Path | str, resolution: Resolution = None) -> Path:
         """Write the set in formats that need no library, to a new folder.
@@ -323,11 +312,9 @@ def load(path: Path | str) -> DistilledSet:
         tensors, about = _read_old(path, error)
     del about["format"]
     version = about.pop("version", None)
-    if version not in (*OLD_VERSIONS.values(), VERSION):
-        raise StorageError(
-            f"'{path.name}' has format version {reprlib.repr(version)}, and this library reads "
-            f"versions 1 to {VERSION}; install the release that wrote it."
-        )
+    found = f"'{path.name}' has format version {reprlib.repr(version)}"
+    reads = f"this library reads versions 1 to {VERSION}; install the release that wrote it."
+    _require(version in (*OLD_VERSIONS.values(), VERSION), f"{found}, and {reads}")
     try:
         about = _About(**about)
         codecs = _decode(tensors, len(about.class_names))
@@ -403,10 +390,8 @@ def _check(tensors: dict[str, Tensor], about: _About, codecs: dict[str, Any]) ->
     kinds = {n: torch.float32 if codec else torch.bfloat16 for n, codec in codecs.items()}
     full = 1 <= channels <= 4 and packed.numel() and packed.dtype == kinds["packed"]
     one_each = labels.dtype in whole and labels.shape == images
-    learned = logits is None or (logits.dtype, logits.shape) == (
-        kinds["label_logits"],
-        (*images, classes),
-    )
+    learned = logits is None or logits.dtype == kinds["label_logits"]
+    learned = learned and (logits is None or logits.shape == (*images, classes))
     for what, values, fits, wanted in (
         ("Gaussians", packed, full, ", not bfloat16 [N, M, numbers]"),
         ("labels", labels, one_each, f", not an integer per image, {list(images)}"),
@@ -425,7 +410,7 @@ def _check(tensors: dict[str, Tensor], about: _About, codecs: dict[str, Any]) ->
 def _gaussians(
     tensors: dict[str, Tensor], about: _About, version: int, folder: Path, codec: Codec | None
 ) -> GaussianImages:
-    normalization, space = None, about.space
+    space = about.space
     if about.whitening is None:
         normalization = ChannelNormalization(tuple(about.mean), tuple(about.std))
     else:
@@ -434,7 +419,7 @@ def _gaussians(
             f" to the set's folder, or make it again: write_whitening(folder, load_data(DataConfig("
             f"dataset='{about.dataset}', zca=True)).normalization) writes '{name}' there"
         )
-        normalization = StoredWhitening(folder / name, (channels, *about.resolution), remedy)
+        normalization = read_whitening(folder / name, (channels, *about.resolution), remedy)
         space = space if version == VERSION else "normalized"  # whatever older versions say
     return GaussianImages(
         tensors["packed"].float(),

@@ -5,17 +5,16 @@ allow. The Gaussians are fitted ones, for random ones would distort what culling
 """
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.functional import interpolate
 
-from gsdd_lib.benchmarks.operator import PASSES, Workload, fitted_gaussians
+from gsdd_lib.benchmarks.operator import Workload, fitted_gaussians
 from gsdd_lib.benchmarks.roofline import alive_samples, roofline_ms
-from gsdd_lib.benchmarks.timing import Job, peaks_alone, time_job
+from gsdd_lib.benchmarks.timing import PASSES, Job, job_of, measure_jobs
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.parameterizations.neural_field import NeuralFields
@@ -43,10 +42,8 @@ class Decoding:
     @property
     def field_width(self) -> int:
         """Units per layer of the widest field of three layers in fp32 within the bytes."""
-        width = 1
-        while 4 * field_numbers(width + 1) <= self.storage:
-            width += 1
-        return width
+        fits = lambda width: 4 * field_numbers(width) <= self.storage  # noqa: E731
+        return next(width for width in itertools.count(1) if not fits(width + 1))
 
     @property
     def pixel_side(self) -> int:
@@ -55,11 +52,7 @@ class Decoding:
 
 
 def field_numbers(width: int) -> int:
-    """Weights and biases of a field of three layers of ``width``.
-
-    >>> field_numbers(20)
-    963
-    """
+    """Weights and biases of a field of three layers of ``width``."""
     hidden = (FIELD_LAYERS - 1) * width * (width + 1)
     return 3 * width + hidden + (width + 1) * CHANNELS
 
@@ -74,43 +67,26 @@ def decode_job(
     method: str, which: str, case: Decoding, gaussians: np.ndarray, *, few: bool = False
 ) -> Job:
     """Makes the batch once, or one image of it; differentiates it where ``which`` says so."""
-    if few:
-        case = replace(case, batch=1)
-    leaves, render = _decoder(method, case, gaussians)
-    if which == "forward":
-        return lambda: _without_gradient(render)
-    v_images = torch.ones(case.batch, CHANNELS, case.size, case.size)
-
-    def forward_backward() -> list[Tensor]:
-        images = render()
-        return [images, *torch.autograd.grad(images, leaves, v_images)]
-
-    return forward_backward
-
-
-@torch.no_grad()
-def _without_gradient(render: Any) -> list[Tensor]:
-    return [render()]
-
-
-def _decoder(method: str, case: Decoding, gaussians: np.ndarray) -> tuple[list[Tensor], Any]:
-    size = (case.size, case.size)
+    batch, size = 1 if few else case.batch, (case.size, case.size)
     random = generator(0, "efficiency", method)
     if method == "Gaussians":
-        rows = torch.from_numpy(gaussians).repeat(-(-case.batch // len(gaussians)), 1, 1)
-        rows = rows[: case.batch].contiguous().requires_grad_()
-        return [rows], lambda: splat(rows, *size)
-    if method == "neural field":
-        labels = torch.zeros(case.batch, dtype=torch.int64)
+        rows = torch.from_numpy(gaussians).repeat(-(-batch // len(gaussians)), 1, 1)
+        leaves = [rows[:batch].contiguous().requires_grad_()]
+        render = lambda: splat(*leaves, *size)  # noqa: E731
+    elif method == "neural field":
+        labels = torch.zeros(batch, dtype=torch.int64)
         identity = ChannelNormalization((0.0,) * CHANNELS, (1.0,) * CHANNELS)
         more = {"width": case.field_width, "normalization": identity, "generator": random}
         fields = NeuralFields(labels, CHANNELS, size, **more)
-        return list(fields.parameters()), fields.pixels
-    side = case.pixel_side
-    small = torch.rand(case.batch, CHANNELS, side, side, generator=random).requires_grad_()
-    # At full size the pixels are the image: what is left is the copy into the batch.
-    enlarge = small.clone if side == case.size else lambda: interpolate(small, size, mode="nearest")
-    return [small], enlarge
+        leaves, render = list(fields.parameters()), fields.pixels
+    else:
+        side = case.pixel_side
+        small = torch.rand(batch, CHANNELS, side, side, generator=random).requires_grad_()
+        leaves, render = [small], lambda: interpolate(small, size, mode="nearest")
+        if side == case.size:  # the pixels are the image: what is left is the copy into the batch
+            render = small.clone
+    v_images = None if which == PASSES[0] else torch.ones(batch, CHANNELS, *size)
+    return job_of(render, leaves, v_images)
 
 
 def measure(
@@ -129,13 +105,9 @@ def measure(
         alive = alive_samples(torch.from_numpy(gaussians), case.size, case.size)
         for method, which in itertools.product(METHODS, PASSES):
             jobs.append((method, which, case, gaussians))
-            timing = time_job(decode_job(*jobs[-1]), repeats)
-            row = {"size": case.size, "batch": case.batch, "storage": case.storage}
-            row |= {"method": method, "pass": which}
-            row |= {"ms": timing.ms, "ms_low": timing.low, "ms_high": timing.high}
+            rows.append(asdict(case) | {"method": method, "pass": which})
             if method == "Gaussians":
                 work = (case.batch, case.points, CHANNELS, (case.size, case.size))
-                row["roofline_ms"] = roofline_ms(alive, *work, which)
-            rows.append(row)
-    found = peaks_alone(decode_job, jobs) if memory else [None] * len(jobs)
-    return [row | {"mib": mib} for row, mib in zip(rows, found, strict=True)]
+                rows[-1]["roofline_ms"] = roofline_ms(alive, *work, which)
+    found = measure_jobs(decode_job, jobs, repeats, "cpu", memory=memory)
+    return [row | measured for row, measured in zip(rows, found, strict=True)]

@@ -1,44 +1,42 @@
-"""The splatting operator against the dense oracle.
+"""The splatting operator against the dense oracle: python -m gsdd_lib.benchmarks.operator
 
-    python -m gsdd_lib.benchmarks.operator [--json FILE]
-
-Both render the same fitted Gaussians in the same process with the same threads. The oracle's time
-and memory grow with Gaussians times samples, so where a whole batch would take minutes it renders
-some of the images and its time is scaled to the batch; the table says how many. Where a GPU and
-gsplat are available, gsplat's rasterizer is measured as well. Two more tables time a fit and a call
-(:mod:`gsdd_lib.benchmarks.fitting`).
+Both render the same fitted Gaussians in the same process. Where the oracle would take minutes for
+a whole batch, it renders some of the images and its time is scaled; the table says how many. On a
+GPU gsplat's rasterizer is measured too: it blends, so only its time and memory are compared.
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
-from gsdd_lib.benchmarks import fitting as fit_benchmark
-from gsdd_lib.benchmarks import gsplat as gsplat_raster
+from gsdd_lib.benchmarks.fitting import FITTING, QUICK_FITTING, call_costs, measure_fitting
 from gsdd_lib.benchmarks.roofline import alive_samples, roofline_ms
-from gsdd_lib.benchmarks.timing import Job, machine, markdown, peaks_alone, time_job
+from gsdd_lib.benchmarks.timing import PASSES, Job, job_of, machine, markdown, measure_jobs
 from gsdd_lib.core.files import write_atomically
 from gsdd_lib.core.rng import generator
+from gsdd_lib.splatting.agreement import gsplat_scene
 from gsdd_lib.splatting.reference import splat_reference
 from gsdd_lib.splatting.splat import backend_ready, splat
 
 ORACLE_ELEMENTS = 21_000_000  # Gaussians x samples that the oracle renders in one measurement
 FITTED = 8  # distinct images, repeated to fill the batch
-RENDERERS = {"operator": splat, "oracle": splat_reference, "gsplat": gsplat_raster.rasterize}
-PASSES = ("forward", "forward + backward")
-NOTE = """\
-ms: median (and quartiles) for all images; the oracle rendered "oracle images" of them, and its time
-is scaled to all. roofline: the time that no kernel on this CPU can beat (roofline.py says what is
-counted), and the fraction of it that the operator reaches. MiB: peak memory beyond inputs and
-outputs, for the images rendered. gsplat: its CUDA rasterizer on the same Gaussians, which it blends
-instead of adding: {gsplat}."""
+NOTE = """
+ms: median and quartiles for all images, scaled from those "rendered". mib: peak memory beyond
+inputs and outputs, for the images rendered. ratio: the oracle's ms over the row's. roofline_ms: the
+time that no kernel on this CPU can beat (roofline.py says what is counted).
+gsplat {gsplat}.
+Then microseconds of a call of one Gaussian on one pixel, and a fit of crops of two photographs.
+"""
 
 
 @dataclass(frozen=True)
@@ -98,114 +96,84 @@ def _discs(work: Workload, random: torch.Generator) -> Tensor:
     return image
 
 
+def gsplat_rasterize(params: Tensor, height: int, width: int) -> Tensor:
+    """``params [B, M, 6 + C]`` on a GPU to ``[B, C, height, width]``; opacities in (0, 1]."""
+    from gsplat import rasterization
+
+    scene = gsplat_scene(params, height, width)  # 2x2 samples: twice as large, then the mean
+    images, _, _ = rasterization(**scene, height=2 * height, width=2 * width)
+    return avg_pool2d(images.squeeze(1).movedim(-1, 1), 2)
+
+
+RENDERERS = {"operator": splat, "oracle": splat_reference, "gsplat": gsplat_rasterize}
+
+
+def without_gsplat(device: str) -> str:
+    """Why gsplat cannot run, empty where it can."""
+    if device == "cpu" or not torch.cuda.is_available():
+        return "no CUDA device"
+    return "" if importlib.util.find_spec("gsplat") else "gsplat is not installed"
+
+
 def _job(
     renderer: str, which: str, fitted: np.ndarray, work: Workload, device: str, *, few: bool = False
 ) -> Job:
     """Renders a batch, or one image, and differentiates it where ``which`` says so."""
-    count = 1 if few else work.rendered_by(renderer)
+    count, size = 1 if few else work.rendered_by(renderer), (work.height, work.width)
     params = torch.from_numpy(fitted).repeat(math.ceil(count / FITTED), 1, 1)[:count].to(device)
-    size = (work.height, work.width)
-    if which == "forward":
-        return lambda: [RENDERERS[renderer](params, *size)]
-    shape = (count, work.channels, *size)
-    v_image = torch.randn(shape, generator=generator(1, "benchmark")).to(device)
-    params = params.clone().requires_grad_()
-
-    def forward_backward() -> list[Tensor]:
-        image = RENDERERS[renderer](params, *size)
-        return [image, *torch.autograd.grad(image, params, v_image)]
-
-    return forward_backward
+    params = params.contiguous().requires_grad_()
+    v_images = torch.ones(count, work.channels, *size, device=device)
+    render = lambda: RENDERERS[renderer](params, *size)  # noqa: E731
+    return job_of(render, [params], None if which == PASSES[0] else v_images)
 
 
-def _renderers(device: str) -> list[str]:
-    """What renders on ``device``: gsplat only on a GPU, and only where it is installed."""
-    with_gsplat = device != "cpu" and not gsplat_raster.available()
-    return [name for name in RENDERERS if name != "gsplat" or with_gsplat]
-
-
-def measure(work: Workload, *, repeats: int, device: str = "cpu") -> list[dict]:
-    """Time and memory of a workload.
-
-    Returns:
-        One row per pass: the workload, and for each renderer the median milliseconds for the whole
-        batch with their quartiles (``_ms``, ``_low``, ``_high``), the peak memory (``_mib``) and
-        the number of images rendered (``_images``); ``ratio``, and on a CPU ``roofline_ms`` and
-        ``of_roofline``.
-    """
-    fitted = fitted_gaussians(work).numpy()
-    cases = [(*one, fitted, work, device) for one in itertools.product(_renderers(device), PASSES)]
-    peaks = iter(peaks_alone(_job, cases, device))
-    rows = {which: {**asdict(work), "pass": which} for which in PASSES}
-    for renderer, which, *others in cases:
-        count = work.rendered_by(renderer)
-        timing = time_job(_job(renderer, which, *others), repeats, device)
-        for name, value in zip(("ms", "low", "high"), timing, strict=True):
-            rows[which][f"{renderer}_{name}"] = value * work.images / count
-        rows[which] |= {f"{renderer}_mib": next(peaks), f"{renderer}_images": count}
-    size = (work.height, work.width)
-    for which, row in rows.items():
-        row["ratio"] = row["oracle_ms"] / row["operator_ms"]
-        if device == "cpu":  # a GPU's roofline is not measured
-            alive = alive_samples(torch.from_numpy(fitted), *size)
+def measure(work: Workload, *, repeats: int, device: str = "cpu") -> list[dict[str, Any]]:
+    """Time and memory of a workload by each renderer and pass; :data:`NOTE` explains the rows."""
+    fitted, size = fitted_gaussians(work), (work.height, work.width)
+    alive = alive_samples(fitted, *size)
+    renderers = [name for name in RENDERERS if name != "gsplat" or not without_gsplat(device)]
+    ways = list(itertools.product(PASSES, renderers))
+    jobs = [(renderer, which, fitted.numpy(), work, device) for which, renderer in ways]
+    rows = []
+    for (which, renderer), row in zip(ways, measure_jobs(_job, jobs, repeats, device), strict=True):
+        rendered, limit = work.rendered_by(renderer), None
+        row |= {name: row[name] * work.images / rendered for name in ("ms", "ms_low", "ms_high")}
+        if device == "cpu" and renderer == "operator":  # a GPU's roofline is not measured
             limit = roofline_ms(alive, work.images, work.points, work.channels, size, which)
-            row |= {"roofline_ms": limit, "of_roofline": limit / row["operator_ms"]}
-    return list(rows.values())
-
-
-def shown(row: dict) -> dict:
-    """A row of :func:`measure` as the table shows it."""
-    cells = {"images": row["images"], "Gaussians": row["points"]}
-    cells |= {"size": f"{row['height']}x{row['width']}x{row['channels']}", "pass": row["pass"]}
-    for name in RENDERERS:
-        cells[f"{name} ms"] = None
-        if f"{name}_ms" in row:
-            ms, low, high = (row[f"{name}_{end}"] for end in ("ms", "low", "high"))
-            cells[f"{name} ms"] = f"{ms:.2f} ({low:.2f} to {high:.2f})"
-        cells[f"{name} MiB"] = row.get(f"{name}_mib")
-    cells |= {"oracle images": row["oracle_images"], "ratio": f"{row['ratio']:.0f}x"}
-    cells["roofline ms"] = row.get("roofline_ms")
-    cells["of roofline"] = f"{row['of_roofline']:.0%}" if "of_roofline" in row else None
-    return cells
+        what = {"pass": which, "renderer": renderer, "rendered": rendered}
+        rows.append(asdict(work) | what | row | {"roofline_ms": limit})
+    oracle = {row["pass"]: row["ms"] for row in rows if row["renderer"] == "oracle"}
+    return [row | {"ratio": oracle[row["pass"]] / row["ms"]} for row in rows]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the table as it grows, and write the numbers to ``--json FILE``."""
+    """Measure, print the tables as they grow, and write the numbers to ``--json FILE``."""
     options = _options(arguments)
     device, repeats = options.device, options.repeats
-    about = machine(device)
+    about, rows = machine(device), []
     print("{device}, {threads} threads, torch {torch}, kernels: {kernels}\n".format(**about))
-    rows = []
     for work in QUICK if options.quick else WORKLOADS:
         new = measure(work, repeats=repeats, device=device)
-        lines = markdown([shown(row) for row in new]).splitlines()
+        lines = markdown(new).splitlines()
         print("\n".join(lines[2:] if rows else lines), flush=True)
         rows += new
-    print("\n" + NOTE.format(gsplat=_gsplat_state(device)))
-    case = fit_benchmark.QUICK_FITTING if options.quick else fit_benchmark.FITTING[device]
-    fitting = None
+    missing = without_gsplat(device)
+    print(NOTE.format(gsplat=f"was not run: {missing}" if missing else "blends instead of adding"))
+    numbers = {"machine": about, "rows": rows, "call_us": call_costs(device), "fitting": None}
+    print(markdown([numbers["call_us"]]), end="\n\n", flush=True)
     try:
-        fitting = fit_benchmark.measure_fitting(case, repeats=repeats, device=device)
-        print(f"\n{fit_benchmark.fitting_table(fitting)}", flush=True)
+        case = QUICK_FITTING if options.quick else FITTING[device]
+        numbers["fitting"] = measure_fitting(case, repeats=repeats, device=device)
+        print(markdown([numbers["fitting"]]))
     except ImportError as error:  # a bare torch, as on a borrowed GPU
-        print(f"\nThe fit was not measured ({error}); install the library's requirements.")
-    calls = fit_benchmark.call_costs(device)
-    print(f"\n{fit_benchmark.call_line(calls)}")
+        print(f"The fit was not measured ({error}); install the library's requirements.")
     if options.json:
-        numbers = {"machine": about, "rows": rows, "fitting": fitting, "call_us": calls}
         write_atomically(options.json, f"{json.dumps(numbers, indent=2)}\n".encode())
 
 
-def _gsplat_state(device: str) -> str:
-    why_not = "no CUDA device" if device == "cpu" else gsplat_raster.available()
-    return f"not run, {why_not}" if why_not else "run"
-
-
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m gsdd_lib.benchmarks.operator",
-        description="Time and memory of the splatting operator against the dense oracle.",
-    )
+    about = "Time and memory of the splatting operator against the dense oracle."
+    parser = argparse.ArgumentParser("python -m gsdd_lib.benchmarks.operator", description=about)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=5, help="runs that the median is taken of")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")

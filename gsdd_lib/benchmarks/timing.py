@@ -18,6 +18,7 @@ from torch import Tensor
 from gsdd_lib.core.device import cpu_name
 
 LEVELS = ("portable", "v3", "v4")  # instruction sets of the CPU kernels, narrow to wide
+PASSES = ("forward", "forward + backward")
 
 Job = Callable[[], list[Tensor]]  # does its work and returns what it made
 
@@ -35,15 +36,25 @@ def time_job(job: Job, repeats: int, device: str = "cpu") -> Timing:
     job()
     once = _cpu_ms if device == "cpu" else _cuda_ms
     times = [once(job) for _ in range(repeats)]
-    low, median, high = (
-        statistics.quantiles(times, n=4, method="inclusive") if repeats > 1 else 3 * times
-    )
-    return Timing(median, low, high)
+    quartiles = statistics.quantiles(times, n=4, method="inclusive") if repeats > 1 else 3 * times
+    return Timing(quartiles[1], quartiles[0], quartiles[2])
 
 
 def median_ms(job: Job, repeats: int, device: str = "cpu") -> float:
     """The median of :func:`time_job`."""
     return time_job(job, repeats, device).ms
+
+
+def job_of(render: Callable[[], Tensor], leaves: list[Tensor], v_image: Tensor | None) -> Job:
+    """Renders, and where ``v_image`` is given differentiates by the leaves."""
+    if v_image is None:
+        return torch.no_grad()(lambda: [render()])
+
+    def forward_backward() -> list[Tensor]:
+        image = render()
+        return [image, *torch.autograd.grad(image, leaves, v_image)]
+
+    return forward_backward
 
 
 def _cpu_ms(job: Job) -> float:
@@ -65,26 +76,21 @@ def peak_mib(job: Job, device: str = "cpu") -> float | None:
     """Peak memory of ``job`` in MiB, beyond what is allocated before it and what it returns.
 
     On the CPU this is the process's resident memory, so an allocator that kept memory from earlier
-    work hides some of the peak: measure in a process of its own (:func:`run_alone`), after a small
-    first run that loads what stays loaded. None where the system does not tell (not Linux).
+    work hides some of the peak: measure by :func:`peaks_alone`. None where there is no Linux.
     """
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        made = job()
-        return _mib(torch.cuda.max_memory_allocated() - before, made)
-    if sys.platform != "linux":
+        before, made = torch.cuda.memory_allocated(), job()
+        peak = torch.cuda.max_memory_allocated()
+    elif sys.platform == "linux":
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the high-water mark, starts again
+        before, made = _status_bytes("VmRSS"), job()
+        peak = _status_bytes("VmHWM")
+    else:
         return None
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the high-water mark, starts again
-    before = _status_bytes("VmRSS")
-    made = job()
-    return _mib(_status_bytes("VmHWM") - before, made)
-
-
-def _mib(peak: int, made: list[Tensor]) -> float:
-    return max(0, peak - sum(tensor.nbytes for tensor in made)) / 2**20
+    return max(0, peak - before - sum(tensor.nbytes for tensor in made)) / 2**20
 
 
 def _status_bytes(entry: str) -> int:
@@ -103,11 +109,8 @@ def run_alone(function: Callable, *arguments: Any) -> Any:
 
 
 def peaks_alone(make: Callable[..., Job], cases: list[tuple], device: str = "cpu") -> list:
-    """:func:`peak_mib` of the jobs ``make(*case)``, in their order, in a fresh process.
-
-    ``make(*case, few=True)`` is a small job of the same kind that runs first and loads what stays
-    loaded.
-    """
+    """:func:`peak_mib` of the jobs ``make(*case)`` in a fresh process, each after a small job of
+    the same kind, ``make(*case, few=True)``, which loads what stays loaded."""
     return run_alone(_peaks, make, cases, device)
 
 
@@ -119,17 +122,24 @@ def _peaks(make: Callable[..., Job], cases: list[tuple], device: str) -> list[fl
     return found
 
 
+def measure_jobs(
+    make: Callable[..., Job], cases: list[tuple], repeats: int, device: str, *, memory: bool = True
+) -> list[dict[str, float | None]]:
+    """A row per job ``make(*case)``: ``ms``, quartiles ``ms_low`` and ``ms_high``, peak ``mib``."""
+    peaks = peaks_alone(make, cases, device) if memory else [None] * len(cases)
+    rows = []
+    for case, mib in zip(cases, peaks, strict=True):
+        timing = time_job(make(*case), repeats, device)
+        row = {"ms": timing.ms, "ms_low": timing.low, "ms_high": timing.high, "mib": mib}
+        rows.append(row)
+    return rows
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Rows of equal keys as a Markdown table; None is "not run", floats get two decimals."""
-    shown = [list(map(_cell, row.values())) for row in rows]
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *shown]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "not run"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    """Rows of equal keys as a Markdown table; None is a dash, floats get two decimals."""
+    cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines).replace(" None ", " - ")
 
 
 def machine(device: str = "cpu") -> dict[str, str | int]:
@@ -144,10 +154,7 @@ def machine(device: str = "cpu") -> dict[str, str | int]:
 
 
 def cpu_kernels() -> str:
-    """The instruction set that the CPU kernels use: portable, v3 or v4 (of x86-64).
-
-    The widest that the processor has, or the one that the variable GSDD_CPU names if narrower.
-    """
+    """The instruction set of the CPU kernels: the widest there is, or GSDD_CPU's if narrower."""
     capability = torch.backends.cpu.get_cpu_capability()
     widest = {"AVX2": "v3", "AVX512": "v4"}.get(capability, "portable")
     asked = os.environ.get("GSDD_CPU")

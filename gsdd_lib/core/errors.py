@@ -5,10 +5,9 @@ import traceback
 
 
 class GsddError(Exception):
-    """Base of every error that the library raises on purpose.
+    """Base of the errors raised on purpose: a notebook shows the sentence alone.
 
-    A notebook shows the sentence alone. With ``GSDD_TRACEBACK=1`` in the environment it shows the
-    whole traceback; scripts always do.
+    With ``GSDD_TRACEBACK=1`` in the environment it shows the traceback, as scripts always do.
     """
 
     def _render_traceback_(self) -> list[str]:  # called by IPython in place of its own formatting

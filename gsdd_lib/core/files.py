@@ -1,6 +1,7 @@
 """Files that are whole or refused: written atomically, read back only if no bit has changed."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -23,19 +24,20 @@ class DamagedFileError(GsddError, ValueError):
 
 
 def project_root() -> Path:
-    """The folder with ``pyproject.toml``, upwards from the working directory.
-
-    Outside any project it is the working directory itself.
-    """
+    """The nearest folder upwards with ``pyproject.toml``; outside any, the working directory."""
     here = Path.cwd()
-    found = (up for up in (here, *here.parents) if (up / "pyproject.toml").is_file())
-    return next(found, here)
+    return next((up for up in (here, *here.parents) if (up / "pyproject.toml").is_file()), here)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``; missing folders are made, an existing file is replaced.
+def cache_folder() -> Path:
+    """$GSDD_CACHE, else gsdd in the user's cache folder. Nothing in it is needed: all is remade."""
+    if own := os.environ.get("GSDD_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gsdd"
 
-    When anything fails (a full disk, Ctrl-C) the old file stays as it was.
+
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+    """Write ``parts`` to ``path``, or leave what was there; missing folders are made.
 
     Raises:
         OSError: it could not be written; names the file.
@@ -45,7 +47,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -60,13 +62,10 @@ def write_atomically(path: Path, data: bytes) -> None:
 def lock_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
     """Keep other processes out of ``folder`` while the block runs.
 
-    The operating system releases the lock when the process ends, however it ends. Where there are
-    no such locks, the block runs without one.
-
     Args:
         folder: made if it is missing.
-        name: of the lock file, which stays behind and holds its last owner's process number; a
-            program that starts another one, which locks the folder too, needs a name of its own.
+        name: of the lock file, which stays behind with its last owner's process number; a program
+            that starts another one, which locks the folder too, needs a name of its own.
 
     Raises:
         FolderInUseError: the folder is locked already, or cannot be written to.
@@ -80,16 +79,14 @@ def lock_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
         raise FolderInUseError(f"The folder '{path.parent}' {why}.") from None
     with file:
         try:
-            import fcntl  # of POSIX systems alone
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released whenever the process ends
         except BlockingIOError:
             file.seek(0)
             raise FolderInUseError(
                 f"Process {file.read().strip() or 'unknown'} is at work in '{path.parent}'; wait "
                 "for it to end, stop it, or choose another folder."
             ) from None
-        except (ImportError, OSError):  # a system, or a file system, without locks
+        except OSError:  # a file system without locks
             pass
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
@@ -101,7 +98,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, An
     """Write a safetensors file whose metadata is one JSON text with a checksum of everything.
 
     Args:
-        path: where it goes; written atomically, and equal arguments give equal bytes.
+        path: written atomically; equal arguments give equal bytes.
         tensors: by name, on any device.
         about: anything JSON can hold; must have ``format`` and ``version``.
 
@@ -114,11 +111,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, An
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a file of :func:`write_tensors`, every bit of it checked.
-
-    Args:
-        path: the file.
-        kind: the ``format`` that its metadata must name.
+    """Read a file of :func:`write_tensors`, whose ``format`` is ``kind``; every bit is checked.
 
     Returns:
         The tensors by name, on the CPU, and ``about``.
@@ -131,18 +124,17 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]
 
     try:
         content = Path(path).read_bytes()
-    except OSError as error:
-        raise DamagedFileError(error.strerror or str(error)) from None
-    try:
         header = int.from_bytes(content[:8], "little")
         text = json.loads(content[8 : 8 + header])["__metadata__"][METADATA_KEY]
         about, tensors = json.loads(text), load(content)
-        found = about.pop("checksum")
+        del about["checksum"]
+    except OSError as error:
+        raise DamagedFileError(error.strerror or str(error)) from None
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedFileError("it is cut off, altered, or of another kind") from None
     if about.get("format") != kind:
         raise DamagedFileError(f"it is not a {kind} file")
-    if found != checksum(tensors, about) or _serialized(tensors, about) != content:
+    if _serialized(tensors, about) != content:
         raise DamagedFileError("its checksum does not fit its content")
     return tensors, about
 
@@ -166,17 +158,9 @@ def seal(content: bytes) -> bytes:
 
 def unseal(content: bytes) -> bytes:
     """Undo :func:`seal`. Raises :class:`DamagedFileError` where a bit has changed."""
-    mark, rest = content[:32], content[32:]
-    if len(mark) < 32 or hashlib.sha256(rest).digest() != mark:
+    if len(content) < 32 or seal(content[32:]) != content:
         raise DamagedFileError("it is cut off or altered")
-    return rest
-
-
-def cache_folder() -> Path:
-    """$GSDD_CACHE, else gsdd in the user's cache folder. Nothing in it is needed: all is remade."""
-    if own := os.environ.get("GSDD_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gsdd"
+    return content[32:]
 
 
 def _serialized(tensors: Mapping[str, Any], about: Mapping[str, Any]) -> bytes:

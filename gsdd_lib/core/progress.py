@@ -1,8 +1,7 @@
 """Progress as plain text: a line that renews itself, or sparse lines where nothing can be renewed.
 
-In a notebook the line is an ordinary output, which stays readable when the file is opened again
-without a kernel; a widget would not. Where ``TQDM_DISABLE=1`` asks for no bars, as the runner does,
-and where the output is no terminal, a line is printed every few seconds instead.
+In a notebook it is an ordinary output, which stays readable without a kernel; a widget would not.
+Where ``TQDM_DISABLE=1`` asks for no bars, as the runner does, a line is printed now and then.
 """
 
 import contextlib
@@ -13,13 +12,10 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, Self
 
-SECONDS_BETWEEN_LINES = 10.0
-SECONDS_BETWEEN_UPDATES = 0.2
+SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_UPDATES = 10.0, 0.2
 WIDTH = 24  # characters of the bar
-MEASURED = {
-    "step": 4,
-    "evaluation": 1,
-}  # how many are timed; the first step warms up and is left out
+MEASURED = {"step": 4, "evaluation": 1}  # how many are timed; the first step warms up
+UNITS = ((180 * 60, 3600, "h"), (180, 60, "min"), (0, 1, "s"))  # from which seconds on
 WORTH_SAYING = 10.0  # seconds; a rest that is shorter is not announced
 
 
@@ -61,21 +57,18 @@ class Progress:
     def _announce(self, done: int) -> None:
         steps, (_, *measured) = self.total - done, self._times["step"]
         each = sum(measured) / len(measured)
-        seconds, text = steps * each, f"for {steps} steps ({each:.2g} s a step)"
-        if self._times["evaluation"]:
-            evaluations, took = (
-                -(-self.total // self.every) - done // self.every,
-                self._times["evaluation"][0],
-            )
+        seconds, text = steps * each, f"{steps} steps ({each:.2g} s a step)"
+        evaluations = -(-self.total // self.every) - done // self.every
+        for took in self._times["evaluation"]:
             seconds += evaluations * took
             text += f" and {evaluations} evaluations ({took:.2g} s each)"
-        else:
+        if not self._times["evaluation"]:
             text += ", evaluations not counted"
-        now = datetime.now()
-        until = now + timedelta(seconds=seconds)
-        day = "" if until.date() == now.date() else "%a %d %b "
+        until = datetime.now() + timedelta(seconds=seconds)
+        day = "" if until.date() == datetime.now().date() else "%a %d %b "
         if seconds >= WORTH_SAYING:
-            say(f"about {_duration(seconds)} {text}, until {until:{day}%H:%M}")
+            unit, name = next(rest for least, *rest in UNITS if seconds >= least)
+            say(f"about {seconds / unit:.0f} {name} for {text}, until {until:{day}%H:%M}")
 
     def _show(self, *, last: bool = False) -> None:
         self._shown = time.monotonic()
@@ -105,29 +98,16 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def _duration(seconds: float) -> str:
-    """In the unit that suits: "40 s", "4 min", "2.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def _line() -> Callable[[str, bool], None] | None:
     """What replaces the last line of a running cell or of a terminal; None: nothing can be."""
-    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if os.environ.get("TQDM_DISABLE") == "1":
         return None
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if hasattr(shell, "kernel"):
-        from IPython.display import DisplayHandle
+        from IPython.display import display
 
-        output, shown = DisplayHandle(), []
-
-        def in_notebook(text: str, last: bool) -> None:
-            show = output.update if shown else output.display
-            show({"text/plain": text}, raw=True)
-            shown[:] = [text]
-
-        return in_notebook
+        handle = display({"text/plain": ""}, raw=True, display_id=True)
+        return lambda text, last: handle.update({"text/plain": text}, raw=True)
 
     def in_terminal(text: str, last: bool) -> None:
         sys.stderr.write(f"\r{text}\033[K" + "\n" * last)

@@ -7,8 +7,5 @@ def cosine(step: float, steps: float) -> float:
     """``(1 + cos(pi step / steps)) / 2``: falls from 1 at step 0 to 0 at ``steps``.
 
     Source: arXiv 1608.03983, eq. 5, one period.
-
-    >>> cosine(0, 4), cosine(4, 4)
-    (1.0, 0.0)
     """
     return (1 + math.cos(math.pi * step / steps)) / 2

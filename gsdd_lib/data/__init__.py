@@ -1,11 +1,11 @@
 """Data sets: one table of names and readers, and what every reader's images become.
 
-``load_data(DataConfig(dataset="fashion_mnist"))`` gives an :class:`ImageData`. A new data set is a
-module with a reader ``DataConfig -> RawData``, a line in :data:`READERS` and its name in
-:data:`gsdd_lib.config.DATASETS`.
+A new data set is a module with a reader ``DataConfig -> RawData``, a line in :data:`READERS` and
+its name in :data:`gsdd_lib.config.DATASETS`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from gsdd_lib.config import DataConfig
@@ -18,16 +18,7 @@ from gsdd_lib.data.normalization import cached_whitening
 from gsdd_lib.data.synthetic import read_digits, read_shapes
 from gsdd_lib.data.tensors import from_tensors
 
-__all__ = [
-    "READERS",
-    "DataError",
-    "ImageData",
-    "ImageSet",
-    "RawData",
-    "from_tensors",
-    "load_data",
-    "read_data",
-]
+__all__ = ["READERS", "DataError", "ImageData", "ImageSet", "from_tensors", "load_data"]
 
 READERS: dict[str, Callable[[DataConfig], RawData]] = {
     "digits": read_digits,
@@ -41,9 +32,7 @@ READERS: dict[str, Callable[[DataConfig], RawData]] = {
 
 
 def load_data(config: DataConfig, seed: int = 0) -> ImageData:
-    """Load a data set, with a validation split held out from its training images.
-
-    Never touches the network.
+    """Load a data set, with a validation split held out. Never touches the network.
 
     Args:
         config: which images.
@@ -51,18 +40,15 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
 
     Raises:
         DataError: the data set is missing or damaged; one sentence on what to do.
-
-    >>> load_data(DataConfig(dataset="digits")).train.images.shape[1:]
-    torch.Size([1, 8, 8])
     """
     raw = read_data(config)
     chosen = config.model_dump(include={"resolution", "max_per_class", "holdout"})
     data = prepare(config.dataset, raw, seed=seed, **chosen)
-    if not config.zca:
-        return data
-    # of all training images as published, as mean and std are: no test image, and one for all seeds
-    images = resize(raw.train.images, config.resolution) if config.resolution else raw.train.images
-    return data.whitened(cached_whitening(images))
+    if config.zca:  # of all training images as published, as mean and std are
+        images = resize(raw.train.images, config.resolution)
+        note = f"{data.provenance}, ZCA"
+        return replace(data, normalization=cached_whitening(images), provenance=note)
+    return data
 
 
 def read_data(config: DataConfig) -> RawData:

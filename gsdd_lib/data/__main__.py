@@ -9,8 +9,6 @@ from gsdd_lib.core.errors import GsddError
 from gsdd_lib.data import DataError, read_data
 from gsdd_lib.data.fashion_mnist import fetch_fashion_mnist
 
-FETCH = {"fashion_mnist": fetch_fashion_mnist}
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read a data set, which checks it, and say in one line what was found.
@@ -28,19 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             raw = read_data(config)
         except DataError:
-            if not options.fetch or config.dataset not in FETCH:
+            if not options.fetch or config.dataset != "fashion_mnist":
                 raise
-            FETCH[config.dataset](options.folder, say=_note)
+            fetch_fashion_mnist(options.folder)
             raw = read_data(config)
     except GsddError as error:
         print(f"{options.dataset}: {error}", file=sys.stderr)
         return 1
     print(f"{options.dataset}: {raw.provenance}")
     return 0
-
-
-def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

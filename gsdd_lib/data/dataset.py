@@ -1,34 +1,26 @@
-"""A data set in memory: images, labels, names and normalization, split three ways.
-
-A reader returns a :class:`RawData` (training and test images as published); :func:`prepare` makes
-of it what the rest of the library works with: an :class:`ImageData` with a validation split.
-"""
+"""A data set in memory: a reader's :class:`RawData`, and the :class:`ImageData` made of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from gsdd_lib.core.errors import DataError
 from gsdd_lib.core.files import checksum
 from gsdd_lib.core.rng import generator
-from gsdd_lib.data.normalization import ChannelNormalization, Normalization, Whitening
+from gsdd_lib.data.normalization import ChannelNormalization, Normalization
 
 MAX_BYTES = 32 * 2**30  # a resolution mistyped by a digit should be an error, not a full memory
+SPLITS = ("train", "validation", "test")
+TEST_FRACTION = 0.2  # where the images come without a test split
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """One split.
-
-    Attributes:
-        images: uint8 [N, C, H, W].
-        labels: int64 [N], in [0, number of classes).
-    """
+    """One split: images uint8 [N, C, H, W], labels int64 [N] in [0, number of classes)."""
 
     images: Tensor
     labels: Tensor
@@ -38,11 +30,11 @@ class ImageSet:
 
     def select(self, index: Tensor | Sequence[int] | slice) -> Self:
         """The images at ``index`` (integers, a mask, or a slice), in its order."""
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        return ImageSet(self.images[index], self.labels[index])
 
     def to(self, device: str | torch.device) -> Self:
         """The same split on another device."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        return ImageSet(self.images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +51,12 @@ class RawData:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set ready for use.
+    """A data set ready for use, with images to train on in every class, to validate and to test.
 
     Attributes:
-        mean: per channel, of the training pixels in [0, 1].
-        std: likewise.
+        mean, std: per channel, of the training pixels in [0, 1].
         provenance: one line on where the images came from, without the path of a user's folder.
         normalization: what networks see of the images; by default that of ``mean`` and ``std``.
-
-    Raises:
-        DataError: there is a single class, an empty split, or a class without training images.
     """
 
     name: str
@@ -82,15 +70,16 @@ class ImageData:
     normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
-        if self.num_classes < 2:
-            raise DataError(f"'{self.name}' has a single class; classification needs at least two")
-        for name in ("train", "validation", "test"):
-            if not len(getattr(self, name)):
-                raise DataError(f"'{self.name}' has no {name} images; each split needs some")
-        counts = torch.bincount(self.train.labels.cpu(), minlength=self.num_classes)
-        if not counts.all():
-            missing = self.class_names[int(counts.argmin())]
-            raise DataError(f"'{self.name}' has no training images of class '{missing}'; add some")
+        counts = torch.bincount(self.train.labels.cpu(), minlength=self.num_classes).tolist()
+        fault = "a single class; classification needs at least two" * (self.num_classes < 2)
+        for split in SPLITS:
+            if not len(getattr(self, split)):
+                fault = fault or f"no {split} images; each split needs some"
+        if 0 in counts:
+            missing = self.class_names[counts.index(0)]
+            fault = fault or f"no training images of class '{missing}'; add some"
+        if fault:
+            raise DataError(f"'{self.name}' has {fault}")
         if self.normalization is None:
             default = ChannelNormalization(tuple(self.mean), tuple(self.std))
             object.__setattr__(self, "normalization", default.to(self.device))
@@ -110,15 +99,10 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the images, the labels, the split and the normalization, in hexadecimal.
-
-        What a checkpoint or an expert keeps to know its data again.
-        """
+        """SHA-256 of images, labels, split and normalization, by which checkpoints know them."""
         about = {"normalization": self.normalization.fingerprint, "classes": self.class_names}
-        tensors = {}
-        for name in ("train", "validation", "test"):
-            split = getattr(self, name)
-            tensors |= {f"{name} images": split.images, f"{name} labels": split.labels}
+        parts = [(split, part) for split in SPLITS for part in ("images", "labels")]
+        tensors = {f"{split} {part}": getattr(getattr(self, split), part) for split, part in parts}
         return checksum(tensors, about)
 
     @property
@@ -136,13 +120,8 @@ class ImageData:
 
     def to(self, device: str | torch.device) -> Self:
         """The same data set on another device."""
-        parts = ("train", "validation", "test", "normalization")
+        parts = (*SPLITS, "normalization")
         return replace(self, **{name: getattr(self, name).to(device) for name in parts})
-
-    def whitened(self, whitening: Whitening) -> Self:
-        """The same images, normalized by ``whitening``."""
-        note = f"{self.provenance}, ZCA"
-        return replace(self, normalization=whitening.to(self.device), provenance=note)
 
 
 def prepare(
@@ -157,11 +136,8 @@ def prepare(
     """Hold out a validation split, thin the training images, bring all to one resolution.
 
     Args:
-        name: of the data set.
-        raw: its images.
-        resolution: pixels per side (0: as it is); see :func:`resize`.
-        max_per_class: training images kept per class *after* the hold-out (0: all), so that the
-            validation split does not depend on it.
+        resolution: pixels per side; 0: as it is.
+        max_per_class: training images kept per class *after* the hold-out; 0: all.
         holdout: fraction of each class of the training images, at least one image of each.
         seed: of both choices.
     """
@@ -170,21 +146,18 @@ def prepare(
     counts = torch.bincount(raw.train.labels, minlength=len(raw.class_names))
     if counts.min() < 2:
         rarest = int(counts.argmin())
-        raise DataError(
-            f"class {rarest} ('{raw.class_names[rarest]}') has {counts[rarest]} training images but"
-            " needs at least 2, one to hold out; number the classes without gaps or add images"
-        )
+        few = f"class {rarest} ('{raw.class_names[rarest]}') has {counts[rarest]} training images"
+        hint = "number the classes without gaps or add images"
+        raise DataError(f"{few} but needs at least 2, one to hold out; {hint}")
     rng = generator(seed, "data", "holdout")
     kept, held = stratified_split(raw.train.labels, holdout, generator=rng)
     if max_per_class:
         rng = generator(seed, "data", "max_per_class")
         kept = kept[keep_per_class(raw.train.labels[kept], max_per_class, generator=rng)]
-    train, validation = raw.train.select(kept), raw.train.select(held)
-    splits = [train, validation, raw.test]
-    if resolution:
-        count, channels = sum(map(len, splits)), train.images.shape[1]
-        check_size(name, count, channels=channels, resolution=resolution)
-        splits = [replace(part, images=resize(part.images, resolution)) for part in splits]
+    splits = [raw.train.select(kept), raw.train.select(held), raw.test]
+    count, channels = sum(map(len, splits)), raw.test.images.shape[1]
+    check_size(name, count, channels=channels, resolution=resolution)
+    splits = [ImageSet(resize(part.images, resolution), part.labels) for part in splits]
     provenance = f"{raw.provenance}, {100 * holdout:g}% of each class held out for validation"
     return ImageData(name, raw.class_names, raw.mean, raw.std, *splits, provenance)
 
@@ -193,82 +166,58 @@ def check_size(name: str, count: int, *, channels: int, resolution: int) -> None
     """Raise :class:`DataError` when ``count`` uint8 images would not fit a sensible memory."""
     needed = count * channels * resolution**2
     if needed > MAX_BYTES:
-        raise DataError(
-            f"data set '{name}' at resolution {resolution} needs {needed / 2**30:,.0f} GiB for"
-            f" {count:,} images; choose a smaller resolution or a smaller max_per_class"
-        )
+        takes = f"'{name}' at resolution {resolution} needs {needed / 2**30:,.0f} GiB for {count:,}"
+        raise DataError(f"{takes} images; choose a smaller resolution or a smaller max_per_class")
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:
-    """uint8 [N, C, H, W] to uint8 [N, C, resolution, resolution].
-
-    Bilinear with anti-aliasing, in torch's own arithmetic for bytes (within one level of floats):
-    ``torch.nn.functional.interpolate(..., antialias=True)``, pixel centers at half integers.
-    """
+    """uint8 [N, C, H, W] to [N, C, resolution, resolution] (0: as it is), anti-aliased."""
     size = (resolution, resolution)
-    if tuple(images.shape[2:]) == size:
+    if not resolution or tuple(images.shape[2:]) == size:
         return images
     return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def split_test(whole: ImageSet, name: str) -> tuple[ImageSet, ImageSet]:
+    """Training and test images of a data set without a test split; the same for any seed."""
+    rng = generator(0, "data", name, "test")
+    kept, held = stratified_split(whole.labels, TEST_FRACTION, generator=rng)
+    return whole.select(kept), whole.select(held)
 
 
 def stratified_split(
     labels: Tensor, fraction: float, *, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Split off the same fraction of each class, rounded, but at least one image and never all.
-
-    Args:
-        labels: int64 [N]; the only image of a class is kept.
-        fraction: in (0, 1).
-        generator: of the choice.
-
-    Returns:
-        Indices (kept, held), int64, ascending, every index once.
-    """
+    """Ascending indices (kept, held) with the same share of each class held, never 0 or all."""
     kept, held = [], []
     for members in _shuffled_classes(labels, generator):
-        count = len(members)
-        share = min(max(round(count * fraction), 1), count - 1)
+        share = min(max(round(len(members) * fraction), 1), len(members) - 1)
         held.append(members[:share])
         kept.append(members[share:])
-    return _ascending(kept), _ascending(held)
+    return torch.cat(kept).sort().values, torch.cat(held).sort().values
 
 
 def keep_per_class(labels: Tensor, count: int, *, generator: Generator) -> Tensor:
-    """Ascending indices of ``count`` random images of each class, all where there are fewer.
-
-    With the same seed a smaller ``count`` gives a subset of what a larger one gives.
-    """
-    return _ascending([members[:count] for members in _shuffled_classes(labels, generator)])
+    """Ascending indices of ``count`` random images of each class; a larger ``count`` adds some."""
+    chosen = [members[:count] for members in _shuffled_classes(labels, generator)]
+    return torch.cat(chosen).sort().values
 
 
 def class_members(labels: Tensor) -> list[Tensor]:
-    """For each class that occurs, in their order, the ascending indices of its images.
-
-    Args:
-        labels: int64 [N], on any device; the indices are on the CPU, where they are sampled.
-    """
+    """For each class that occurs, in order, the ascending indices of its images, on the CPU."""
     labels = labels.cpu()
-    order = torch.from_numpy(labels.numpy().argsort(kind="stable"))
+    order = torch.from_numpy(labels.numpy().argsort(kind="stable"))  # numpy's is a radix sort
     counts = torch.bincount(labels)
     return list(order.split(counts[counts > 0].tolist()))
 
 
 def sample_per_class(members: list[Tensor], count: int, *, generator: Generator) -> Tensor:
-    """``count`` random indices out of each of ``members``, without repetition, class by class.
-
-    A class with fewer images gives all of them.
-    """
+    """``count`` random indices out of each of ``members``, all where there are fewer, by class."""
     return torch.cat([m[torch.randperm(len(m), generator=generator)[:count]] for m in members])
 
 
 def _shuffled_classes(labels: Tensor, generator: Generator) -> list[Tensor]:
     """For each class that occurs, the indices of its images in random order."""
     labels = labels.cpu()
-    shuffled = torch.randperm(len(labels), generator=generator).numpy()
-    by_class = labels.numpy()[shuffled].argsort(kind="stable")  # numpy's is a radix sort, fast
-    counts = torch.bincount(labels)
-    return list(torch.from_numpy(shuffled[by_class]).split(counts[counts > 0].tolist()))
-
-
-def _ascending(parts: list[Tensor]) -> Tensor:
-    return torch.from_numpy(np.sort(torch.cat(parts).numpy()))
+    shuffled = torch.randperm(len(labels), generator=generator)
+    return [shuffled[members] for members in class_members(labels[shuffled])]

@@ -1,31 +1,28 @@
 """``fashion_mnist``: 60,000 + 10,000 gray images of 28x28 in ten classes (Xiao et al., 2017).
 
-Four IDX files, plain or ``.gz``, looked for in the usual places. Their content must have the
-published SHA-256, whoever packed them. Loading never touches the network;
-:func:`fetch_fashion_mnist` does, when asked.
+Four IDX files, plain or ``.gz``, whose content must have the published SHA-256, whoever packed
+them. Loading never touches the network; :func:`fetch_fashion_mnist` does, when asked.
 """
 
-import hashlib
 import http.client
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 import urllib.request
 import zlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gsdd_lib.config import DataConfig
 from gsdd_lib.core.errors import DataError
 from gsdd_lib.core.files import write_atomically
 from gsdd_lib.data.dataset import ImageSet, RawData
-from gsdd_lib.data.sources import read_bytes, roots
+from gsdd_lib.data.sources import first_complete, read_bytes, roots, verified
 
 CLASS_NAMES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -39,62 +36,62 @@ FILES = {  # SHA-256 of the content, uncompressed
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 MAX_BYTES = 2**26  # of content; the longest file has 47,040,016
-GZIP = 31  # zlib's window bits for: gzip header and checksum expected
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-PACKAGE = "dataset-fashion-mnist"
+DEBIAN_FOLDER, PACKAGE = Path("/usr/share/datasets/fashion-mnist"), "dataset-fashion-mnist"
 # Both are the publisher's own. The second has no https; the SHA-256 is what is trusted.
 ADDRESSES = (
     "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 )
 TIMEOUT_S, APT_TIMEOUT_S = 30, 600
-HOW_TO_GET = (
-    "to get Fashion-MNIST (30 MB), run 'make data' or 'python -m gsdd_lib.data fashion_mnist"
-    " --fetch', or name its folder (parameter 'folder')"
-)
+APT = f"""mkdir -p lists/partial cache/archives/partial
+apt="apt-get -o Dir::State::Lists=$PWD/lists -o Dir::Cache=$PWD/cache"
+$apt update && $apt download {PACKAGE} && dpkg-deb -x *.deb ."""
+FETCH = "run 'make data' or 'python -m gsdd_lib.data fashion_mnist --fetch'"
 
 
 def read_fashion_mnist(config: DataConfig) -> RawData:
-    """All 70,000 images from ``config.folder`` or the usual places.
-
-    Raises:
-        DataError: the file, what is wrong with it, and how to get a good one.
-    """
+    """All 70,000 images from ``config.folder`` or the usual places."""
     try:
-        folder, label = _find(config.folder)
+        places = _places(config.folder)
+        folder = first_complete({p: [_locate(p, stem) for stem in FILES] for p in places})
         train, test = (_read_split(folder, prefix) for prefix in ("train", "t10k"))
     except DataError as error:
-        raise DataError(f"{error}; {HOW_TO_GET}") from None
-    provenance = f"Fashion-MNIST from {label}, SHA-256 verified"
+        hint = f"to get Fashion-MNIST (30 MB), {FETCH}, or name its folder (parameter 'folder')"
+        raise DataError(f"{error}; {hint}") from None
+    source = "the folder given" if config.folder else f"{folder.parent.name}/{folder.name}"
+    provenance = f"Fashion-MNIST from {source}, SHA-256 verified"
     return RawData(CLASS_NAMES, MEAN, STD, train, test, provenance)
 
 
-def _places(folder: str) -> dict[Path, str]:
-    """Where to look, best first, and how to call each place without a path of the machine."""
-    places = roots(folder)
+def fetch_fashion_mnist(folder: str = "") -> None:
+    """Fetch the files that are missing or damaged, from the publisher or out of Debian's package.
+
+    Installs nothing. What is fetched from where, and what failed, is said on the error stream.
+
+    Args:
+        folder: where they go; empty: ``fashion-mnist`` in $GSDD_DATA or ``data``.
+    """
+    target = _places(folder)[0]
+    wanted = [target / f"{stem}.gz" for stem in FILES if not _is_sound(target, stem)]
+    ways = {address: partial(_fetch_files, address) for address in ADDRESSES}
+    if shutil.which("apt-get") and shutil.which("dpkg-deb"):
+        ways[f"Debian's package {PACKAGE} (apt-get download)"] = _fetch_package
+    for source, fetch in ways.items():
+        print(f"fetching Fashion-MNIST (30 MB) from {source} to {target}", file=sys.stderr)
+        try:
+            return fetch(wanted)
+        except (OSError, http.client.HTTPException, subprocess.SubprocessError, DataError) as error:
+            print(f"that failed: {getattr(error, 'reason', '') or error}", file=sys.stderr)
+    hint = f"where the network is closed, put its four .gz files into {target} by hand"
+    raise DataError(f"Fashion-MNIST could not be fetched; {hint}")
+
+
+def _places(folder: str) -> list[Path]:
+    """Where to look, best first."""
     if folder:
-        return {places[0]: "the folder given"}
-    labels = ("$GSDD_DATA", "data")[-len(places) :]
-    inside = {
-        place / name: f"{label}/{name}"
-        for place, label in zip(places, labels, strict=True)
-        for name in ("fashion-mnist", "fashion_mnist")
-    }
-    return inside | {DEBIAN_FOLDER: f"Debian's package {PACKAGE}"}
-
-
-def _find(folder: str) -> tuple[Path, str]:
-    """The first place with all four files, and what to call it."""
-    places = _places(folder)
-    missing = {p: [s for s in FILES if not _locate(p, s).exists()] for p in places}
-    for place, label in places.items():
-        if not missing[place]:
-            return place, label
-    for place, stems in missing.items():
-        if folder or len(stems) < len(FILES):
-            raise DataError(f"{place / stems[0]}.gz (or without .gz) is missing")
-    looked = ", ".join(str(place) for place in places)
-    raise DataError(f"{next(iter(FILES))}.gz and its three siblings are in none of {looked}")
+        return roots(folder)
+    names = ("fashion-mnist", "fashion_mnist")
+    return [*(root / name for root in roots() for name in names), DEBIAN_FOLDER]
 
 
 def _locate(folder: Path, stem: str) -> Path:
@@ -104,126 +101,67 @@ def _locate(folder: Path, stem: str) -> Path:
 
 
 def _read_split(folder: Path, prefix: str) -> ImageSet:
-    images, labels = (
-        _values(_content(_locate(folder, stem), stem)) for stem in FILES if stem.startswith(prefix)
-    )
-    return ImageSet(images.unsqueeze(1), labels.long())
+    """An IDX file is 0, 0, 8 (bytes), the number of dimensions, these, the values."""
+    tensors = []
+    for stem in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"):
+        content = _content(folder, stem)
+        start = 4 + 4 * content[3]
+        shape = struct.unpack(f">{content[3]}I", content[4:start])
+        values = np.frombuffer(content, np.uint8, offset=start).copy()
+        tensors.append(torch.from_numpy(values).view(shape))
+    return ImageSet(tensors[0].unsqueeze(1), tensors[1].long())
 
 
-def _values(content: bytes) -> Tensor:
-    """The tensor in an IDX file: 0, 0, 8 (bytes), the number of dimensions, these, the values."""
-    start = 4 + 4 * content[3]
-    shape = struct.unpack(f">{content[3]}I", content[4:start])
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).copy()).view(shape)
+def _content(folder: Path, stem: str) -> bytes:
+    path = _locate(folder, stem)
+    return _sound(read_bytes(path, MAX_BYTES), stem, path)
 
 
-def _content(path: Path, stem: str) -> bytes:
+def _sound(content: bytes, stem: str, source: Path) -> bytes:
     """The content of a file, decompressed, if it is what was published as ``stem``."""
-    return _verified(read_bytes(path, MAX_BYTES), stem, path.name.endswith(".gz"), str(path))
-
-
-def _verified(content: bytes, stem: str, compressed: bool, source: str) -> bytes:
-    if compressed:
-        stream = zlib.decompressobj(GZIP)
+    if source.suffix == ".gz":
+        stream = zlib.decompressobj(zlib.MAX_WBITS | 16)  # gzip header and checksum expected
         try:
             content = stream.decompress(content, MAX_BYTES)
         except zlib.error as error:
             raise DataError(f"{source} is not a sound gzip file ({error})") from None
         if not stream.eof:
             raise DataError(f"{source} is cut off, or too long")
-    found = hashlib.sha256(content).hexdigest()
-    if found != FILES[stem]:
-        raise DataError(
-            f"{source} was altered or is not whole: the SHA-256 of its content begins with"
-            f" {found[:12]}, expected {FILES[stem][:12]}"
-        )
-    return content
-
-
-def fetch_fashion_mnist(folder: str = "", *, say: Callable[[str], None] = print) -> Path:
-    """Fetch the files that are missing or damaged, verify them, and install nothing.
-
-    The publisher's addresses are tried first, then Debian's package, which is unpacked in a
-    temporary folder by ``apt-get download`` and ``dpkg-deb``.
-
-    Args:
-        folder: where they go; empty: ``fashion-mnist`` in $GSDD_DATA or ``data``.
-        say: is told what is about to be fetched from where, and what failed.
-
-    Returns:
-        The folder.
-
-    Raises:
-        DataError: why each way failed.
-    """
-    target = next(iter(_places(folder)))
-    wanted = [stem for stem in FILES if not _is_sound(target, stem)]
-    ways = {address: partial(_fetch_files, address) for address in ADDRESSES}
-    if shutil.which("apt-get") and shutil.which("dpkg-deb"):
-        ways[f"Debian's package {PACKAGE} (apt-get download)"] = _fetch_package
-    for source, fetch in ways.items():
-        say(f"fetching Fashion-MNIST (30 MB) from {source} to {target}")
-        try:
-            fetch(target, wanted)
-            return target
-        except (OSError, http.client.HTTPException, DataError) as error:
-            say(f"that failed: {getattr(error, 'reason', '') or error}")
-    raise DataError(
-        "Fashion-MNIST could not be fetched; where the network is closed, put its four .gz files"
-        f" into {target} by hand"
-    )
+    return verified(content, FILES[stem], source, algorithm="sha256")
 
 
 def _is_sound(folder: Path, stem: str) -> bool:
-    path = _locate(folder, stem)
     try:
-        _content(path, stem)
+        return bool(_content(folder, stem))
     except DataError as fault:
-        if path.suffix != ".gz":  # it would hide the compressed file that is fetched
+        if (folder / stem).is_file():  # it would hide the compressed file that is fetched
             raise DataError(f"{fault}; remove it and run this again") from None
         return False
-    return True
 
 
-def _keep(content: bytes, folder: Path, stem: str) -> None:
+def _keep(content: bytes, path: Path) -> None:
     """Write a fetched ``.gz`` file, if it is what was published."""
-    _verified(content, stem, True, f"{stem}.gz")
-    write_atomically(folder / f"{stem}.gz", content)
+    _sound(content, path.stem, path)
+    write_atomically(path, content)
 
 
-def _fetch_files(address: str, target: Path, wanted: list[str]) -> None:
-    for stem in wanted:
-        with urllib.request.urlopen(f"{address}{stem}.gz", timeout=TIMEOUT_S) as response:
+def _fetch_files(address: str, wanted: list[Path]) -> None:
+    for path in wanted:
+        with urllib.request.urlopen(address + path.name, timeout=TIMEOUT_S) as response:
             content = response.read(MAX_BYTES + 1)
             expected = response.headers.get("Content-Length", "")
         if expected.isdecimal() and len(content) < int(expected):  # read() itself does not tell
             raise DataError(f"the connection broke after {len(content):,} of {expected} bytes")
-        _keep(content, target, stem)
+        _keep(content, path)
 
 
-def _fetch_package(target: Path, wanted: list[str]) -> None:
+def _fetch_package(wanted: list[Path]) -> None:
     """Take the files out of Debian's package, with package lists in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
-        own = Path(folder)
-        for place in ("lists/partial", "cache/archives/partial", "package"):
-            (own / place).mkdir(parents=True)
-        options = ("-o", f"Dir::State::Lists={own / 'lists'}", "-o", f"Dir::Cache={own / 'cache'}")
-        _run("apt-get", *options, "update", folder=own)
-        _run("apt-get", *options, "download", PACKAGE, folder=own)
-        (package,) = own.glob("*.deb")
-        _run("dpkg-deb", "-x", str(package), str(own / "package"), folder=own)
-        unpacked = own / "package" / DEBIAN_FOLDER.relative_to("/")
-        for stem in wanted:
-            _keep(read_bytes(unpacked / f"{stem}.gz", MAX_BYTES), target, stem)
-
-
-def _run(*command: str, folder: Path) -> None:
-    try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=APT_TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired:
-        raise DataError(f"{command[0]} took longer than {APT_TIMEOUT_S} seconds") from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise DataError(f"{command[0]}: {lines[-1]}")
+        options = {"cwd": folder, "capture_output": True, "text": True, "timeout": APT_TIMEOUT_S}
+        done = subprocess.run(["sh", "-ec", APT], **options)
+        if done.returncode:
+            raise DataError(done.stderr.strip().rpartition("\n")[2])
+        for path in wanted:
+            unpacked = Path(folder) / DEBIAN_FOLDER.relative_to("/") / path.name
+            _keep(read_bytes(unpacked, MAX_BYTES), path)

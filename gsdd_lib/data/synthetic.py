@@ -1,13 +1,11 @@
 """``shapes`` and ``digits``, the two data sets that need no files of their own.
 
-``shapes`` are generated RGB images, at any resolution, always the same ones: one of eight figures
-at a random place, size, angle and color on a shaded background. Image ``i`` shows the same scene at
-every resolution. ``digits`` are 1,797 handwritten digits of 8x8 pixels from scikit-learn's wheel.
+``shapes`` are generated RGB images: one of eight figures at a random place, size, angle and color
+on a shaded background. Image ``i`` shows the same scene at every resolution. ``digits`` are 1,797
+handwritten digits of 8x8 pixels from scikit-learn's wheel.
 """
 
-import gzip
 import importlib.metadata
-import io
 import math
 from collections.abc import Callable
 
@@ -18,11 +16,12 @@ from torch import Tensor
 from gsdd_lib.config import DataConfig
 from gsdd_lib.core.errors import DataError
 from gsdd_lib.core.rng import generator
-from gsdd_lib.data.dataset import ImageSet, RawData, check_size, stratified_split
+from gsdd_lib.data.dataset import ImageSet, RawData, check_size, split_test
 
 NATIVE = 32
 TRAIN_PER_CLASS, TEST_PER_CLASS = 200, 100
 MEAN, STD = (0.48, 0.48, 0.48), (0.30, 0.30, 0.30)  # at any resolution, rounded
+DIGITS_MEAN, DIGITS_STD = (0.3059,), (0.3762,)  # of the training split; a test computes them
 CHUNK_PIXELS = 2**16  # pixels rasterized at a time: what a cache holds
 
 Array = np.ndarray
@@ -63,24 +62,13 @@ def read_shapes(config: DataConfig) -> RawData:
 
 
 def make_shapes(per_class: int, resolution: int, *, seed: int, split: str = "train") -> ImageSet:
-    """Images of the eight figures, class by class, as a function of ``seed`` and ``split``.
-
-    Args:
-        per_class: images of each figure.
-        resolution: pixels per side.
-        seed: of the scenes.
-        split: another name gives other scenes.
-    """
-    chunk = max(1, CHUNK_PIXELS // resolution**2)
-    images = np.empty((len(FIGURES) * per_class, 3, resolution, resolution), np.uint8)
-    for label, (name, figure) in enumerate(FIGURES.items()):
-        scenes = _sample_scenes(per_class, generator(seed, "data", "shapes", split, name)).numpy()
-        for start in range(0, per_class, chunk):
-            part = scenes[start : start + chunk]
-            first = label * per_class + start
-            images[first : first + len(part)] = _rasterize(figure, part, resolution)
+    """Images of the eight figures, class by class; other ``seed`` or ``split``, other scenes."""
+    chunk, images = max(1, CHUNK_PIXELS // resolution**2), []
+    for name, figure in FIGURES.items():
+        scenes = _sample_scenes(per_class, generator(seed, "data", "shapes", split, name))
+        images += [_rasterize(figure, part.numpy(), resolution) for part in scenes.split(chunk)]
     labels = torch.arange(len(FIGURES)).repeat_interleave(per_class)
-    return ImageSet(torch.from_numpy(images), labels)
+    return ImageSet(torch.from_numpy(np.concatenate(images)), labels)
 
 
 def _sample_scenes(count: int, rng: torch.Generator) -> Tensor:
@@ -122,41 +110,22 @@ def _rasterize(figure: Figure, scenes: Array, resolution: int) -> Array:
     return np.rint(image * 255).astype(np.uint8)
 
 
-TEST_FRACTION = 0.2
-DIGITS_MEAN, DIGITS_STD = (0.3059,), (0.3762,)  # of the training split below; a test computes them
-
-
 def read_digits(config: DataConfig) -> RawData:
     """The digits, gray levels 0 to 16 scaled to 0 to 255, with a test split of our own.
-
-    The publisher provides no split, so a stratified fifth is split off, the same for any seed.
-    """
-    images, labels = _read_table()
-    whole = ImageSet(images, labels)
-    rng = generator(0, "data", "digits", "test")
-    train, test = stratified_split(labels, TEST_FRACTION, generator=rng)
-    provenance = "digits (UCI, handwritten, 8x8), embedded in scikit-learn"
-    splits = (whole.select(train), whole.select(test))
-    return RawData(tuple("0123456789"), DIGITS_MEAN, DIGITS_STD, *splits, provenance)
-
-
-def _read_table() -> tuple[torch.Tensor, torch.Tensor]:
-    """uint8 [1797, 1, 8, 8] and int64 [1797].
 
     Read from the wheel's file, not by importing scikit-learn, which takes two seconds.
     """
     try:
         wheel = importlib.metadata.distribution("scikit-learn")
         path = wheel.locate_file("sklearn/datasets/data/digits.csv.gz")
-        content = gzip.decompress(path.read_bytes())
-    except (importlib.metadata.PackageNotFoundError, OSError) as error:
-        raise DataError(
-            f"the digits inside scikit-learn cannot be read ({error});"
-            " install scikit-learn 1.3 or newer"
-        ) from None
-    table = np.loadtxt(io.BytesIO(content), delimiter=",", dtype=np.int64)  # [1797, 64 + 1]
-    if table.shape != (1797, 65) or table.min() < 0 or table[:, :64].max() != 16:
-        raise DataError("the digits inside scikit-learn are not the known ones; install it anew")
+        table = np.loadtxt(path, delimiter=",", dtype=np.int64)
+        table = table.reshape(1797, 64 + 1)
+    except (importlib.metadata.PackageNotFoundError, OSError, ValueError) as error:
+        fault = f"the digits inside scikit-learn cannot be read ({error})"
+        raise DataError(f"{fault}; install scikit-learn 1.3 or newer") from None
     levels = (table[:, :64] * 255 + 8) // 16
     images = torch.from_numpy(levels.astype(np.uint8)).reshape(-1, 1, 8, 8)
-    return images, torch.from_numpy(table[:, 64].copy())
+    whole = ImageSet(images, torch.from_numpy(table[:, 64].copy()))
+    provenance = "digits (UCI, handwritten, 8x8), embedded in scikit-learn"
+    splits = split_test(whole, "digits")
+    return RawData(tuple("0123456789"), DIGITS_MEAN, DIGITS_STD, *splits, provenance)

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.core.errors import DataError
-from gsdd_lib.core.rng import generator
-from gsdd_lib.data.dataset import ImageData, ImageSet, RawData, prepare, stratified_split
+from gsdd_lib.data.dataset import ImageData, ImageSet, RawData, prepare, split_test
+from gsdd_lib.data.normalization import channel_statistics
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-TEST_FRACTION = 0.2
 
 
 def from_tensors(
@@ -27,12 +26,10 @@ def from_tensors(
     """A data set of your own.
 
     Args:
-        images: [N, C, H, W], C from 1 to 4, uint8, or floating point in [0, 1], which is rounded
-            to 256 levels.
+        images: [N, C, H, W], C from 1 to 4, uint8, or floating point in [0, 1], rounded to bytes.
         labels: integers [N] in [0, number of classes), every class at least three times, or twice
             where there are test images.
-        test_images: likewise; left out, a stratified fifth is split off, the same for any seed.
-        test_labels: of the test images.
+        test_images, test_labels: likewise; left out, a fifth is split off, the same for any seed.
         class_names: one name per class; left out, the numbers.
         name: of the data set.
         holdout: fraction of each class, test images aside, held out for validation.
@@ -41,104 +38,71 @@ def from_tensors(
     Raises:
         DataError: one sentence on what to change.
     """
-    train = _checked(images, labels, "images", "labels")
+    train = _checked(images, labels, "")
     names = _checked_names(class_names, train.labels)
+    _check_range(train.labels, len(names), "labels")
     if (test_images is None) != (test_labels is None):
         raise DataError("test_images and test_labels go together: give both, or neither")
     if test_images is None:
-        rng = generator(0, "data", "tensors", "test")
-        kept, held = stratified_split(train.labels, TEST_FRACTION, generator=rng)
-        train, test = train.select(kept), train.select(held)
+        train, test = split_test(train, "tensors")
     else:
-        test = _checked(test_images, test_labels, "test_images", "test_labels")
+        test = _checked(test_images, test_labels, "test_")
         _check_range(test.labels, len(names), "test_labels")
         shapes = [list(split.images.shape[1:]) for split in (test, train)]
         if shapes[0] != shapes[1]:
-            raise DataError(
-                f"test_images are of shape {shapes[0]} but images of {shapes[1]}; bring them to one"
-                " shape"
-            )
-    mean, std = channel_statistics(train.images)
-    raw = RawData(names, mean, std, train, test, f"{name}, tensors in memory")
+            fault = f"test_images are of shape {shapes[0]} but images of {shapes[1]}"
+            raise DataError(f"{fault}; bring them to one shape")
+    statistics = channel_statistics(train.images)
+    raw = RawData(names, *statistics, train, test, f"{name}, tensors in memory")
     return prepare(name, raw, holdout=holdout, seed=seed)
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of pixels in [0, 1]; exact, by counting.
-
-    Args:
-        images: uint8 [N, C, H, W].
-
-    Raises:
-        DataError: a channel is constant.
-    """
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    mean, std = [], []
-    for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
-        share = counts / counts.sum()
-        mean.append(float(share @ levels))
-        std.append(float((share @ (levels - mean[-1]) ** 2).sqrt()))
-        if std[-1] == 0:
-            raise DataError(f"channel {channel} has one value in all images; leave it out")
-    return tuple(mean), tuple(std)
-
-
-def _checked(images: Tensor, labels: Tensor, images_name: str, labels_name: str) -> ImageSet:
+def _checked(images: Tensor, labels: Tensor, prefix: str) -> ImageSet:
     """Images and labels that go together, uint8 and int64 on the CPU."""
-    if not isinstance(images, Tensor):
-        raise DataError(f"{images_name} must be a torch tensor, got {type(images).__name__}")
-    shape = list(images.shape)
-    if images.dim() != 4 or images.numel() == 0 or not 1 <= shape[1] <= 4:
+    ours, theirs = f"{prefix}images", f"{prefix}labels"
+    for name, value in ((ours, images), (theirs, labels)):
+        if not isinstance(value, Tensor):
+            raise DataError(f"{name} must be a torch tensor, got {type(value).__name__}")
+    shape, fault = list(images.shape), ""
+    if len(shape) != 4 or images.numel() == 0 or not 1 <= shape[1] <= 4:
         hint = "; add a channel with images[:, None]" if len(shape) == 3 else ""
         if len(shape) == 4 and 1 <= shape[3] <= 4:
             hint = "; channels are last here, use images.permute(0, 3, 1, 2)"
-        raise DataError(f"{images_name} must be [N, C, H, W] with C from 1 to 4, got {shape}{hint}")
-    if not isinstance(labels, Tensor) or labels.dtype not in INTEGERS or labels.dim() != 1:
-        found = type(labels).__name__
-        if isinstance(labels, Tensor):
-            found = f"{labels.dtype} of shape {list(labels.shape)}"
-        raise DataError(f"{labels_name} must be a tensor of integers of shape [N], got {found}")
-    if len(images) != len(labels):
+        fault = f"{ours} must be [N, C, H, W] with C from 1 to 4, got {shape}{hint}"
+    elif labels.dtype not in INTEGERS or labels.dim() != 1:
+        found = f"{labels.dtype} of shape {list(labels.shape)}"
+        fault = f"{theirs} must be integers of shape [N], got {found}"
+    elif len(images) != len(labels):
         lengths = f"{len(images)} and {len(labels)}"
-        raise DataError(f"{images_name} and {labels_name} must be of one length, got {lengths}")
-    return ImageSet(_as_bytes(images.detach().cpu(), images_name), labels.to("cpu", torch.int64))
-
-
-def _as_bytes(images: Tensor, name: str) -> Tensor:
-    if images.dtype == torch.uint8:
-        return images
-    if not images.is_floating_point():
-        raise DataError(f"{name} must be uint8 or floating point in [0, 1], got {images.dtype}")
-    low, high = float(images.min()), float(images.max())
-    if not 0 <= low <= high <= 1:  # also false for a NaN
-        raise DataError(
-            f"{name} of floating point must lie in [0, 1], got {low:g} to {high:g};"
-            " divide by the largest level, or remove what is not finite"
-        )
-    return (images * 255).round().to(torch.uint8)
+        fault = f"{ours} and {theirs} must be of one length, got {lengths}"
+    elif images.dtype != torch.uint8 and not images.is_floating_point():
+        fault = f"{ours} must be uint8 or floating point in [0, 1], got {images.dtype}"
+    elif images.dtype != torch.uint8:
+        low, high = float(images.min()), float(images.max())
+        if not 0 <= low <= high <= 1:  # also false for a NaN
+            hint = "divide by the largest level, or remove what is not finite"
+            fault = f"{ours} must lie in [0, 1], got {low:g} to {high:g}; {hint}"
+        images = (images * 255).round()
+    if fault:
+        raise DataError(fault)
+    return ImageSet(images.detach().to("cpu", torch.uint8), labels.to("cpu", torch.int64))
 
 
 def _checked_names(class_names: Sequence[str] | None, labels: Tensor) -> tuple[str, ...]:
     if class_names is None:
         highest = int(labels.max())
         if highest >= len(labels):
-            raise DataError(
-                f"labels reach {highest} but there are only {len(labels)} images; number the"
-                " classes 0, 1, 2, ... without gaps"
-            )
-        class_names = [str(label) for label in range(highest + 1)]
+            fault = f"labels reach {highest} but there are only {len(labels)} images"
+            raise DataError(f"{fault}; number the classes 0, 1, 2, ... without gaps")
+        return tuple(map(str, range(highest + 1)))
     listed = isinstance(class_names, Sequence) and not isinstance(class_names, str)
     if not listed or not all(isinstance(name, str) for name in class_names):
         raise DataError("class_names must be a list with the name of each class")
-    _check_range(labels, len(class_names), "labels")
     return tuple(class_names)
 
 
 def _check_range(labels: Tensor, num_classes: int, what: str) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
-        raise DataError(
-            f"{what} must lie in 0 to {num_classes - 1} for {num_classes} classes,"
-            f" got {low} to {high}"
-        )
+        known = f"0 to {num_classes - 1} for {num_classes} classes"
+        raise DataError(f"{what} must lie in {known}, got {low} to {high}")

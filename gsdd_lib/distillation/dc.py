@@ -4,6 +4,7 @@ arXiv 2006.05929, eq. 7, and the metric ``ours`` of its published code: a weight
 into one vector per output node; biases and norms, whose parameters are vectors, do not count.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -18,27 +19,6 @@ from gsdd_lib.distillation.microbatch import recomputed
 EPSILON = 1e-6
 
 
-def network_gradients(
-    network: nn.Module,
-    params: Mapping[str, Tensor],
-    images: Tensor,
-    labels: Tensor,
-    *,
-    create_graph: bool,
-) -> list[Tensor]:
-    """Gradients of the mean cross-entropy in every parameter, in the order of ``params``.
-
-    Args:
-        network: its structure alone is used, with ``params`` for its own parameters.
-        images: normalized [N, C, H, W].
-        labels: int64 [N], or probabilities [N, K].
-        create_graph: whether the gradients can be differentiated in images and labels.
-    """
-    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    loss = F.cross_entropy(functional_call(network, leaves, (images,)), labels)
-    return list(torch.autograd.grad(loss, list(leaves.values()), create_graph=create_graph))
-
-
 def batch_gradients(
     network: nn.Module,
     params: Mapping[str, Tensor],
@@ -46,17 +26,25 @@ def batch_gradients(
     labels: Tensor,
     prepare: Callable[[Tensor], Tensor] | None = None,
     *,
-    micro_batch: int,
+    micro_batch: int = sys.maxsize,
 ) -> list[Tensor]:
-    """:func:`network_gradients`, exactly, with ``micro_batch`` images in the network at a time.
+    """Gradients of the mean cross-entropy in every parameter, in the order of ``params``.
 
     Args:
-        prepare: normalizes and augments the images of a micro-batch, each by itself.
+        network: its structure alone is used, with ``params`` for its own parameters.
+        images: normalized [N, C, H, W], or what ``prepare`` makes of them, each by itself.
+        labels: int64 [N], or probabilities [N, K].
+        micro_batch: images in the network at a time; the gradients are exact.
+
+    Returns:
+        Tensors that are differentiable in images and labels, where these ask for it.
     """
 
     def share(few: Tensor, own: Tensor, *, create_graph: bool) -> list[Tensor]:
+        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
         ready = prepare(few) if prepare else few
-        grads = network_gradients(network, params, ready, own, create_graph=create_graph)
+        loss = F.cross_entropy(functional_call(network, leaves, (ready,)), own)
+        grads = torch.autograd.grad(loss, list(leaves.values()), create_graph=create_graph)
         return [grad * (len(few) / len(images)) for grad in grads]
 
     if len(images) <= micro_batch:

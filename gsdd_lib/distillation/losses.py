@@ -44,7 +44,7 @@ def sample_matched(
     index = sample_per_class(state.members, config.batch_real, generator=rng)
     if only is not None:
         index = index[data.train.labels.cpu()[index] == only]
-    return augmentation.to(data.device), data.train.select(index)
+    return augmentation, data.train.select(index)
 
 
 def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None = None) -> Tensor:
@@ -94,50 +94,44 @@ def dc_step_loss(state: State, data: ImageData, *, seed: int) -> Tensor:
     config, labels = state.config, state.parameterization.labels
     iteration, update = divmod(state.step, config.outer_loop)
     network = sample_network(data, config, seed, iteration)
-    images = state.parameterization.render()
-    soft = None if state.soft_labels is None else state.soft_labels.probabilities()
+    images, targets = state.parameterization.render(), state.targets()
     params = dict(network.named_parameters())
     if update:
-        params = unflatten(state.network, network)
-        targets = labels if soft is None else soft.detach()
-        rng = generator(seed, "distill", state.step, "inner")
-        params = _train_inner(network, params, images.detach(), targets, config, rng)
+        params = _train_inner(state, network, images.detach(), targets.detach(), seed)
     state.network = flatten(params) if update + 1 < config.outer_loop else None
     augmentation, batch = sample_matched(state, data, seed)
     real_members = class_members(batch.labels)
 
     def class_loss(group: Tensor, *soft_and_index: Tensor) -> Tensor:
         own = labels[soft_and_index[-1]]
-        targets = own if soft is None else soft_and_index[0]
         one, real = augmentation.select(own[:1]), batch.select(real_members[int(own[0])])
+        syn_targets = own if state.soft_labels is None else soft_and_index[0]
 
         def prepare(images: Tensor) -> Tensor:
             return apply_dsa(data.normalize(images), one)
 
-        both = [(real.images, real.labels, prepare), (apply_dsa(group, one), targets, None)]
+        both = [(real.images, real.labels, prepare), (apply_dsa(group, one), syn_targets, None)]
         few = config.micro_batch
         gradients = [batch_gradients(network, params, *each, micro_batch=few) for each in both]
         return gradient_distance(*gradients)
 
+    soft = None if state.soft_labels is None else targets
     return sum_over_groups(images, class_groups(labels, 1), class_loss, soft)
 
 
 def _train_inner(
-    network: nn.Module,
-    params: dict[str, Tensor],
-    images: Tensor,
-    labels: Tensor,
-    config: DistillConfig,
-    rng: torch.Generator,
+    state: State, network: nn.Module, images: Tensor, targets: Tensor, seed: int
 ) -> dict[str, Tensor]:
     """Parameters after ``inner_loop`` epochs of plain SGD on synthetic images."""
-    size, few = tuple(images.shape[2:]), config.micro_batch
+    config, params, size = state.config, unflatten(state.network, network), tuple(images.shape[2:])
+    rng = generator(seed, "distill", state.step, "inner")
     for _ in range(config.inner_loop):
         for index in torch.randperm(len(images), generator=rng).split(config.inner_batch):
             batch = apply_dsa(
                 images[index], sample_dsa(config.dsa, len(index), size, generator=rng)
             )
-            grads = batch_gradients(network, params, batch, labels[index], micro_batch=few)
+            few = {"micro_batch": config.micro_batch}
+            grads = batch_gradients(network, params, batch, targets[index], **few)
             moved = zip(params.items(), grads, strict=True)
             params = {name: value.detach() - config.inner_lr * g for (name, value), g in moved}
     return params
@@ -177,11 +171,7 @@ def tm_step_loss(state: State, data: ImageData, *, seed: int) -> Tensor:
     return tm_loss(student, start, target)
 
 
-STEP_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "dm": dm_step_loss,
-    "dc": dc_step_loss,
-    "tm": tm_step_loss,
-}
+STEP_LOSSES = {"dm": dm_step_loss, "dc": dc_step_loss, "tm": tm_step_loss}
 
 
 def add_objective(name: str, step_loss: Callable[..., Tensor]) -> None:

@@ -13,8 +13,8 @@ from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import keep_per_class
 from gsdd_lib.networks import network_for
+from gsdd_lib.parameterizations.base import as_stored
 from gsdd_lib.parameterizations.budget import LABEL_BITS
-from gsdd_lib.parameterizations.gaussian import RoundToBf16
 from gsdd_lib.parameterizations.label_codec import LabelCodec, encode_labels
 from gsdd_lib.training.train import train_network
 
@@ -51,7 +51,7 @@ class SoftLabels(nn.Module):
     def probabilities(self, index: Tensor | None = None) -> Tensor:
         """[n, num_classes], rows that sum to 1, of the logits as stored; differentiable."""
         logits = self.logits if index is None else self.logits[index]
-        stored = self.codec.round(logits) if self.codec else RoundToBf16.apply(logits)
+        stored = self.codec.round(logits) if self.codec else as_stored(logits, "bf16")
         return stored.softmax(1)
 
 
@@ -88,16 +88,3 @@ def train_teacher(data: ImageData, config: EvalConfig, *, seed: int, epochs: int
     short = config.model_copy(update={"epochs": epochs, "eval_batch": TEACHER_BATCH})
     train_network(data.normalize(real.images), real.labels, network, short, generator=training)
     return network
-
-
-def labels_of_classes(labels: Tensor, num_classes: int, *, confidence: float = 0.9) -> SoftLabels:
-    """Labels without a teacher: ``confidence`` on the image's class, the rest shared evenly.
-
-    >>> soft = labels_of_classes(torch.tensor([1]), 3, confidence=0.5)
-    >>> soft.probabilities().detach().round(decimals=2)
-    tensor([[0.2500, 0.5000, 0.2500]])
-    """
-    if not 1 / num_classes < confidence < 1:
-        raise ValueError(f"confidence must lie between 1/{num_classes} and 1, got {confidence}")
-    rest = torch.full((len(labels), num_classes), (1 - confidence) / (num_classes - 1))
-    return SoftLabels(rest.scatter(1, labels[:, None].cpu(), confidence).log())

@@ -86,16 +86,12 @@ class State:
         images, soft, config = self.parameterization, self.soft_labels, self.config
         low, high = (int(end) for end in images.labels.aminmax())
         if not 0 <= low <= high < data.num_classes:
-            raise DistillError(
-                f"labels must lie in 0 to {data.num_classes - 1}, got {low} to {high}; number the "
-                f"classes as '{data.name}' does"
-            )
+            wrong = f"labels must lie in 0 to {data.num_classes - 1}, got {low} to {high}"
+            raise DistillError(f"{wrong}; number the classes as '{data.name}' does")
         wanted = [len(images.labels), data.num_classes]
         if soft is not None and list(soft.logits.shape) != wanted:
-            raise DistillError(
-                f"learned labels must be {wanted}, a number per image and class, got "
-                f"{list(soft.logits.shape)}; make them of these images"
-            )
+            wrong = f"learned labels must be {wanted}, a number per image and class"
+            raise DistillError(f"{wrong}, got {list(soft.logits.shape)}; make them of these images")
         if self.codec is not None and not isinstance(images, GaussianImages):
             kind = type(images).__name__
             raise DistillError(f"a codec is for Gaussians, not for {kind}; leave it out")
@@ -103,10 +99,8 @@ class State:
             last = config.max_start_epoch - 1 + config.expert_epochs
             self.experts.check(data, config.network, config.width, last)
         elif config.objective == "tm":
-            raise ExpertError(
-                "Trajectory matching follows experts; train some by train_experts (notebook 03) "
-                "and pass experts=Experts(folder)."
-            )
+            remedy = "train some by train_experts (notebook 03) and pass experts=Experts(folder)"
+            raise ExpertError(f"Trajectory matching follows experts; {remedy}.")
 
     @property
     def syn_lr(self) -> float:

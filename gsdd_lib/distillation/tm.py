@@ -58,33 +58,24 @@ def student_path(
     Returns:
         Parameters [P], differentiable once in images, labels and lr.
     """
+
+    def step(number: int, *inputs: Tensor, create_graph: bool) -> list[Tensor]:
+        params, images, labels, lr = inputs
+        params = params if params.requires_grad else params.detach().requires_grad_()
+        chosen = augment(images[batches[number]], step=number)
+        logits = functional_call(network, unflatten(params, network), (chosen,))
+        loss = F.cross_entropy(logits, labels[batches[number]])
+        (gradient,) = torch.autograd.grad(loss, params, create_graph=create_graph)
+        return [params - lr * gradient]
+
     params = start
-    for number, batch in enumerate(batches):
-        own = {"network": network, "batch": batch, "augment": partial(augment, step=number)}
-        step = partial(_inner_step, **own)
+    for number in range(len(batches)):
+        own = partial(step, number)
         if number < len(batches) - keep_steps:
-            (params,) = recomputed(step, params, images, labels, lr)
+            (params,) = recomputed(own, params, images, labels, lr)
         else:
-            (params,) = step(params, images, labels, lr, create_graph=True)
+            (params,) = own(params, images, labels, lr, create_graph=True)
     return params
-
-
-def _inner_step(
-    params: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    lr: Tensor,
-    *,
-    network: nn.Module,
-    batch: Tensor,
-    augment: Callable[[Tensor], Tensor],
-    create_graph: bool,
-) -> list[Tensor]:
-    params = params if params.requires_grad else params.detach().requires_grad_()
-    logits = functional_call(network, unflatten(params, network), (augment(images[batch]),))
-    loss = F.cross_entropy(logits, labels[batch])
-    (gradient,) = torch.autograd.grad(loss, params, create_graph=create_graph)
-    return [params - lr * gradient]
 
 
 def tm_loss(student: Tensor, start: Tensor, target: Tensor) -> Tensor:

@@ -53,22 +53,19 @@ class RealImages:
         """
         real = data.train
         if self.coreset:
-            index = torch.cat(
-                [
-                    own[representatives(real.images[own], count, seed=seed)]
-                    if len(own) > count
-                    else own
-                    for own in class_members(real.labels)
-                ]
-            )
+            classes = [
+                own[representatives(real.images[own], count, seed=seed)]
+                if len(own) > count
+                else own
+                for own in class_members(real.labels)
+            ]
+            index = torch.cat(classes)
         else:
             order = generator(seed, "evaluate", "random real")
             index = keep_per_class(real.labels, count, generator=order)
         pixels, labels = real.images[index].float() / 255, real.labels[index]
-        stored = {"factor": self.factor, "storage": self.storage}
-        normalization = data.normalization
-        images = DownsampledImages.init_from(pixels, labels, normalization=normalization, **stored)
-        return images.render(), labels
+        more = {"factor": self.factor, "storage": self.storage, "normalization": data.normalization}
+        return DownsampledImages.init_from(pixels, labels, **more).render(), labels
 
 
 REAL = {
@@ -157,16 +154,14 @@ def paired(rows: Sequence[Row], method: str, over: str) -> dict[str, str | float
     Raises:
         ValueError: the two were not evaluated by the same networks.
     """
-    first, second = (_by_network(rows, name) for name in (method, over))
+    first, second = (
+        {(r["network_index"], r["seed"]): r["accuracy"] for r in rows if r["method"] == name}
+        for name in (method, over)
+    )
     if not first or first.keys() != second.keys():
         raise ValueError(f"'{method}' and '{over}' were not evaluated by the same networks")
     gains = summarize([{"accuracy": first[key] - second[key]} for key in first])
     return {"method": method, "over": over, "gain": gains.pop("mean"), **gains}
-
-
-def _by_network(rows: Sequence[Row], method: str) -> dict[tuple[int, int], float]:
-    own = (row for row in rows if row["method"] == method)
-    return {(row["network_index"], row["seed"]): row["accuracy"] for row in own}
 
 
 def _named(method: str, rows: Sequence[Row]) -> list[Row]:

@@ -1,9 +1,8 @@
 """How good is a distilled set? Train fresh networks on nothing else and test them on real ones.
 
 The ``validation`` split serves every choice; ``test`` is read only when it is asked for by name.
-How a network is trained is in :mod:`gsdd_lib.training.train`. The networks are trained one after
-another, since all in one ``torch.func.vmap`` pass are slower on a CPU: ConvNetD3 at width 64 on
-28x28, a step of five networks on 100 images took 0.85 s in the loop and 1.36 s with vmap.
+Networks are trained one after another: all in one ``torch.func.vmap`` pass are slower on a CPU (a
+step of five ConvNetD3 of width 64 on 100 images of 28x28 took 0.85 s in the loop, 1.36 s so).
 """
 
 import math
@@ -58,13 +57,13 @@ def evaluate(
     images, labels = images.detach().to(data.device), labels.detach().to(data.device)
     normalize = data.normalize if images.dtype == torch.uint8 else None
     real, rows = getattr(data, split), []
+    kind, choices = (config.eval_network, config.eval_width), _choices(config)
     with Progress(config.networks * passes(config), f"evaluate on {split}") as progress:
         for index in range(config.networks):
             started = time.perf_counter()
             weights, order = (
-                generator(seed, "evaluate", index, purpose) for purpose in ("weights", "training")
+                generator(seed, "evaluate", index, what) for what in ("weights", "training")
             )
-            kind, choices = (config.eval_network, config.eval_width), _choices(config)
             network = network_for(data, *kind, generator=weights, **choices)
             how = {"generator": order, "normalize": normalize, "progress": progress}
             loss = train_network(images, labels, network, config, **how)
@@ -86,10 +85,11 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     if not rows:
         raise ValueError("no rows to summarize; evaluate at least one network")
     values = torch.tensor([float(row["accuracy"]) for row in rows], dtype=torch.float64)
-    n = len(values)
-    std = values.std(correction=1).item() if n > 1 else math.nan
-    ci95 = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n) if n > 1 else math.nan
-    return dict(zip(SUMMARY, (values.mean().item(), std, n, ci95), strict=True))
+    n, mean, std, ci95 = len(values), values.mean().item(), math.nan, math.nan
+    if n > 1:
+        std = values.std(correction=1).item()
+        ci95 = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n)
+    return dict(zip(SUMMARY, (mean, std, n, ci95), strict=True))
 
 
 def format_accuracy(summary: Mapping[str, float]) -> str:
@@ -100,32 +100,32 @@ def format_accuracy(summary: Mapping[str, float]) -> str:
 
 def _choices(config: EvalConfig) -> dict[str, str]:
     """The settings of a ConvNet that are not the defaults; the other networks have none."""
-    fields = {name: f"eval_{name}" for name in ("norm", "pooling", "activation")}
-    default = {field: EvalConfig.model_fields[field].default for field in fields.values()}
-    values = {name: getattr(config, field) for name, field in fields.items()}
-    return {name: value for name, value in values.items() if value != default[fields[name]]}
+    values = {name: getattr(config, f"eval_{name}") for name in ("norm", "pooling", "activation")}
+    default = EvalConfig()
+    return {n: value for n, value in values.items() if value != getattr(default, f"eval_{n}")}
 
 
 def _fault(images: Tensor, labels: Tensor, data: ImageData, split: str) -> str | None:
     """What is wrong with the arguments of :func:`evaluate`, in a sentence."""
     if split not in ("validation", "test"):
         return f"unknown split '{split}'; choose 'validation' or 'test'"
-    count, classes, expected = len(images), data.num_classes, (data.channels, *data.resolution)
-    if images.dim() != 4 or tuple(images.shape[1:]) != expected or not count:
+    count, classes, expected = len(images), data.num_classes, [data.channels, *data.resolution]
+    if images.dim() != 4 or list(images.shape[1:]) != expected or not count:
         return (
-            f"images to evaluate must be [N, {', '.join(map(str, expected))}] to be tested on "
-            f"'{data.name}', got {list(images.shape)}; render them at its resolution"
+            f"images to evaluate must be [N, {str(expected)[1:]} to be tested on '{data.name}', "
+            f"got {list(images.shape)}; render them at its resolution"
         )
     if images.is_floating_point() and not images.isfinite().all():
         return "the images to evaluate have non-finite pixels; repair them first"
-    hard = labels.dim() == 1 and not labels.is_floating_point()
-    soft = labels.shape[1:] == (classes,) and labels.is_floating_point()
-    inside = not hard or not len(labels) or 0 <= int(labels.min()) <= int(labels.max()) < classes
-    if len(labels) != count or not (hard or soft) or not inside:
+    soft = labels.shape == (count, classes) and labels.is_floating_point()
+    hard = labels.shape == (count,) and not labels.is_floating_point()
+    low, high = (int(labels.min()), int(labels.max())) if hard else (0, 0)
+    if not (soft or hard) or not 0 <= low <= high < classes:
         return (
             f"labels must be integers [{count}] in 0 to {classes - 1}, numbered as '{data.name}' "
             f"does, or probabilities [{count}, {classes}], got {labels.dtype} {list(labels.shape)}"
-            + ("" if inside else f" in {int(labels.min())} to {int(labels.max())}")
+            + f" in {low} to {high}"
+            * hard
         )
     counts = torch.bincount(labels, minlength=classes) if hard else labels.sum(0)
     if not counts.all():

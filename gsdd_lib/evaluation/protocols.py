@@ -2,8 +2,8 @@
 
 ``clean``: the history row with the best validation accuracy is chosen, and the test split read for
 that row once. ``paper``: the best test accuracy of all rows, the rule of the paper's code and of
-most of the field, so that numbers compare; a choice made on the test split, and never below clean.
-Both train the same networks from the same seeds, so the gap is due to nothing but the choice.
+most of the field, so that numbers compare; never below clean. Both train the same networks from
+the same seeds, so the gap is due to nothing but the choice.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.data import ImageData
-from gsdd_lib.evaluation.evaluate import SUMMARY, Row, evaluate, format_accuracy, summarize
+from gsdd_lib.evaluation.evaluate import SUMMARY, Row, evaluate, summarize
 
 # Other architectures train with a cosine schedule at the paper's learning rates. Its text says
 # Adam; its code has AdamW with weight decay 0.05, or SGD. Here: AdamW for the two small rates, SGD
@@ -35,34 +35,17 @@ SETTINGS: dict[str, dict[str, float | str]] = {
 
 @dataclass(frozen=True)
 class Protocols:
-    """What both protocols say of one run.
+    """What both protocols say of one run."""
 
-    rows: a row per history row: step, validation (mean accuracy, percent), and of the test
-        accuracy mean, std, n, ci95
-    clean, paper: the row chosen on the validation split, and the one chosen on the test split
-    reported: the one of ``EvalConfig.protocol``
-    """
-
-    rows: list[Row]
-    clean: Row
-    paper: Row
-    reported: Row
+    rows: list[Row]  # per history row: step, validation (percent), and mean, std, n, ci95 on test
+    clean: Row  # chosen on the validation split
+    paper: Row  # chosen on the test split
+    reported: Row  # the one of ``EvalConfig.protocol``
 
     @property
     def gap(self) -> float:
         """Percentage points that choosing on the test split adds; at least 0."""
         return self.paper["mean"] - self.clean["mean"]
-
-    def describe(self) -> str:
-        """Both protocols and the gap, on three lines."""
-        clean, paper = (
-            f"{format_accuracy(row)} at step {row['step']:.0f}" for row in (self.clean, self.paper)
-        )
-        return (
-            f"clean: {clean}, chosen on validation\n"
-            f"paper: {paper}, best on test of {len(self.rows)} rows\n"
-            f"gap: {self.gap:+.1f} points"
-        )
 
 
 def best_row(history: Sequence[Mapping[str, float]]) -> int:
@@ -84,15 +67,11 @@ def compare_protocols(
     """Evaluate every row of a run on the test split, the row chosen on validation first.
 
     Args:
-        history: the rows that ``distill`` yielded, each with step and mean (validation, percent).
-            A row with a learned learning rate (syn_lr) is evaluated with it.
+        history: the rows that ``distill`` yielded; one with syn_lr is evaluated with that rate.
         snapshots: what ``distill(..., snapshots=[...])`` filled: a distilled set per row.
         render: a snapshot to normalized images [N, C, H, W].
-        labels: int64 [N], or probabilities [N, num_classes]; or, where a run learned labels, a
-            function of a snapshot that gives them.
-        config: how networks are trained, and which protocol is reported.
-        known: by row, ``summarize`` of what was read on the test split with this config and seed
-            already, as that of :func:`best_row` is where the kept set has been evaluated.
+        labels: as of ``evaluate``; or, where a run learned them, a function of a snapshot.
+        known: by row, ``summarize`` of what was read on the test split already.
 
     Raises:
         ValueError: rows and snapshots do not belong together.
@@ -112,9 +91,7 @@ def compare_protocols(
 
     chosen, tested = best_row(history), dict(known or {})
     order = [chosen, *(row for row in range(len(history)) if row != chosen)]
-    for row in order:
-        if row not in tested:
-            tested[row] = test(row)
+    tested |= {row: test(row) for row in order if row not in tested}
     rows = [
         {"step": past["step"], "validation": past["mean"]}
         | {key: tested[row][key] for key in SUMMARY}

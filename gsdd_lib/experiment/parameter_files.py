@@ -66,11 +66,11 @@ def load_parameters(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ParameterError(path, f"must be lines of 'name: value', not a {kind_of(values)}")
     for name, value in values.items():
+        inner = value if isinstance(value, list) else [value]
         if not isinstance(name, str) or not name.isidentifier():
             raise ParameterError(path, f"{reprlib.repr(name)} is not a parameter's name")
         if value is None:
             raise ParameterError(path, f"'{name}' has no value; leave the line out for the default")
-        inner = value if isinstance(value, list) else [value]
         if not all(isinstance(element, int | float | str) for element in inner):
             raise ParameterError(path, f"'{name}' is nested; a value is a scalar or a flat list")
     return values
@@ -119,23 +119,17 @@ def read_interface(notebook: Path) -> Interface:
     types, defaults = read_cell(where, "".join(tagged[0]["source"]))
     if missing := [name for name in FOLDERS if types.get(name) != "str"]:
         raise ParameterError(where, f"lacks '{missing[0]}: str = ...'")
-    models, own = [], None
-    for call in filter(None, map(_pick_call, code)):
-        own = frozenset(
-            n for key in call.keywords if key.arg == "own" for n in ast.literal_eval(key.value)
-        )
+    models, own = [config.RunConfig], None
+    trees = [ast.parse(source) for source in code if "parameters.pick(" in source]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    for call in (call for call in calls if ast.unparse(call.func) == "parameters.pick"):
+        names = [ast.literal_eval(key.value) for key in call.keywords if key.arg == "own"]
+        own = frozenset(names[0] if names else ())
         for name in map(ast.unparse, call.args[1:]):
             models.append(getattr(config, name.split(".")[-1], None))
             if models[-1] is None:
                 raise ParameterError(notebook, f"gsdd_lib.config has no model '{name}'")
-    face = Interface(types, defaults, (config.RunConfig, *models), own)
+    face = Interface(types, defaults, tuple(models), own)
     if faults := face.unknown():
         raise ParameterError(where, *faults)
     return face
-
-
-def _pick_call(source: str) -> ast.Call | None:
-    """The call of ``parameters.pick`` in a cell."""
-    nodes = ast.walk(ast.parse(source)) if "parameters.pick(" in source else ()
-    calls = (node for node in nodes if isinstance(node, ast.Call))
-    return next((call for call in calls if ast.unparse(call.func) == "parameters.pick"), None)

@@ -1,11 +1,7 @@
 """A notebook's parameters: every wrong name, type or value is found before any work is done.
 
-A notebook has one ``parameters`` cell of ``name: type = literal  # meaning`` lines, and builds its
-settings from them by name in its setup cell::
-
-    settings = parameters.pick(globals(), DataConfig, BudgetConfig, own=("photos",))
-    folder = results.open_run(output_folder, run_folder)  # prints where results go
-
+A notebook has one ``parameters`` cell of ``name: type = literal  # meaning`` lines, and its setup
+cell builds ``settings = parameters.pick(globals(), DataConfig, BudgetConfig, own=("photos",))``.
 A name is known if it is a field of :class:`RunConfig` or of a model named there (``ipc``); such a
 field for one objective (``dm_steps``); the plural of one, for a list of values to compare
 (``objectives``); or one of ``own``, which the notebook alone uses. The same rules hold for a file
@@ -16,7 +12,7 @@ import ast
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +21,7 @@ from gsdd_lib.config import DATASETS, BudgetConfig, Config, DataConfig, RunConfi
 from gsdd_lib.core.errors import ConfigError, GsddError
 from gsdd_lib.experiment.tables import paper_number
 
-PREFIXES = ("dm_", "dc_", "tm_")
+PREFIX = re.compile("^(dm|dc|tm)_")
 SCALARS = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}
 LONGEST = 220  # characters of a message's faults
 
@@ -34,11 +30,10 @@ class ParameterError(GsddError, ValueError):
     """A parameter file or a notebook's parameters cell is wrong; one sentence says how."""
 
     def __init__(self, where: object, *faults: str) -> None:
-        more = f"; and {len(faults) - 2} more" if faults[2:] else ""
-        sentence = "; ".join(faults[:2]) + more
+        sentence = "; ".join(faults[:2]) + f"; and {len(faults) - 2} more" * bool(faults[2:])
         if len(sentence) > LONGEST:
             sentence = f"{sentence[:LONGEST]} ..."
-        super().__init__(f"{where}: {sentence}{'' if sentence.endswith('?') else '.'}")
+        super().__init__(f"{where}: {sentence}" + "." * (not sentence.endswith("?")))
 
 
 class Settings(SimpleNamespace):
@@ -63,9 +58,8 @@ class Interface:
 
     def field(self, name: str) -> tuple[type[Config], str, bool] | None:
         """The model and field that ``name`` stands for, and whether it lists several values."""
-        plural = "list" in self.types.get(name, "")
-        candidates = {name: False, re.sub("^(dm|dc|tm)_", "", name): False}
-        for field, many in (candidates | ({name[:-1]: True} if plural else {})).items():
+        plural = {name[:-1]: True} if "list" in self.types.get(name, "") else {}
+        for field, many in ({name: False, PREFIX.sub("", name): False} | plural).items():
             for model in self.models:
                 if field in model.model_fields:
                     return model, field, many
@@ -76,7 +70,7 @@ class Interface:
         if self.own is None:
             return []
         fields = [field for model in self.models for field in model.model_fields]
-        known = [*self.own, *fields, *(prefix + field for prefix in PREFIXES for field in fields)]
+        known = [*self.own, *(f"{start}{f}" for start in ("", "dm_", "dc_", "tm_") for f in fields)]
         wrong = [name for name in self.types if not (name in self.own or self.field(name))]
         return [f"unknown parameter '{name}'{nearest(name, known)}" for name in wrong]
 
@@ -91,9 +85,9 @@ class Interface:
             if budget and data and (size := DATASETS[data.dataset]):
                 from gsdd_lib.parameterizations.budget import points_per_image
 
-                side = {"height": data.resolution or size[1], "width": data.resolution or size[1]}
+                channels, side = size[0], data.resolution or size[1]
                 how = {"ipc": budget.ipc, "gpc": budget.gpc, "opacity": budget.opacity}
-                points_per_image(channels=size[0], **side, **how)
+                points_per_image(channels=channels, height=side, width=side, **how)
         except GsddError as error:
             return [str(error)]
         return []
@@ -136,7 +130,7 @@ def pick(
     where = "The parameters cell"
     types, assigned = _executed(where, namespace)
     face = Interface(types, others, (RunConfig, *models), frozenset(own))
-    values = {name: namespace.get(name) for name in {**types, **dict.fromkeys(assigned)}}
+    values = {name: namespace.get(name) for name in dict.fromkeys([*types, *assigned])}
     if wrong := others.keys() - {field for model in face.models for field in model.model_fields}:
         raise ParameterError("parameters.pick", f"no model has a field '{min(wrong)}'")
     if faults := face.unknown() or face.faults(values):
@@ -155,7 +149,7 @@ def _executed(where: str, namespace: Mapping[str, Any]) -> tuple[dict[str, str],
     cells = namespace.get("_ih", ())
     if ours := [at for at, cell in enumerate(cells) if re.search(r"(?m)^output_folder\s*:", cell)]:
         added = [cell for cell in cells[ours[-1] :] if cell.startswith("# Parameters")]
-        names = [name for name, *_ in _assignments("\n".join(added))]
+        names = [_target(line) for line in ast.parse("\n".join(added)).body]
         return read_cell(where, cells[ours[-1]])[0], names
     kinds = namespace.get("__annotations__", {})  # a notebook that was exported as a script
     if "output_folder" not in kinds:
@@ -163,35 +157,33 @@ def _executed(where: str, namespace: Mapping[str, Any]) -> tuple[dict[str, str],
     return {n: k.__name__ if type(k) is type else str(k) for n, k in kinds.items()}, []
 
 
+def _target(line: ast.stmt) -> str:
+    """The name that a statement assigns, or nothing."""
+    targets = getattr(line, "targets", None) or [getattr(line, "target", None)]
+    return getattr(targets[0], "id", "")
+
+
 def read_cell(where: str, source: str) -> tuple[dict[str, str], dict[str, Any]]:
     """Types and defaults of a parameters cell, ``name: type = literal  # meaning`` lines."""
     types, defaults = {}, {}
     try:
-        lines = list(_assignments(source))
+        lines = ast.parse(source).body
     except SyntaxError as error:
         raise ParameterError(where, f"line {error.lineno}: {error.msg}") from None
-    for name, kind, node, line in lines:
-        if name and not kind:
-            hint = nearest(name, [other for other, typed, *_ in lines if typed])
-            hint = hint or f"; write '{name}: type = value'"
-            raise ParameterError(where, f"line {line} sets '{name}', which has no type{hint}")
+    typed = [_target(line) for line in lines if isinstance(line, ast.AnnAssign)]
+    for line in lines:
+        name, place = _target(line), f"line {line.lineno}"
+        if name and not isinstance(line, ast.AnnAssign):
+            hint = nearest(name, typed) or f"; write '{name}: type = value'"
+            raise ParameterError(where, f"{place} sets '{name}', which has no type{hint}")
         try:
-            value = ast.literal_eval(node)
+            types[name] = ast.unparse(line.annotation)
+            defaults[name] = ast.literal_eval(line.value if name else None)
         except (AttributeError, ValueError, TypeError, RecursionError):
-            raise ParameterError(where, f"line {line} is not 'name: type = literal'") from None
-        if not fits(value, kind):
-            raise ParameterError(where, f"'{name}' is not of type {kind}")
-        types[name], defaults[name] = kind, value
+            raise ParameterError(where, f"{place} is not 'name: type = literal'") from None
+        if not fits(defaults[name], types[name]):
+            raise ParameterError(where, f"'{name}' is not of type {types[name]}")
     return types, defaults
-
-
-def _assignments(source: str) -> Iterator[tuple[str, str | None, ast.AST | None, int]]:
-    """Name, annotation, value and line of each statement; name and value only of assignments."""
-    for line in ast.parse(source).body:
-        target = getattr(line, "target", None) or next(iter(getattr(line, "targets", [])), None)
-        kind = ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else None
-        value = getattr(line, "value", None) if isinstance(target, ast.Name) else None
-        yield getattr(target, "id", ""), kind, value, line.lineno
 
 
 def fits(value: Any, kind: str) -> bool:

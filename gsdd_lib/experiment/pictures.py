@@ -19,6 +19,7 @@ from gsdd_lib.experiment.plots import PAGE
 
 NAMES = 0.7  # inches beside the rows of class_rows
 LETTER = 0.055  # inches: the width of a letter of a class's name
+BESIDE = {"xycoords": "axes fraction", "ha": "right", "va": "center"}  # a row's name
 
 
 def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
@@ -40,7 +41,7 @@ def image_grid(
         titles: one per image, or one per column, above the first row only.
         width: of the figure, in inches.
     """
-    pictures = to_numpy(images)
+    pictures = _array(images)
     count, channels, height, wide = pictures.shape
     columns = -(-count // rows)
     if channels not in (1, 3):
@@ -58,12 +59,11 @@ def image_grid(
 
 def show_image(ax: Axes, image: Any) -> None:
     """One image ``[C, H, W]`` in [0, 1] on ``ax``, pixel i from i to i + 1 on either axis."""
-    picture = np.clip(to_numpy(image), 0, 1)
-    _, height, width = picture.shape
-    shown = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
-    ax.imshow(
-        shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=(0, width, height, 0)
-    )
+    picture = np.clip(_array(image), 0, 1).transpose(1, 2, 0)
+    height, width, _ = picture.shape
+    shown = picture[..., 0] if picture.shape[2] == 1 else picture
+    look = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+    ax.imshow(shown, extent=(0, width, height, 0), **look)
     ax.set_axis_off()
 
 
@@ -85,21 +85,26 @@ def gaussian_ellipses(
         colors: [M, C]. Three channels: the color itself, clipped. One: blue darkens, red lights.
         size: (height, width) in pixels.
         opacities: [M]; a faint Gaussian has a faint fill. None: all alike.
-        n_sigma: deviations from the centre to the outline.
+        n_sigma: deviations from the center to the outline.
     """
     height, width = size
-    diameters, angles = _axes_of(to_numpy(cholesky), n_sigma)
-    centres = (to_numpy(means) + 1) / 2 * (width, height)
-    outline = _display_colors(to_numpy(colors))
+    colors, factor = _array(colors), np.zeros((len(cholesky), 2, 2))
+    factor[:, 0, 0], factor[:, 1, 0], factor[:, 1, 1] = _array(cholesky).T
+    turn, lengths, _ = np.linalg.svd(factor)  # the columns of `turn` are the ellipse's axes
+    if colors.shape[1] == 3:
+        outline = np.concatenate([np.clip(colors, 0, 1), np.ones((len(colors), 1))], axis=1)
+    else:
+        strength = colors.mean(axis=1)
+        scale = max(np.abs(strength).max(initial=0), 1e-12)
+        outline = mpl.colormaps["coolwarm"](0.5 + 0.5 * strength / scale)
     fill = outline.copy()
-    fill[:, 3] = 0.25 if opacities is None else 0.35 * np.clip(np.abs(to_numpy(opacities)), 0, 1)
+    fill[:, 3] = 0.25 if opacities is None else 0.35 * np.clip(np.abs(_array(opacities)), 0, 1)
     ellipses = EllipseCollection(
-        diameters[:, 0],
-        diameters[:, 1],
-        angles,
+        *(2 * n_sigma * lengths.T),
+        np.degrees(np.arctan2(turn[:, 1, 0], turn[:, 0, 0])),
         units="xy",
-        offsets=centres,
-        transOffset=ax.transData,
+        offsets=(_array(means) + 1) / 2 * (width, height),
+        offset_transform=ax.transData,
         edgecolors=outline,
         facecolors=fill,
         linewidths=0.7,
@@ -108,23 +113,6 @@ def gaussian_ellipses(
     ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
     ax.set_axis_off()
     return ellipses
-
-
-def _axes_of(cholesky: np.ndarray, n_sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Diameters [M, 2] in pixels and angles [M] in degrees of the outlines."""
-    factor = np.zeros((len(cholesky), 2, 2))
-    factor[:, 0, 0], factor[:, 1, 0], factor[:, 1, 1] = cholesky.T
-    turn, lengths, _ = np.linalg.svd(factor)  # the columns of `turn` are the ellipse's axes
-    return 2 * n_sigma * lengths, np.degrees(np.arctan2(turn[:, 1, 0], turn[:, 0, 0]))
-
-
-def _display_colors(colors: np.ndarray) -> np.ndarray:
-    """[M, C] to RGBA [M, 4]."""
-    if colors.shape[1] == 3:
-        return np.concatenate([np.clip(colors, 0, 1), np.ones((len(colors), 1))], axis=1)
-    strength = colors.mean(axis=1)
-    scale = max(np.abs(strength).max(initial=0), 1e-12)
-    return mpl.colormaps["coolwarm"](0.5 + 0.5 * strength / scale)
 
 
 def class_panels(
@@ -146,15 +134,13 @@ def class_panels(
     cell = PAGE / (count + 0.6)
     figure, axes = panels(len(rows), count, (PAGE, cell * len(rows) * size[0] / size[1] + 0.25))
     for line, (name, pictures) in zip(axes, rows.items(), strict=True):
-        for ax, picture in zip(line, to_numpy(pictures), strict=True):
-            if picture.ndim == 3:
-                show_image(ax, picture)
-            else:
-                _draw_gaussians(ax, picture, size, opacity)
-        line[0].set_axis_on()
-        line[0].set(xticks=[], yticks=[])
-        line[0].spines[:].set_visible(False)
-        line[0].set_ylabel(name, fontsize=7)
+        for ax, picture in zip(line, _array(pictures), strict=True):
+            show_image(ax, picture if picture.ndim == 3 else np.full((1, *size), 0.97))
+            if picture.ndim == 2:
+                means, cholesky, colors = picture[:, :2], picture[:, 2:5], picture[:, 5:]
+                colors, weights = (colors[:, :-1], colors[:, -1]) if opacity else (colors, None)
+                gaussian_ellipses(ax, means, cholesky, colors, size=size, opacities=weights)
+        line[0].annotate(name, (-0.04, 0.5), rotation=90, fontsize=7, **BESIDE)
     for ax, name in zip(axes[0], class_names, strict=True):
         ax.set_title(_wrapped(name, cell), fontsize=6.5, pad=2)
     return figure
@@ -167,15 +153,15 @@ def class_rows(
 
     images: [N, C, H, W]; labels: [N]. Paper, figures 10 to 12.
     """
-    images, labels = to_numpy(images), to_numpy(labels)
+    images, labels = _array(images), _array(labels)
     cell = min((PAGE - NAMES) / per_class, 0.85)
     size = (cell * per_class + NAMES, cell * classes * images.shape[2] / images.shape[3])
     figure, axes = panels(classes, per_class, size)
     for label, line in enumerate(axes):
         for ax, image in zip(line, images[labels == label][:per_class], strict=False):
             show_image(ax, image)
-        look = {"xycoords": "axes fraction", "ha": "right", "va": "center", "fontsize": 6.5}
-        line[0].annotate(_wrapped(class_names[label], NAMES), (-0.08, 0.5), **look)
+        name = _wrapped(class_names[label], NAMES)
+        line[0].annotate(name, (-0.08, 0.5), fontsize=6.5, **BESIDE)
     return figure
 
 
@@ -185,14 +171,7 @@ def _wrapped(name: str, inches: float) -> str:
     return textwrap.fill(first, max(6, int(inches / LETTER)))
 
 
-def _draw_gaussians(ax: Axes, packed: np.ndarray, size: tuple[int, int], opacity: bool) -> None:
-    colors = packed[:, 5:-1] if opacity else packed[:, 5:]
-    weights = packed[:, -1] if opacity else None
-    show_image(ax, np.full((1, *size), 0.97))
-    gaussian_ellipses(ax, packed[:, :2], packed[:, 2:5], colors, size=size, opacities=weights)
-
-
-def to_numpy(values: Any) -> np.ndarray:
+def _array(values: Any) -> np.ndarray:
     """A float array of an array or of a tensor on any device, in any precision."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().float()

@@ -32,6 +32,7 @@ from gsdd_lib.experiment.results import RECORD
 
 ENGINE = "gsdd"
 SOURCES = ("gsdd_lib/**/*.py", "cuda_ext/*.py", "cuda_ext/*.h", "cuda_ext/*.c*")
+UNKNOWN_TIME = "no earlier run says how long this takes"
 INTERRUPTED = "interrupted, the same command goes on from the last checkpoint"
 
 
@@ -74,10 +75,13 @@ def run(notebook: Path, params: Path) -> int:
     values, where = check(notebook, params), place(notebook, params)
     name = f"[{notebook.stem.partition('_')[0]} {params.stem}]"
     folder, output = project_root() / "runs" / where, project_root() / "figures" / where
+    values |= {"output_folder": f"figures/{where}", "run_folder": f"runs/{where}"}
     with lock_folder(folder, "case.lock"):
-        print(f"{name} {_expected_time(where)}; results go to figures/{where}", flush=True)
+        seconds, device = _last_run(where)
+        length = "under a minute" if seconds < 45 else f"about {round(seconds / 60)} min"
+        earlier = f"{length} (last run: {_clock(seconds)} on {device})" if device else UNKNOWN_TIME
+        print(f"{name} {earlier}; results go to figures/{where}", flush=True)
         started, executed = time.perf_counter(), folder / f"{params.stem}.ipynb"
-        values |= {"output_folder": f"figures/{where}", "run_folder": f"runs/{where}"}
         with open(folder / "run.log", "w", encoding="utf-8") as log:
             failure = _execute(notebook, executed, values, _Lines(name, log))
         if failure:
@@ -118,21 +122,13 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], lines: 
     return ""
 
 
-def _last_run(where: Path) -> tuple[float, str] | None:
-    """Seconds and device of the record beside the results of a case, if it was ever run."""
+def _last_run(where: Path) -> tuple[float, str]:
+    """Seconds and device of the record beside the results of a case; 0 and "" without one."""
     try:
         record = json.loads((project_root() / "figures" / where / RECORD).read_text("utf-8"))
         return float(record["seconds"]), str(record["device"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _expected_time(where: Path) -> str:
-    if not (last := _last_run(where)):
-        return "no earlier run says how long this takes"
-    seconds, device = last
-    length = "under a minute" if seconds < 45 else f"about {round(seconds / 60)} min"
-    return f"{length} (last run: {_clock(seconds)} on {device})"
+        return 0.0, ""
 
 
 def _clock(seconds: float) -> str:
@@ -150,21 +146,18 @@ def cases(folder: Path, only: str = "") -> list[Path]:
     Raises:
         ParameterError: there is none.
     """
+
+    def chosen(path: Path) -> bool:
+        names = path.parent.name, str(load_parameters(path).get("paper_item", ""))
+        return path.stem == only or any(f"{name}_".startswith(f"{only}_") for name in names)
+
     files = sorted(folder.glob("*/*.yaml"))
     if not files:
         profiles = [path.name for path in folder.parent.glob("*") if path.is_dir()]
         raise ParameterError(folder, f"no parameter files{nearest(folder.name, profiles)}")
-    chosen = [path for path in files if not only or _matches(path, only)]
-    if not chosen:
+    if only and not (files := list(filter(chosen, files))):
         raise ParameterError(folder, f"no case is called '{only}', nor its notebook, nor its table")
-    return chosen
-
-
-def _matches(path: Path, only: str) -> bool:
-    stem, item = path.parent.name, str(load_parameters(path).get("paper_item", ""))
-    return path.stem == only or any(
-        name == only or name.startswith(f"{only}_") for name in (stem, item)
-    )
+    return files
 
 
 def check_all(folder: Path, only: str = "") -> int:
@@ -178,10 +171,10 @@ def check_all(folder: Path, only: str = "") -> int:
         except ParameterError as error:
             print(error, file=sys.stderr)
             faults += 1
-    known = [last[0] for last in times if last]
+    known = [seconds for seconds, device in times if device]
     total = f", {round(sum(known) / 60)} min by the last runs of {len(known)} of them" * bool(known)
     print(f"{len(files) - faults} of {len(files)} parameter files are valid{total}.", flush=True)
-    return 1 if faults else 0
+    return int(faults > 0)
 
 
 def data_sets(folder: Path, only: str = "") -> list[str]:
@@ -201,21 +194,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-sets", type=Path, metavar="FOLDER", help="print what it reads")
     parser.add_argument("--only", default="", help="a notebook, a case or a table of the paper")
     options = parser.parse_args(arguments)
+    if not (options.params or options.check_all or options.data_sets):
+        parser.error("a notebook and a parameter file are needed, or --check-all")
     try:
         if options.check_all:
             return check_all(options.check_all, options.only)
         if options.data_sets:
             print(*data_sets(options.data_sets, options.only))
-            return 0
-        if not options.params:
-            parser.error("a notebook and a parameter file are needed, or --check-all")
-        if not options.check:
+        elif options.check:
+            check(options.notebook, options.params)
+            print(f"{options.params}: valid.")
+        else:
             return run(options.notebook, options.params)
-        check(options.notebook, options.params)
     except GsddError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{options.params}: valid.")
     return 0
 
 

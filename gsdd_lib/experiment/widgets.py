@@ -4,18 +4,18 @@
     explore.Explorer(load("set.safetensors"))  # the last line of a cell
     figure = explore.static(load("set.safetensors"), images=[0, 7])
 
-Gaussians are shown from the largest on, at any resolution, and as ellipses. This is the one module
-that imports ipywidgets.
+A widget is a :class:`Sliders`: a pure function that draws, and a control for each of its arguments.
+This is the one module that imports ipywidgets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import display
+from IPython.display import HTML, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -32,58 +32,36 @@ TITLE = 0.2  # inches, for a line of text
 N_SIGMA = 1.5  # deviations from a Gaussian's center to its outline
 ENLARGEMENTS = (1, 2, 4, 8, 16)  # times the native resolution, for the slider
 SCREEN_DPI = 100  # the picture has twice as many dots, for sharp screens
+VIEW = "application/vnd.jupyter.widget-view+json"
+# Opened again without its kernel, a control is a node of JupyterLab's with the text "model not
+# found" and no element in it; this rule, saved in the notebook, hides it.
+CAPTION = """<style>.jp-OutputArea-output.jupyter-widgets:not(:has(*)) { display: none }</style>
+<small>The sliders need a kernel: run this cell to move them.</small>"""
 
 
-class Explorer:
-    """A picture, and sliders over image, number of Gaussians and resolution; displays itself.
+class Sliders:
+    """A picture and the controls that it depends on; displays itself.
 
     The picture is an ordinary output and no widget, so the one last looked at stays in the saved
-    notebook and is there when it is opened without a kernel.
+    notebook, and is all that is there when it is opened without a kernel.
 
     Args:
-        originals: pixel values [N, C, H, W] in [0, 1], one per Gaussian image, shown beside it.
+        draw: makes the figure, from the controls' values by name.
+        controls: ipywidgets with a ``value``, by the name of what they set.
 
     Attributes:
-        controls: the sliders by the name of what they set.
+        controls: as given.
         png: the picture shown.
     """
 
-    def __init__(self, source: Source, originals: Tensor | None = None) -> None:
-        self._images, self._names = _unpack(source)
-        _check_originals(self._images, originals)
-        self._originals = originals
-        (height, width), points = self._images.resolution, self._images.points
-        sizes = [(k * height, k * width) for k in ENLARGEMENTS]
-        look: dict[str, Any] = {
-            "continuous_update": False,  # a picture is drawn when a slider is let go
-            "style": {"description_width": "9em"},
-            "layout": ipywidgets.Layout(width="32em"),
-        }
-        slider, choice = ipywidgets.IntSlider, ipywidgets.SelectionSlider
-        named = [(_by(size), size) for size in sizes]
-        self.controls = {
-            "image": slider(0, 0, len(self._images) - 1, description="image", **look),
-            "shown": slider(points, 1, points, description="largest Gaussians", **look),
-            "resolution": choice(options=named, description="pixels", **look),
-            "ellipses": ipywidgets.Checkbox(True, description="ellipses", style=look["style"]),
-        }
-        self._output = None
+    def __init__(self, draw: Callable[..., Figure], controls: dict[str, Any]) -> None:
+        self._draw, self.controls, self._output = draw, controls, None
         self._redraw()
-        for control in self.controls.values():
+        for control in controls.values():
             control.observe(self._redraw, names="value")
 
     def _redraw(self, _change: Any = None) -> None:
-        image, shown, size, ellipses = (control.value for control in self.controls.values())
-        label, names = int(self._images.labels[image]), self._names
-        figure = draw(
-            self._images,
-            image,
-            shown,
-            size,
-            ellipses=ellipses,
-            original=None if self._originals is None else self._originals[image],
-            name=names[label] if label < len(names) else f"class {label}",
-        )
+        figure = self._draw(**{name: control.value for name, control in self.controls.items()})
         buffer = BytesIO()
         figure.savefig(buffer, format="png", dpi=2 * SCREEN_DPI)
         self._width = round(figure.get_figwidth() * SCREEN_DPI)
@@ -94,14 +72,49 @@ class Explorer:
 
     def bundle(self) -> dict[str, dict[str, Any]]:
         """The picture as Jupyter displays it, and the width it is shown at."""
-        text = f"image {self.controls['image'].value} of {len(self._images)}"
-        data = {"image/png": self.png, "text/plain": text}
+        data = {"image/png": self.png, "text/plain": "a picture with sliders"}
         return {"obj": data, "metadata": {"image/png": {"width": self._width}}}
 
     def _ipython_display_(self) -> None:
         shown = self.bundle()
         self._output = display(shown["obj"], metadata=shown["metadata"], raw=True, display_id=True)
-        display(ipywidgets.VBox(list(self.controls.values())))
+        display(HTML(CAPTION))
+        view = ipywidgets.VBox(list(self.controls.values()))._repr_mimebundle_()[VIEW]
+        display({VIEW: view, "text/plain": ""}, raw=True)
+
+
+class Explorer(Sliders):
+    """An image from its largest Gaussians on, at any resolution, and its Gaussians as ellipses.
+
+    Args:
+        originals: pixel values [N, C, H, W] in [0, 1], one per Gaussian image, shown beside it.
+    """
+
+    def __init__(self, source: Source, originals: Tensor | None = None) -> None:
+        gaussians, names = _unpack(source, originals)
+        (height, width), points = gaussians.resolution, gaussians.points
+        sizes = [(k * height, k * width) for k in ENLARGEMENTS]
+        look: dict[str, Any] = {
+            "continuous_update": False,  # a picture is drawn when a slider is let go
+            "style": {"description_width": "9em"},
+            "layout": ipywidgets.Layout(width="32em"),
+        }
+        slider, choice = ipywidgets.IntSlider, ipywidgets.SelectionSlider
+        named = [(_by(size), size) for size in sizes]
+        controls = {
+            "image": slider(0, 0, len(gaussians) - 1, description="image", **look),
+            "shown": slider(points, 1, points, description="largest Gaussians", **look),
+            "resolution": choice(options=named, description="pixels", **look),
+            "ellipses": ipywidgets.Checkbox(True, description="ellipses", style=look["style"]),
+        }
+
+        def view(image: int, **values: Any) -> Figure:
+            label, original = int(gaussians.labels[image]), originals
+            name = names[label] if label < len(names) else f"class {label}"
+            original = None if originals is None else originals[image]
+            return draw(gaussians, image, **values, original=original, name=name)
+
+        super().__init__(view, controls)
 
 
 def draw(
@@ -131,13 +144,13 @@ def draw(
     height, width = gaussians.resolution
     count = 1 + (original is not None) + ellipses
     figure, axes = panels(1, count, (count * PANEL * width / height, PANEL + TITLE))
-    places = iter(axes[0])
-    if original is not None:
-        _picture(next(places), original, "original")
     title = f"{name}: " * bool(name) + f"{shown} of {gaussians.points} Gaussians, {_by(resolution)}"
-    _picture(next(places), _pixels(part, resolution), title)
+    if original is not None:
+        _picture(axes[0, 0], original, "original")
+    _view(axes[0, count - 1 - ellipses], part, resolution, title)
     if ellipses:
-        _outlines(next(places), part, resolution, f"their {N_SIGMA:g}-sigma ellipses")
+        title = f"their {N_SIGMA:g}-sigma ellipses"
+        _view(axes[0, -1], part, resolution, title, ellipses=True)
     return figure
 
 
@@ -153,40 +166,35 @@ def static(
         originals: pixel values [N, C, H, W] in [0, 1], one per Gaussian image; None: left out.
         images: which ones.
     """
-    gaussians, _ = _unpack(source)
-    _check_originals(gaussians, originals)
-    points, native = gaussians.points, gaussians.resolution
-    large = (4 * native[0], 4 * native[1])
-    columns = 5 + (originals is not None)
-    inches = PAGE / columns * native[0] / native[1] * len(images) + TITLE
+    gaussians, _ = _unpack(source, originals)
+    points, (height, width) = gaussians.points, gaussians.resolution
+    counts = (max(1, points // 4), max(1, points // 2), points)
+    large, columns = (4 * height, 4 * width), 5 + (originals is not None)
+    inches = PAGE / columns * height / width * len(images) + TITLE
     figure, axes = panels(len(images), columns, (PAGE, inches))
     for row, image in zip(axes, images, strict=True):
-        places = iter(row)
         if originals is not None:
-            _picture(next(places), originals[image], "original")
-        for shown in (max(1, points // 4), max(1, points // 2), points):
+            _picture(row[0], originals[image], "original")
+        for ax, shown in zip(row[-5:-2], counts, strict=True):
             part = _largest(gaussians, image, shown)
-            _picture(next(places), _pixels(part, native), f"{shown} of {points}, {_by(native)}")
-        _picture(next(places), _pixels(part, large), f"all, {_by(large)}")
-        _outlines(next(places), part, native, "ellipses")
+            _view(ax, part, part.resolution, f"{shown} of {points}, {_by(part.resolution)}")
+        _view(row[-2], part, large, f"all, {_by(large)}")
+        _view(row[-1], part, part.resolution, "ellipses", ellipses=True)
     for ax in axes[1:].flat:
         ax.set_title("")  # the first row's titles serve for all
     return figure
 
 
-def _unpack(source: Source) -> tuple[GaussianImages, tuple[str, ...]]:
+def _unpack(source: Source, originals: Tensor | None) -> tuple[GaussianImages, tuple[str, ...]]:
     """The Gaussians and the names of their classes, where these are known."""
-    if isinstance(source, DistilledSet):
-        return source.gaussians, source.class_names
-    return source, ()
-
-
-def _check_originals(images: GaussianImages, originals: Tensor | None) -> None:
+    own = isinstance(source, DistilledSet)
+    images, names = (source.gaussians, source.class_names) if own else (source, ())
     if originals is not None and (originals.dim() != 4 or len(originals) != len(images)):
         raise ValueError(
             f"originals must be [{len(images)}, C, H, W], one per Gaussian image, "
             f"got {list(originals.shape)}."
         )
+    return images, names
 
 
 @torch.no_grad()
@@ -199,25 +207,20 @@ def _largest(gaussians: GaussianImages, image: int, shown: int) -> GaussianImage
     rows = gaussians.packed[image]
     area = (rows[:, 2] * rows[:, 4]).abs()  # det L = l11 l22: the ellipse's area up to pi
     order = area.argsort(descending=True, stable=True)
+    facts = (
+        "resolution",
+        "normalization",
+        "render_config",
+        "opacity",
+        "space",
+        "store_bf16",
+        "codec",
+    )
     return GaussianImages(
         rows[order[:shown]][None].clone(),
         gaussians.labels[image : image + 1],
-        resolution=gaussians.resolution,
-        normalization=gaussians.normalization,
-        render_config=gaussians.render_config,
-        opacity=gaussians.opacity,
-        space=gaussians.space,
-        store_bf16=gaussians.store_bf16,
+        **{name: getattr(gaussians, name) for name in facts},
     ).to(rows.device)
-
-
-@torch.no_grad()
-def _pixels(part: GaussianImages, size: tuple[int, int]) -> Tensor:
-    return part.pixels(resolution=size)[0].clamp(0, 1)
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}×{size[1]}"
 
 
 def _picture(ax: Axes, image: Tensor, title: str) -> None:
@@ -225,17 +228,26 @@ def _picture(ax: Axes, image: Tensor, title: str) -> None:
     ax.set_title(title, pad=3)
 
 
-def _outlines(ax: Axes, part: GaussianImages, size: tuple[int, int], title: str) -> None:
-    """The ellipses over the image, which fades so that they stand out."""
-    pixels = _pixels(part, size)
-    _picture(ax, 0.95 - 0.3 * pixels if part.channels == 1 else 0.7 + 0.3 * pixels, title)
-    scale = [size[1] / part.resolution[1], *[size[0] / part.resolution[0]] * 2]
-    gaussian_ellipses(
-        ax,
-        part.means[0],
-        part.cholesky[0].detach() * part.packed.new_tensor(scale),
-        part.colors[0],
-        size=size,
-        opacities=None if part.opacities is None else part.opacities[0],
-        n_sigma=N_SIGMA,
-    )
+@torch.no_grad()
+def _view(
+    ax: Axes, part: GaussianImages, size: tuple[int, int], title: str, *, ellipses: bool = False
+) -> None:
+    """The image at ``size``; under the ellipses it fades, so that they stand out."""
+    pixels = part.pixels(resolution=size)[0].clamp(0, 1)
+    faded = 0.95 - 0.3 * pixels if part.channels == 1 else 0.7 + 0.3 * pixels
+    _picture(ax, faded if ellipses else pixels, title)
+    if ellipses:
+        down, right = (new / old for new, old in zip(size, part.resolution, strict=True))
+        gaussian_ellipses(
+            ax,
+            part.means[0],
+            part.cholesky[0] * part.packed.new_tensor([right, down, down]),
+            part.colors[0],
+            size=size,
+            opacities=None if part.opacities is None else part.opacities[0],
+            n_sigma=N_SIGMA,
+        )
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}×{size[1]}"

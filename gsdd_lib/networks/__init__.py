@@ -1,8 +1,7 @@
 """The field's networks: ConvNetD1 to D6, AlexNet, VGG11, ResNet18 and ViT.
 
-:func:`network_for` makes one for a data set. Every weight is sampled from a generator that is
-passed in, with torch's default distributions. A new architecture is a function that returns a
-:class:`~gsdd_lib.networks.layers.Network`, and a line in :data:`NETWORKS`.
+A new architecture is a function that returns a :class:`~gsdd_lib.networks.layers.Network`, and a
+line in :data:`NETWORKS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gsdd_lib.config import check_choice
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.networks import layers
 from gsdd_lib.networks.convnet import alexnet, convnet, vgg11
@@ -24,6 +24,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "AlexNet": alexnet,
     "VGG11": vgg11,
     "ResNet18": resnet18,
+    "ResNet18BN": partial(resnet18, norm="batch"),
     "ViT": vit,
 }
 
@@ -32,16 +33,8 @@ def network_for(
     data: Any, name: str, width: int = 128, *, generator: torch.Generator, **choices: str
 ) -> Network:
     """:func:`make_network` for the images and classes of an ``ImageData``, on its device."""
-    network = make_network(
-        name,
-        channels=data.channels,
-        num_classes=data.num_classes,
-        resolution=data.resolution,
-        width=width,
-        generator=generator,
-        **choices,
-    )
-    return network.to(data.device)
+    shape = {name: getattr(data, name) for name in ("channels", "num_classes", "resolution")}
+    return make_network(name, **shape, width=width, generator=generator, **choices).to(data.device)
 
 
 def make_network(
@@ -54,15 +47,15 @@ def make_network(
     generator: torch.Generator,
     **choices: str,
 ) -> Network:
-    """A network with fresh weights, on the generator's device.
+    """A network with fresh weights of torch's default distributions, on the generator's device.
 
     Args:
         name: a key of :data:`NETWORKS`.
-        resolution: (height, width) of the images, in pixels.
+        channels, resolution: of the images; (height, width) in pixels.
+        num_classes: logits.
         width: filters per convolution of a ConvNet; the other networks' are fixed.
         generator: the source of the weights; equal states give equal weights.
-        choices: of a ConvNet, ``norm``, ``pooling`` and ``activation``
-            (:mod:`gsdd_lib.networks.layers` has their tables).
+        choices: ``norm``, ``pooling`` and ``activation`` of a ConvNet (:func:`blocks`).
 
     Returns:
         A map of images [N, C, H, W] to logits, and by ``.embed`` to [N, features].
@@ -70,13 +63,12 @@ def make_network(
     Raises:
         ConfigError: the name or a choice is unknown, or the images are too small.
     """
-    layers.check_choice("network", name, NETWORKS)
+    check_choice("network", NETWORKS, name)
     if name.startswith("ConvNet"):
         choices = {"width": width, **choices}
     elif choices:
-        raise ConfigError(
-            f"{', '.join(choices)} can be chosen for a ConvNet only; {name} is as published"
-        )
+        fault = f"{', '.join(choices)} can be chosen for a ConvNet only"
+        raise ConfigError(f"{fault}; {name} is as published")
     with torch.device("meta"):  # takes no memory and no random numbers
         network = NETWORKS[name]((channels, *resolution), num_classes, **choices)
     network.to_empty(device=generator.device)

@@ -1,22 +1,14 @@
 """The ConvNet of dataset condensation (arXiv 2006.05929), the field's main network; AlexNet, VGG11.
 
-All three are blocks of convolution, norm, activation and 2x2 pooling, then one linear layer.
 AlexNet and VGG11 are as the field shrinks them to small images: github.com/VICO-UoE/
-DatasetCondensation, networks.py, and, above 32 pixels, github.com/GeorgeCazenavette/glad,
-networks/, which the cross-architecture tables of the field use.
+DatasetCondensation, networks.py; above 32 pixels, github.com/GeorgeCazenavette/glad, networks/.
 """
 
 from torch import Tensor, nn
 
+from gsdd_lib.config import check_choice
 from gsdd_lib.core.errors import ConfigError
-from gsdd_lib.networks.layers import (
-    ACTIVATIONS,
-    GROUPS,
-    NORMS,
-    POOLINGS,
-    Network,
-    check_choice,
-)
+from gsdd_lib.networks.layers import ACTIVATIONS, GROUPS, NORMS, POOLINGS, Network
 
 Plan = tuple[tuple[int, int, bool], ...]  # filters, kernel size, and whether pooled, per block
 ALEXNET: Plan = (
@@ -27,37 +19,28 @@ VGG11: Plan = (
     (512, 3, False), (512, 3, True), (512, 3, False), (512, 3, True),
 )  # fmt: skip
 VGG_GRID = 7  # GLaD pools larger images to 7x7 before the linear layer
+Shape = tuple[int, int, int]
 
 
-def convnet(
-    input_shape: tuple[int, int, int], num_classes: int, *, depth: int, width: int, **choices: str
-) -> Network:
-    """``depth`` blocks of 3x3 convolutions with ``width`` filters.
-
-    Args:
-        choices: ``norm``, ``pooling``, ``activation``; the field uses the defaults of
-            :func:`blocks`.
-    """
+def convnet(shape: Shape, num_classes: int, *, depth: int, width: int, **choices: str) -> Network:
+    """``depth`` blocks of 3x3 convolutions with ``width`` filters; ``choices``: :func:`blocks`."""
     plan = ((width, 3, True),) * depth
-    return blocks(f"ConvNetD{depth}", input_shape, num_classes, plan, **choices)
+    return blocks(f"ConvNetD{depth}", shape, num_classes, plan, **choices)
 
 
-def alexnet(input_shape: tuple[int, int, int], num_classes: int) -> Network:
+def alexnet(shape: Shape, num_classes: int) -> Network:
     """Two 5x5 and three 3x3 convolutions with ReLU, three 2x2 maxima; no norm, no dropout."""
-    return blocks("AlexNet", input_shape, num_classes, ALEXNET, norm="none", pooling="max")
+    return blocks("AlexNet", shape, num_classes, ALEXNET, norm="none", pooling="max")
 
 
-def vgg11(input_shape: tuple[int, int, int], num_classes: int) -> Network:
-    """Eight 3x3 convolutions with instance norm and ReLU, five 2x2 maxima.
-
-    Images of 32 pixels end as one pixel. Larger ones end in an adaptive maximum over a 7x7 grid.
-    """
-    return blocks("VGG11", input_shape, num_classes, VGG11, pooling="max", grid=VGG_GRID)
+def vgg11(shape: Shape, num_classes: int) -> Network:
+    """Eight 3x3 convolutions with instance norm and ReLU, five 2x2 maxima; at most 7x7 pixels."""
+    return blocks("VGG11", shape, num_classes, VGG11, pooling="max", grid=VGG_GRID)
 
 
 def blocks(
     name: str,
-    input_shape: tuple[int, int, int],
+    shape: Shape,
     num_classes: int,
     plan: Plan,
     *,
@@ -66,32 +49,32 @@ def blocks(
     activation: str = "relu",
     grid: int = 0,
 ) -> Network:
-    """A network of the blocks of ``plan``.
+    """A network of blocks of convolution, norm, activation and 2x2 pooling, then one linear layer.
 
     Args:
         name: for messages.
+        shape: (channels, height, width) of the images.
+        num_classes: logits.
+        plan: a line per block.
         norm, pooling, activation: keys of the tables in :mod:`gsdd_lib.networks.layers`.
         grid: where more than one pixel is left, its maximum over so many cells per side; 0: not.
 
     Raises:
         ConfigError: a choice is unknown, or nothing is left of an image.
     """
-    check_choice("norm", norm, NORMS)
-    check_choice("pooling", pooling, POOLINGS)
-    check_choice("activation", activation, ACTIVATIONS)
+    check_choice("norm", NORMS, norm)
+    check_choice("pooling", POOLINGS, pooling)
+    check_choice("activation", ACTIVATIONS, activation)
     # The published codes pad one-channel images of any size by two more; so 28x28 becomes 32x32,
     # and 8x8 would mostly become padding.
-    extra = 2 if tuple(input_shape) == (1, 28, 28) else 0
-    channels, *size = input_shape[0], *(side + 2 * extra for side in input_shape[1:])
+    extra = 2 if tuple(shape) == (1, 28, 28) else 0
+    channels, *size = shape[0], *(side + 2 * extra for side in shape[1:])
     times = 0 if pooling == "none" else sum(pooled for _, _, pooled in plan)
     if min(size) >> times == 0:
         deepest = min(min(size).bit_length() - 1, 6)
-        raise ConfigError(
-            f"{name} halves an image {times} times and needs {2**times} pixels per side, not "
-            f"{input_shape[1]}x{input_shape[2]}; choose "
-            + f"ConvNetD{deepest} or " * (deepest > 0)
-            + "larger images"
-        )
+        needs = f"{name} halves an image {times} times and needs {2**times} pixels per side"
+        hint = f"ConvNetD{deepest} or " * (deepest > 0) + "larger images"
+        raise ConfigError(f"{needs}, not {shape[1]}x{shape[2]}; choose {hint}")
     image_bytes, layers = 4 * plan[0][0] * size[0] * size[1], nn.Sequential()
     for filters, kernel, pooled in plan:
         if norm == "group" and filters % GROUPS:
@@ -104,14 +87,8 @@ def blocks(
     if grid and size != [1, 1]:
         layers.append(nn.AdaptiveMaxPool2d(grid))
         size = [grid, grid]
-    return Network(
-        input_shape,
-        num_classes,
-        layers,
-        num_features=channels * size[0] * size[1],
-        image_bytes=image_bytes,
-        in_pieces=norm != "batch",
-    )
+    features, whole = channels * size[0] * size[1], norm == "batch"
+    return Network(shape, num_classes, layers, features, image_bytes, in_pieces=not whole)
 
 
 class Block(nn.Module):

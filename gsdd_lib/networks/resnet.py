@@ -1,49 +1,51 @@
-"""ResNet18 as the field evaluates it: a 3x3 stem for small images, and instance norm.
+"""ResNet18 as the field evaluates it: a 3x3 stem for small images, and instance or batch norm.
 
 The definition of github.com/VICO-UoE/DatasetCondensation and github.com/GeorgeCazenavette/glad
-(networks/resnet.py): four stages of two basic blocks, 64 to 512 filters, the later three halving
-the image, then the mean over pixels.
+(networks/resnet.py): four stages of two basic blocks, the later three halving the image.
 """
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsdd_lib.core.errors import ConfigError
-from gsdd_lib.networks.layers import Network
+from gsdd_lib.networks.layers import NORMS, Network
 
 STAGES = (64, 128, 256, 512)
 
 
-def resnet18(input_shape: tuple[int, int, int], num_classes: int) -> Network:
-    """17 convolutions with instance norm in residual blocks, the mean over pixels, one linear."""
-    channels, height, width = input_shape
-    if max(height, width) <= 8:  # the instance norm of a single pixel is a constant
+def resnet18(shape: tuple[int, int, int], num_classes: int, *, norm: str = "instance") -> Network:
+    """17 convolutions with norms in residual blocks, the mean over pixels, one linear layer.
+
+    norm: ``instance``, or ``batch`` as in the field's ResNet18BN, whose statistics SRe2L recovers
+    """
+    channels, height, width = shape
+    # The instance norm of a single pixel is a constant.
+    if norm == "instance" and max(height, width) <= 8:
         raise ConfigError(
             f"ResNet18 ends in one pixel for images of {height}x{width}, which its instance "
             "norm turns into a constant; choose a ConvNet or images of more than 8 pixels"
         )
-    layers, before = nn.Sequential(*_conv_norm(channels, STAGES[0], 3), nn.ReLU(True)), STAGES[0]
+    stem = _conv_norm(channels, STAGES[0], 3, norm=norm)
+    layers, before = nn.Sequential(*stem, nn.ReLU(True)), STAGES[0]
     for filters in STAGES:
-        layers.append(BasicBlock(before, filters, stride=1 if filters == before else 2))
-        layers.append(BasicBlock(filters, filters, stride=1))
+        layers.append(BasicBlock(before, filters, stride=1 if filters == before else 2, norm=norm))
+        layers.append(BasicBlock(filters, filters, stride=1, norm=norm))
         before = filters
     layers.append(MeanOverPixels())
-    image_bytes = 4 * STAGES[0] * height * width
-    return Network(
-        input_shape, num_classes, layers, num_features=STAGES[-1], image_bytes=image_bytes
-    )
+    memory, pieces = 4 * STAGES[0] * height * width, norm != "batch"
+    return Network(shape, num_classes, layers, STAGES[-1], memory, in_pieces=pieces)
 
 
 class BasicBlock(nn.Module):
     """``relu(x + norm(conv(relu(norm(conv(x))))))``, x brought to shape by a 1x1 convolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, norm: str) -> None:
         super().__init__()
-        self.conv1, self.norm1 = _conv_norm(in_channels, out_channels, 3, stride)
-        self.conv2, self.norm2 = _conv_norm(out_channels, out_channels, 3)
+        self.conv1, self.norm1 = _conv_norm(in_channels, out_channels, 3, stride, norm=norm)
+        self.conv2, self.norm2 = _conv_norm(out_channels, out_channels, 3, norm=norm)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut.extend(_conv_norm(in_channels, out_channels, 1, stride))
+            self.shortcut.extend(_conv_norm(in_channels, out_channels, 1, stride, norm=norm))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, H, W] to [N, out, ceil(H / stride), ceil(W / stride)]."""
@@ -59,7 +61,7 @@ class MeanOverPixels(nn.Module):
 
 
 def _conv_norm(
-    channels: int, filters: int, kernel: int, stride: int = 1
-) -> tuple[nn.Conv2d, nn.GroupNorm]:
+    channels: int, filters: int, kernel: int, stride: int = 1, *, norm: str
+) -> tuple[nn.Conv2d, nn.Module]:
     conv = nn.Conv2d(channels, filters, kernel, stride, padding=kernel // 2, bias=False)
-    return conv, nn.GroupNorm(filters, filters)
+    return conv, NORMS[norm](filters, None)

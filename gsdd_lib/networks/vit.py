@@ -16,34 +16,30 @@ DIM, HEADS, HEAD_DIM, DROPOUT = 512, 8, 64, 0.1
 LARGEST_SMALL = 64  # pixels per side
 
 
-def vit(input_shape: tuple[int, int, int], num_classes: int) -> Network:
+def vit(shape: tuple[int, int, int], num_classes: int) -> Network:
     """Patches as tokens, blocks of attention and two linear layers, then the class token."""
-    channels, height, width = input_shape
+    channels, height, width = shape
     small = max(height, width) <= LARGEST_SMALL
     patch, depth = (4, 6) if small else (16, 10)
     if height % patch or width % patch:
-        raise ConfigError(
-            f"ViT cuts an image into patches of {patch}x{patch} pixels and {height}x{width} is "
-            "not a multiple of that; choose another resolution"
-        )
+        cut = f"ViT cuts an image into patches of {patch}x{patch} pixels"
+        fault = f"{cut} and {height}x{width} is not a multiple of that"
+        raise ConfigError(f"{fault}; choose another resolution")
     patches = height * width // patch**2
-    image_bytes = 4 * patches * 3 * HEADS * HEAD_DIM
     layers = Transformer(channels, patch, patches, depth, normed=small)
-    return Network(input_shape, num_classes, layers, num_features=DIM, image_bytes=image_bytes)
+    return Network(shape, num_classes, layers, DIM, 4 * patches * 3 * HEADS * HEAD_DIM)
 
 
 class Transformer(nn.Module):
     """Images [N, C, H, W] to the class token after all blocks, [N, DIM]."""
 
-    def __init__(
-        self, channels: int, patch: int, patches: int, depth: int, *, normed: bool
-    ) -> None:
+    def __init__(self, channels: int, patch: int, patches: int, depth: int, normed: bool) -> None:
         super().__init__()
         self.patch = patch
         self.embedding = nn.Linear(channels * patch**2, DIM)
         self.tokens = Tokens(patches)
         self.dropout = Dropout(DROPOUT)
-        self.blocks = nn.Sequential(*[TransformerBlock(normed=normed) for _ in range(depth)])
+        self.blocks = nn.Sequential(*[TransformerBlock(normed) for _ in range(depth)])
         self.norm = _norm(normed)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -73,18 +69,12 @@ class Tokens(nn.Module):
 class TransformerBlock(nn.Module):
     """``x += attention(norm(x)); x += linear(gelu(linear(norm(x))))`` on [N, T, DIM]."""
 
-    def __init__(self, *, normed: bool) -> None:
+    def __init__(self, normed: bool) -> None:
         super().__init__()
         self.attention_norm = _norm(normed)
         self.attention = Attention()
-        self.mlp = nn.Sequential(
-            _norm(normed),
-            nn.Linear(DIM, DIM),
-            nn.GELU(),
-            Dropout(DROPOUT),
-            nn.Linear(DIM, DIM),
-            Dropout(DROPOUT),
-        )
+        hidden = (nn.Linear(DIM, DIM), nn.GELU(), Dropout(DROPOUT))
+        self.mlp = nn.Sequential(_norm(normed), *hidden, nn.Linear(DIM, DIM), Dropout(DROPOUT))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x))

@@ -1,12 +1,16 @@
 """What distillation asks of a parameterization: labeled images that its parameters render to."""
 
 from collections.abc import Callable, Mapping
-from typing import Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from gsdd_lib.data.normalization import Normalization
+
+Size = tuple[int, int] | None  # (height, width) in pixels; None: the native one
+Storage = Literal["uint2", "uint4", "uint8", "bf16", "fp32"]
+BITS: dict[Storage, int] = {"uint2": 2, "uint4": 4, "uint8": 8, "bf16": 16, "fp32": 32}
 
 
 class StraightThrough(torch.autograd.Function):
@@ -14,11 +18,21 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values: Tensor, stored: Tensor) -> Tensor:
-        return stored.clone()
+        return stored.view_as(stored)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
+
+
+def as_stored(values: Tensor, storage: Storage) -> Tensor:
+    """Values as a file holds them, integers in [0, 1]; the gradient goes straight through."""
+    if storage == "fp32":
+        return values
+    exact, top = values.detach(), 2 ** BITS[storage] - 1
+    if storage == "bf16":
+        return StraightThrough.apply(values, exact.to(torch.bfloat16).to(values.dtype))
+    return StraightThrough.apply(values, (exact * top).round().clamp(0, top) / top)
 
 
 class Parameterization(nn.Module):
@@ -44,29 +58,29 @@ class Parameterization(nn.Module):
         self.resolution = tuple(resolution)
         self.normalization = normalization
 
+    @classmethod
+    def init_from(cls, images: Tensor, labels: Tensor, **more: Any) -> Self:
+        """Parameters that render to given images, or to something near.
+
+        Args:
+            images: pixel values [N, C, H, W] in [0, 1].
+            labels: int64 [N].
+            more: ``normalization``, and other arguments of the class.
+        """
+        raise NotImplementedError
+
     def __len__(self) -> int:
         return len(self.labels)
 
-    def forward(
-        self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
-    ) -> Tensor:
+    def forward(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
         """:meth:`render`."""
         return self.render(index, resolution)
 
-    def render(
-        self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
-    ) -> Tensor:
-        """Normalized images [n, C, height, width], differentiable in all parameters.
-
-        Args:
-            index: int64 [n], which images; all of them without one.
-            resolution: (height, width); left out, the native one.
-        """
+    def render(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
+        """Normalized images [n, C, height, width], of an ``index`` int64 [n]; differentiable."""
         return self.normalization.apply(self.pixels(index, resolution))
 
-    def pixels(
-        self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
-    ) -> Tensor:
+    def pixels(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
         """Pixel values [n, C, height, width], in [0, 1] up to overshoot; as :meth:`render`."""
         raise NotImplementedError
 
@@ -80,15 +94,19 @@ class Parameterization(nn.Module):
         return next(self.parameters()).new_zeros(())
 
     def scale_step_(self, before: Mapping[str, Tensor], ratio: float) -> None:
-        """Make the last step ``ratio`` times as long in what is measured in pixels, if anything is.
-
-        Args:
-            before: the parameters before the step, by name.
-            ratio: a positive number.
-        """
+        """Make the last step, from the parameters ``before`` by name, ``ratio`` times as long in
+        what is measured in pixels, if anything is."""
 
     def constrain_(self) -> None:
         """Bring the parameters back into their range, if they have one; called after each step."""
+
+    def _check(self, values: Tensor, form: str, storage: str = "fp32", known: Any = BITS) -> None:
+        """Refuse values that are not of ``form``, as "[N, C, H, W]", or not stored as is known."""
+        if values.dim() != form.count(",") + 1 or len(values) != len(self):
+            shapes = f"values {list(values.shape)} and labels {list(self.labels.shape)}"
+            raise ValueError(f"{shapes} do not fit: expected {form} and [N].")
+        if storage not in known:
+            raise ValueError(f"unknown storage '{storage}'; choose one of {', '.join(known)}")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

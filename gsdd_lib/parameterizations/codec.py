@@ -1,20 +1,13 @@
 """A few bits per number: Gaussians on grids, entropy-coded.
 
     codec = Codec.fit(gaussians.packed, CodecConfig(), channels=1)
-    rounded = codec.round_packed(packed)        # in training: values as stored, straight through
     content = encode(codec.quantize(packed), codec)
     ints, codec = decode(content)               # exactly the integers, each image's in Morton order
-    packed = codec.dequantize(ints)
 
-Every column has a uniform grid: the means as they are, the Cholesky factors as ``asinh(l / 2 px)``,
-which rounds small Gaussians finely, RGB colors as brightness and two differences, in which channels
-have little in common. Two things are free and are not paid for: the order of an image's Gaussians
-(they are sorted along a Morton curve, and the gaps are coded, which saves close to ``log2(M!)``
-bits per image) and the signs of a Cholesky factor's columns (made positive). Equal integers give
-equal bytes, whatever the order of an image's Gaussians.
+The order of an image's Gaussians is free: they are sorted along a Morton curve and the gaps coded,
+which saves close to ``log2(M!)`` bits per image. So are the signs of a Cholesky factor's columns.
 """
 
-import math
 import struct
 from collections.abc import Sequence
 
@@ -25,7 +18,6 @@ from torch import Tensor, nn
 from gsdd_lib.config import CodecConfig
 from gsdd_lib.parameterizations.base import StraightThrough
 from gsdd_lib.parameterizations.entropy import DamagedCodeError, Decoder, Encoder
-from gsdd_lib.parameterizations.morton import coordinates_at, places_along
 from gsdd_lib.splatting.splat import GEOMETRY
 
 VERSION = 1
@@ -39,6 +31,9 @@ MANTISSA = 2  # bits of a gap, after its first, that the histogram distinguishes
 
 class Codec(nn.Module):
     """A grid ``offset + step * k``, ``0 <= k < 2^bits``, for each column of packed Gaussians.
+
+    The means as they are, Cholesky factors as ``asinh(l / 2 px)``, which rounds small Gaussians
+    finely, RGB colors as brightness and two differences, in which channels have little in common.
 
     Args:
         bits: per column, means | companded Cholesky factor | turned colors | opacity.
@@ -64,18 +59,13 @@ class Codec(nn.Module):
     @classmethod
     @torch.no_grad()
     def fit(cls, packed: Tensor, config: CodecConfig, *, channels: int) -> "Codec":
-        """Grids for Gaussians [N, M, D]: between two quantiles of each column.
-
-        Positions have the centers of ``2^bits`` equal cells of [-1, 1].
-        """
+        """Grids between two quantiles of each column of [N, M, D]; positions get equal cells."""
         columns = _to_grids(packed, channels).flatten(0, 1)
         bits = [config.means_bits] * 2 + [config.cholesky_bits] * 3 + [config.color_bits]
         bits += [config.chroma_bits if channels == 3 else config.color_bits] * (channels - 1)
         bits += [config.opacity_bits] * (columns.shape[1] - len(bits))
-        ordered = columns.sort(0).values
-        last = len(ordered) - 1
-        low = ordered[round(config.tail * last)]
-        high = ordered[round((1 - config.tail) * last)]
+        ordered, last = columns.sort(0).values, len(columns) - 1
+        low, high = (ordered[round(share * last)] for share in (config.tail, 1 - config.tail))
         cells = 2.0 ** torch.tensor(bits, device=packed.device)
         step = ((high - low) / (cells - 1)).clamp(min=1e-6)
         step[:2] = 2 / cells[:2]
@@ -84,7 +74,7 @@ class Codec(nn.Module):
 
     def quantize(self, packed: Tensor) -> Tensor:
         """Nearest grid points [..., D], int64."""
-        return self._nearest(_to_grids(packed, self.channels)).long()
+        return self._nearest(packed).long()
 
     def dequantize(self, ints: Tensor) -> Tensor:
         """The values of grid points, float32."""
@@ -92,8 +82,9 @@ class Codec(nn.Module):
 
     def round_packed(self, packed: Tensor) -> Tensor:
         """Values as stored; the gradient goes straight through to ``packed``."""
-        stored = self.dequantize(self._nearest(_to_grids(packed.detach(), self.channels)))
-        return StraightThrough.apply(packed, stored * _signs(packed.detach()))
+        exact = packed.detach()
+        stored = self.dequantize(self._nearest(exact)) * _signs(exact)
+        return StraightThrough.apply(packed, stored)
 
     @torch.no_grad()
     def clip_(self, packed: Tensor) -> None:
@@ -104,26 +95,9 @@ class Codec(nn.Module):
         outside = (inside != values).any(-1, keepdim=True)
         packed.copy_(torch.where(outside, clipped, packed))
 
-    def _nearest(self, values: Tensor) -> Tensor:
-        return ((values - self.offset) / self.step).round().clamp(self.top.new_zeros(()), self.top)
-
-
-def rate(packed: Tensor, codec: Codec) -> Tensor:
-    """About how many bits each image takes, [N], differentiable: a term of an objective.
-
-    Each column but the positions has a Laplace distribution, of the median and the mean deviation
-    of its values, over the grid's cells. Positions take their bits less ``log2(M!)``.
-    """
-    values = ((_to_grids(packed, codec.channels) - codec.offset) / codec.step)[..., 2:]
-    center = values.detach().flatten(0, 1).median(0).values
-    far = (values - center).abs()
-    scale = far.flatten(0, 1).mean(0).clamp(min=0.1)
-    half = 0.5 / scale
-    tail = torch.exp(-far.clamp(min=0.5) / scale) * torch.sinh(half)
-    middle = 1 - torch.exp(-half) * torch.cosh(far.clamp(max=0.5) / scale)
-    others = -torch.log2(torch.where(far >= 0.5, tail, middle).clamp(min=2**-24)).sum((1, 2))
-    points = packed.shape[1]
-    return others + points * sum(codec.bits[:2]) - math.lgamma(points + 1) / math.log(2)
+    def _nearest(self, packed: Tensor) -> Tensor:
+        places = (_to_grids(packed, self.channels) - self.offset) / self.step
+        return places.round().clamp(self.top.new_zeros(()), self.top)
 
 
 def encode(ints: Tensor, codec: Codec) -> bytes:
@@ -131,17 +105,19 @@ def encode(ints: Tensor, codec: Codec) -> bytes:
     rows = ints.cpu().numpy()
     if rows.size and (rows.min() < 0 or (rows >> np.array(codec.bits)).any()):
         raise ValueError(f"integers must be below 2^{list(codec.bits)}, column by column")
-    rows = _sorted(rows, codec.bits[0])
-    count, points, width = rows.shape
+    places = places_along(rows, codec.bits[0])  # an image's Gaussians, sorted by place and the rest
+    order = np.lexsort([*np.moveaxis(rows[..., :1:-1], -1, 0), places], axis=-1)
+    rows = np.take_along_axis(rows, order[..., None], axis=1)
     encoder = Encoder()
     if rows.size:
-        gaps = np.diff(places_along(rows, codec.bits[0]), axis=1, prepend=0)
+        gaps = np.diff(np.take_along_axis(places, order, axis=1), axis=1, prepend=0)
         widths = (np.frexp(gaps)[1] - 1 - MANTISSA).clip(0)
         encoder.symbols((widths << MANTISSA) + (gaps >> widths))
         encoder.bits(gaps & ((1 << widths) - 1), widths)
-        for column in range(2, width):
+        for column in range(2, rows.shape[2]):
             encoder.symbols(rows[..., column])
     grids = torch.stack([codec.offset, codec.step]).cpu().numpy().astype("<f4").tobytes()
+    count, points, width = rows.shape
     head = HEADER.pack(VERSION, codec.channels, width, count, points) + bytes(codec.bits) + grids
     return padded(head + encoder.finish(), rows.size)
 
@@ -157,7 +133,7 @@ def decode(content: bytes) -> tuple[Tensor, Codec]:
     if rows.size:
         rows[..., :2] = _read_positions(decoder, shape, codec.bits[0])
         for column in range(2, shape[2]):
-            rows[..., column] = decoder.symbols(rows[..., 0].size).reshape(shape[:2])
+            rows[..., column] = decoder.symbols(shape[0] * shape[1]).reshape(shape[:2])
         if (rows >> np.array(codec.bits)).any():
             raise DamagedCodeError("a number is out of range")
     decoder.finish()
@@ -166,12 +142,10 @@ def decode(content: bytes) -> tuple[Tensor, Codec]:
 
 def _read_head(content: bytes) -> tuple[Codec, tuple[int, int, int], int]:
     """The grids, the shape of the integers, and where the coded part begins."""
-    if len(content) < HEADER.size:
-        raise DamagedCodeError("it is cut off")
-    version, channels, width, count, points = HEADER.unpack_from(content)
+    channels, width, count, points = read_header(HEADER, content)
     start = HEADER.size + 9 * width
-    if version != VERSION or not 1 <= channels <= 4 or width - GEOMETRY - channels not in (0, 1):
-        raise DamagedCodeError("its description is damaged, or of another version")
+    if not 1 <= channels <= 4 or width - GEOMETRY - channels not in (0, 1):
+        raise DamagedCodeError("its description is damaged")
     if start > len(content) or count * points * width >= (len(content) + 1) * MAX_PER_BYTE:
         raise DamagedCodeError("it is cut off")
     bits = content[HEADER.size : HEADER.size + width]
@@ -196,16 +170,38 @@ def _read_positions(decoder: Decoder, shape: tuple[int, int, int], bits: int) ->
     return coordinates_at(curve, bits)
 
 
-def _sorted(rows: np.ndarray, bits: int) -> np.ndarray:
-    """Each image's Gaussians along the Morton curve, equal places by their other numbers."""
-    others = [rows[..., column] for column in reversed(range(2, rows.shape[2]))]
-    order = np.lexsort([*others, places_along(rows, bits)], axis=-1)
-    return np.take_along_axis(rows, order[..., None], axis=1)
+def read_header(header: struct.Struct, content: bytes) -> list:
+    """The numbers that follow the version."""
+    if len(content) < header.size:
+        raise DamagedCodeError("it is cut off")
+    version, *numbers = header.unpack_from(content)
+    if version != VERSION:
+        raise DamagedCodeError("its description is damaged, or of another version")
+    return numbers
 
 
 def padded(content: bytes, integers: int) -> bytes:
     """At least a byte per MAX_PER_BYTE integers, where they are nearly all equal."""
     return content + b"\0\0" * max(0, (integers // MAX_PER_BYTE - len(content) + 1) // 2)
+
+
+def places_along(rows: np.ndarray, bits: int) -> np.ndarray:
+    """Places [...] along the Morton curve of coordinates ``rows[..., :2]`` of ``bits`` bits.
+
+    The bits of both alternate, so that places whose numbers are close are mostly close.
+    """
+    places = np.zeros(rows.shape[:-1], np.int64)
+    for bit in range(2 * bits):
+        places |= (rows[..., bit % 2] >> bit // 2 & 1) << bit
+    return places
+
+
+def coordinates_at(places: np.ndarray, bits: int) -> np.ndarray:
+    """Coordinates [..., 2] of places [...] along the curve; undoes :func:`places_along`."""
+    coordinates = np.zeros((*places.shape, 2), np.int64)
+    for bit in range(2 * bits):
+        coordinates[..., bit % 2] |= (places >> bit & 1) << bit // 2
+    return coordinates
 
 
 def _signs(packed: Tensor) -> Tensor:
@@ -218,22 +214,20 @@ def _signs(packed: Tensor) -> Tensor:
 
 def _to_grids(packed: Tensor, channels: int) -> Tensor:
     """Packed rows [..., D] in the space in which the grids are uniform."""
-    upright = packed * _signs(packed.detach())
-    sizes = torch.asinh(upright[..., 2:GEOMETRY] / COMPANDING)
-    return _assembled(upright, sizes, _basis(packed, channels).T)
+    means, factor, colors, rest = _split(packed * _signs(packed), channels)
+    factor = torch.asinh(factor / COMPANDING)
+    return torch.cat([means, factor, colors @ _basis(packed, channels).T, rest], -1)
 
 
 def _from_grids(values: Tensor, channels: int) -> Tensor:
     """Undo :func:`_to_grids`, but for the signs."""
-    sizes = COMPANDING * torch.sinh(values[..., 2:GEOMETRY])
-    return _assembled(values, sizes, _basis(values, channels))
+    means, factor, colors, rest = _split(values, channels)
+    factor = COMPANDING * torch.sinh(factor)
+    return torch.cat([means, factor, colors @ _basis(values, channels), rest], -1)
 
 
-def _assembled(rows: Tensor, sizes: Tensor, turn: Tensor) -> Tensor:
-    means, _, colors, rest = rows.split(
-        [2, 3, len(turn), rows.shape[-1] - GEOMETRY - len(turn)], -1
-    )
-    return torch.cat([means, sizes, colors @ turn, rest], -1)
+def _split(rows: Tensor, channels: int) -> Sequence[Tensor]:
+    return rows.tensor_split([2, GEOMETRY, GEOMETRY + channels], -1)
 
 
 def _basis(like: Tensor, channels: int) -> Tensor:

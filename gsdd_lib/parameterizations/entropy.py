@@ -1,22 +1,12 @@
 """An entropy coder for integers: interleaved rANS with stored histograms, in integer arithmetic.
 
-    encoder = Encoder()
-    encoder.symbols(values)            # integers in [0, 256), coded with their own histogram
-    encoder.bits(values, widths)       # integers of at most 16 bits each, stored as they are
-    content = encoder.finish()
-    decoder = Decoder(content)         # the same calls in the same order give the values back
-
-A symbol of frequency ``f`` out of ``2^16`` costs ``16 - log2(f)`` bits, to within a thousandth.
-Symbol ``i`` of a call belongs to lane ``i % lanes``; all lanes make a step at once, so that numpy
-does the work. No floating-point number is involved, hence equal values give equal bytes on every
-machine, and no package beyond numpy is needed to read a file. Any bytes whatsoever decode to
-values or raise :class:`DamagedCodeError`.
-
+Equal values give equal bytes on every machine; any bytes decode to values or are refused.
 Source: Duda, arXiv 1311.2540 (rANS); Giesen, arXiv 1402.3392 (interleaved lanes).
 """
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,8 +25,7 @@ class DamagedCodeError(GsddError, ValueError):
     """The bytes are not what an encoder wrote; the message is the bare reason."""
 
 
-@dataclass(frozen=True)
-class Histogram:
+class Histogram(NamedTuple):
     """Relative frequencies of the symbols ``low, low + 1, ...``, each a byte."""
 
     low: int
@@ -45,26 +34,25 @@ class Histogram:
     @classmethod
     def of(cls, values: np.ndarray) -> "Histogram":
         """Counts of ``values`` relative to the largest; one that occurs gets at least 1 / 255."""
-        counts = np.bincount(values.ravel(), minlength=1)
-        low = int(counts.nonzero()[0][0]) if counts.any() else 0
-        counts = counts[low:]
-        scaled = (counts * 255 + counts.max() // 2) // max(1, counts.max())
-        weights = np.maximum(scaled, counts > 0).astype(np.uint8)
-        return cls(low, weights if counts.any() else np.ones(1, np.uint8))
+        if values.size == 0:
+            return cls(0, np.ones(1, np.uint8))
+        low, counts = int(values.min()), np.bincount(values.ravel())[values.min() :]
+        scaled = (counts * 255 + counts.max() // 2) // counts.max()
+        return cls(low, np.maximum(scaled, counts > 0).astype(np.uint8))
 
     def intervals(self) -> tuple[np.ndarray, np.ndarray]:
         """Start and length of each symbol's share of ``[0, 2^16)``, uint64."""
         total = np.cumsum(self.weights, dtype=np.uint64)
         ends = (total << np.uint64(PRECISION)) // total[-1]
-        starts = np.concatenate([np.zeros(1, np.uint64), ends[:-1]])
-        return starts, ends - starts
-
-    def to_bytes(self) -> bytes:
-        return bytes([self.low, len(self.weights) - 1]) + self.weights.tobytes()
+        lengths = np.diff(ends, prepend=np.uint64(0))
+        return ends - lengths, lengths
 
 
 class Encoder:
-    """Collects values, then writes them all at once."""
+    """Collects values, then writes them all at once.
+
+    Symbol ``i`` of a call belongs to lane ``i % lanes``; all lanes make a step at once in numpy.
+    """
 
     def __init__(self) -> None:
         self._histograms = b""
@@ -74,7 +62,8 @@ class Encoder:
         """Append integers in [0, 256), which their own histogram codes and is stored with."""
         histogram = Histogram.of(values)
         starts, sizes = histogram.intervals()
-        self._histograms += histogram.to_bytes()
+        head = bytes([histogram.low, len(histogram.weights) - 1])
+        self._histograms += head + histogram.weights.tobytes()
         at = values.ravel() - histogram.low
         self._calls.append((starts[at], sizes[at]))
 
@@ -103,7 +92,7 @@ class Encoder:
 
 
 class Decoder:
-    """Gives back, call by call, what an :class:`Encoder` was given."""
+    """Gives back, by the same calls in the same order, what an :class:`Encoder` was given."""
 
     def __init__(self, content: bytes) -> None:
         if len(content) < HEADER.size:
@@ -118,56 +107,50 @@ class Decoder:
         state[:, :STATE_BYTES] = np.frombuffer(content[start:end], np.uint8).reshape(lanes, -1)
         self._state = state.reshape(-1).view("<u8").astype(np.uint64)
         self._words = np.frombuffer(content[end:], "<u2").astype(np.uint64)
-        self._read = 0
 
     def symbols(self, count: int) -> np.ndarray:
         """The next ``count`` symbols, int64."""
-        histogram = self._next_histogram()
-        starts, sizes = histogram.intervals()
-        symbol_at = np.repeat(np.arange(len(sizes)), sizes.astype(np.int64))
-        values = np.empty(count, np.int64)
-        for part, x, slot in self._steps(count):
+        head, self._histograms = self._histograms[:2], self._histograms[2:]
+        low, size = (head[0], head[1] + 1) if len(head) == 2 else (0, 0)
+        weights = np.frombuffer(self._histograms[:size], np.uint8)
+        self._histograms = self._histograms[size:]
+        if not 0 < size == len(weights) <= 256 - low or not weights.any():
+            raise DamagedCodeError("a histogram is damaged")
+        starts, sizes = Histogram(low, weights).intervals()
+        symbol_at = np.repeat(np.arange(size), sizes.astype(np.int64))
+
+        def find(slot: np.ndarray, _: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             symbol = symbol_at[slot]
-            values[part] = symbol
-            self._advance(x, slot, starts[symbol], sizes[symbol])
-        return values + histogram.low
+            return symbol, starts[symbol], sizes[symbol]
+
+        return low + self._read(count, find)
 
     def bits(self, widths: np.ndarray) -> np.ndarray:
         """The next integers, of ``widths`` bits each, int64."""
         shifts = (PRECISION - widths.ravel()).astype(np.uint64)
-        values = np.empty(len(shifts), np.uint64)
-        for part, x, slot in self._steps(len(shifts)):
-            shift = shifts[part]
-            values[part] = slot >> shift
-            self._advance(x, slot, values[part] << shift, np.uint64(1) << shift)
-        return values.astype(np.int64)
+
+        def find(slot: np.ndarray, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            value = slot >> shifts[part]
+            return value, value << shifts[part], np.uint64(1) << shifts[part]
+
+        return self._read(len(shifts), find)
 
     def finish(self) -> None:
         """Raises :class:`DamagedCodeError` unless all was read but zeros, and is as written."""
-        rest = self._words[self._read :].any() or len(self._histograms)
-        if rest or (self._state != LOWEST).any():
+        if self._words.any() or self._histograms or (self._state != LOWEST).any():
             raise DamagedCodeError("it is altered")
 
-    def _steps(self, count: int):
-        lanes = len(self._state)
-        for first in range(0, count, lanes):
-            x = self._state[: min(lanes, count - first)]
-            yield slice(first, first + len(x)), x, x & np.uint64(0xFFFF)
-
-    def _advance(self, x: np.ndarray, slot: np.ndarray, start: np.ndarray, size: np.ndarray):
-        x[:] = size * (x >> np.uint64(PRECISION)) + slot - start
-        (low,) = (x < LOWEST).nonzero()
-        words = self._words[self._read : self._read + len(low)]
-        if len(words) < len(low):
-            raise DamagedCodeError("it is cut off or altered")
-        self._read += len(low)
-        x[low] = x[low] << np.uint64(WORD) | words
-
-    def _next_histogram(self) -> Histogram:
-        content = self._histograms
-        size = 3 + content[1] if len(content) > 1 else 0
-        weights = np.frombuffer(content[2:size], np.uint8)
-        self._histograms = content[size:]
-        if not 0 < size <= len(content) or content[0] + len(weights) > 256 or not weights.any():
-            raise DamagedCodeError("a histogram is damaged")
-        return Histogram(content[0], weights)
+    def _read(self, count: int, find: Callable) -> np.ndarray:
+        """The next values; ``find`` tells them with their start and size from a lane's low bits."""
+        values = np.empty(count, np.int64)
+        for first in range(0, count, len(self._state)):
+            x = self._state[: count - first]
+            part, slot = slice(first, first + len(x)), x & np.uint64(0xFFFF)
+            values[part], start, size = find(slot, part)
+            x[:] = size * (x >> np.uint64(PRECISION)) + slot - start
+            (low,) = (x < LOWEST).nonzero()
+            if len(low) > len(self._words):
+                raise DamagedCodeError("it is cut off or altered")
+            x[low] = x[low] << np.uint64(WORD) | self._words[: len(low)]
+            self._words = self._words[len(low) :]
+        return values

@@ -1,34 +1,25 @@
 """Fit Gaussians to images by the mean squared error (paper, section 3.4).
 
-Adam moves every number by about its learning rate per step. By default positions and Cholesky
-factors take steps in proportion to the spacing of the Gaussians, so that one ``fit_lr`` suits any
-resolution and number of Gaussians, and the Gaussians that do least move to where most is wrong.
-``FitConfig(init="first", fit_start="published", fit_rates="uniform", fit_schedule="halving",
-fit_relocate=0)`` is the fit of the published code.
-
-All numbers are one tensor, each measured in its own rate: one fused kernel steps them all. Within
-the loop nothing waits for the device but a row of the curve and a relocation now and then.
+By default positions and Cholesky factors take steps in proportion to the spacing of the Gaussians,
+and those that do least move to where most is wrong. ``FitConfig(init="first", fit_relocate=0,
+fit_start="published", fit_rates="uniform", fit_schedule="halving")`` is the published code's fit.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gsdd_lib.config import FitConfig, RenderConfig
+from gsdd_lib.config import FitConfig
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.rng import generator
 from gsdd_lib.core.schedule import cosine
 from gsdd_lib.data import ImageData
 from gsdd_lib.parameterizations.budget import Budget
-from gsdd_lib.parameterizations.gaussian import GaussianImages, Space
-from gsdd_lib.parameterizations.initialization import (
-    MAX_POSITION,
-    choose_images,
-    relocate,
-    spacing,
-)
+from gsdd_lib.parameterizations.gaussian import GaussianImages
+from gsdd_lib.parameterizations.initialization import MAX_POSITION, choose_images, relocate, spacing
 from gsdd_lib.splatting.splat import GEOMETRY
 
 POSITION_RATE = 3.0  # pixels that a position moves per unit of spacing and learning rate
@@ -52,30 +43,20 @@ class Fit:
 
 
 def initial_gaussians(
-    data: ImageData,
-    budget: Budget,
-    config: FitConfig,
-    *,
-    seed: int,
-    render_config: RenderConfig | None = None,
-    space: Space = "unit",
+    data: ImageData, budget: Budget, config: FitConfig, *, seed: int, **more: Any
 ) -> Fit:
     """``budget.gpc`` Gaussian images per class, initialized as ``config`` says.
 
     Reads the training split only. Equal arguments give equal Gaussians, bit for bit.
+
+    Args:
+        more: ``render_config``, ``space`` and other arguments of :class:`GaussianImages`.
     """
     images = choose_images(data, budget.gpc, config.init, seed=seed)
-    gaussians = GaussianImages.init_from(
-        images,
-        torch.arange(data.num_classes).repeat_interleave(budget.gpc),
-        points=budget.points,
-        seed=seed,
-        start=config.fit_start,
-        opacity=budget.opacity,
-        normalization=data.normalization,
-        render_config=render_config,
-        space=space,
-    )
+    labels = torch.arange(data.num_classes).repeat_interleave(budget.gpc)
+    more |= {"points": budget.points, "opacity": budget.opacity, "start": config.fit_start}
+    more |= {"normalization": data.normalization}
+    gaussians = GaussianImages.init_from(images, labels, seed=seed, **more)
     curve = [] if config.init == "random" else fit_images(gaussians, images, config)
     return Fit(gaussians, images, curve)
 
@@ -97,13 +78,16 @@ def fit_rows(
 ) -> Iterator[dict[str, float]]:
     """Fit ``gaussians`` in place to ``targets`` by the squared error in the Gaussians' own space.
 
-    A generator: every row, ``step`` and ``psnr_db`` (the mean of :func:`psnr` over the images),
-    comes as soon as it is known, about 25 of them. Equal arguments give equal numbers, bit for bit.
+    Within the loop nothing waits for the device but the rows that are yielded.
 
     Args:
         targets: pixel values [N, C, H, W] in [0, 1], one image per Gaussian image.
         config: all of it but ``init`` and ``fit_start``, which come before.
+
+    Yields:
+        About 25 times, as soon as it is known, ``step`` and the images' mean ``psnr_db``.
     """
+    # All numbers in one tensor, each measured in its own rate: one fused kernel steps them all.
     rates = column_rates(gaussians, config).to(targets.device)
     packed, scaled = gaussians.packed, (gaussians.packed.detach() / rates).requires_grad_()
     unit, normalization = gaussians.space == "unit", gaussians.normalization
@@ -132,22 +116,20 @@ def fit_rows(
         adam.step()
         with torch.no_grad():
             scaled[..., :2].clamp_(-bound, bound)
-            if step + 1 in moves:
-                _relocate(scaled, rates, -error, count, adam, draw)
+            if step + 1 in moves:  # they start again, without Adam's moments
+                least, rows = relocate(scaled * rates, -error, count, draw)
+                scaled.scatter_(1, least.expand_as(rows), rows / rates)
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    adam.state[scaled][moment].scatter_(1, least.expand_as(rows), 0)
     with torch.no_grad():
         if config.fit_steps:
             packed.copy_(scaled * rates)
             gaussians.constrain_()
-        last = gaussians.splat()
-    yield row(config.fit_steps, last)
+        yield row(config.fit_steps, gaussians.splat())
 
 
 def learning_rate(config: FitConfig, step: int) -> float:
-    """The rate of a step, counted from 0, of colors and opacities.
-
-    >>> [learning_rate(FitConfig(fit_lr=1.0, fit_schedule="halving"), t) for t in (0, 45_000)]
-    [1.0, 0.25]
-    """
+    """The rate of a step, counted from 0, of colors and opacities."""
     if config.fit_schedule == "constant":
         return config.fit_lr
     if config.fit_schedule == "halving":
@@ -162,8 +144,7 @@ def column_rates(gaussians: GaussianImages, config: FitConfig) -> Tensor:
     if config.fit_rates == "spaced":
         height, width = gaussians.resolution
         apart = spacing(gaussians.points, height, width)
-        rates[0] = POSITION_RATE * apart * 2 / width
-        rates[1] = POSITION_RATE * apart * 2 / height
+        rates[:2] = torch.tensor([POSITION_RATE * apart * 2 / size for size in (width, height)])
         rates[2:GEOMETRY] = CHOLESKY_RATE * apart
     return rates
 
@@ -173,22 +154,6 @@ def relocation_steps(config: FitConfig) -> set[int]:
     if config.fit_relocate == 0 or config.fit_steps < STEPS_TO_MOVE:
         return set()
     return {round(MOVE_EVERY * config.fit_steps * (turn + 1)) for turn in range(MOVES)}
-
-
-def _relocate(
-    scaled: Tensor,
-    rates: Tensor,
-    missing: Tensor,
-    count: int,
-    adam: torch.optim.Adam,
-    draw: torch.Generator,
-) -> None:
-    """Relocate ``count`` Gaussians of each image and reset Adam's moments of these."""
-    least, rows = relocate(scaled * rates, missing, count, draw)
-    where = least.expand_as(rows)
-    scaled.scatter_(1, where, rows / rates)
-    for moment in ("exp_avg", "exp_avg_sq"):
-        adam.state[scaled][moment].scatter_(1, where, torch.zeros_like(rows))
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:

@@ -1,32 +1,27 @@
 """Images as a few of their frequencies (FreD): DCT coefficients under a mask per class.
 
-An image of ``H x W`` pixels is the sum of cosines
-
     pixel(y, x) = 1/2 + sum_(u, v) c(u, v) a(u) a(v) cos(pi u (2y+1) / 2H) cos(pi v (2x+1) / 2W),
 
-``a(0) = 1`` and ``a = sqrt(2)`` otherwise: the orthonormal DCT-II divided by ``sqrt(H W)``, so that
-a coefficient is an amplitude in pixel values at any resolution. Only ``K`` per channel are stored
-and learned: those whose mean over the channels varies most over real images of the class.
+``a(0) = 1`` and ``a = sqrt(2)`` otherwise, so that a coefficient is an amplitude in pixel values at
+any resolution. Stored and learned are ``K`` per channel: those whose mean over the channels varies
+most over real images of the class.
 
-Published settings (Shin et al., NeurIPS 2023, arXiv 2311.08819; its code at 9f35a7a): float32, one
-mask per class, whose variances are those of the initial real images; ``floor(IPC * H * W / K)``
-images per class, the mask not counted; K = 64 on CIFAR-10 at IPC 1, 2,048 on ImageNet subsets at
-128 pixels; SGD with momentum 0.5. Here the mask is counted, as a bit per frequency and class.
+Published (Shin et al., NeurIPS 2023, arXiv 2311.08819; its code at 9f35a7a): float32, variances of
+the initial real images, ``floor(IPC * H * W / K)`` images per class; K = 64 on CIFAR-10 at IPC 1,
+2,048 on ImageNet subsets at 128 pixels; SGD with momentum 0.5. There the mask is not counted; here
+it is, as a bit per frequency and class.
 """
 
 import math
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from gsdd_lib.data.normalization import Normalization
-from gsdd_lib.parameterizations.base import Parameterization
+from gsdd_lib.parameterizations.base import BITS, Parameterization, Size, as_stored
 from gsdd_lib.parameterizations.budget import Budget
-from gsdd_lib.parameterizations.gaussian import RoundToBf16
 
-BITS = {"bf16": 16, "fp32": 32}
-Set = tuple[Tensor, Tensor]  # images and their labels
 GRAY = 0.5  # of an image without any coefficient
 
 
@@ -35,11 +30,9 @@ class FrequencyImages(Parameterization):
 
     Args:
         coefficients: float [N, C, K], in the order of ``places``.
-        labels: int64 [N].
         places: int64 [classes, K], different numbers ``u * W + v`` in each row: the mask.
-        resolution, normalization: as of every :class:`Parameterization`.
-        storage: what a coefficient is stored as, and rendered from; the gradient goes straight
-            through to the float32 masters.
+        labels, resolution, normalization: as of every :class:`Parameterization`.
+        storage: what a coefficient is stored as, and rendered from.
     """
 
     def __init__(
@@ -52,12 +45,10 @@ class FrequencyImages(Parameterization):
         normalization: Normalization,
         storage: Literal["bf16", "fp32"] = "fp32",
     ) -> None:
-        if coefficients.dim() != 3 or coefficients.shape[2] != places.shape[1]:
-            shapes = f"coefficients {list(coefficients.shape)} and places {list(places.shape)}"
-            raise ValueError(f"{shapes} do not fit: expected [N, C, K] and [classes, K]")
-        if storage not in BITS:
-            raise ValueError(f"unknown storage '{storage}'; choose one of {', '.join(BITS)}")
         super().__init__(labels, resolution, normalization)
+        self._check(coefficients, "[N, C, K]", storage, ("bf16", "fp32"))
+        if coefficients.shape[2] != places.shape[1]:
+            raise ValueError(f"{coefficients.shape[2]} coefficients need as many places")
         self.coefficients = nn.Parameter(coefficients.to(torch.float32, copy=True))
         self.register_buffer("places", places, persistent=False)
         self.storage = storage
@@ -65,16 +56,19 @@ class FrequencyImages(Parameterization):
     @classmethod
     @torch.no_grad()
     def init_from(
-        cls, images: Tensor, labels: Tensor, *, frequencies: int, real: Set | None = None, **more
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        frequencies: int,
+        real: tuple[Tensor, Tensor] | None = None,
+        **more: Any,
     ) -> Self:
         """The frequencies of images that vary most within their class.
 
         Args:
-            images: pixel values [N, C, H, W] in [0, 1].
-            labels: int64 [N].
             frequencies: K, stored per channel.
             real: images and labels to measure the variance of; left out, ``images``, as published.
-            more: ``normalization``, and ``storage``.
 
         Raises:
             ValueError: an image has fewer than K frequencies.
@@ -93,16 +87,13 @@ class FrequencyImages(Parameterization):
         mask_bits = len(self.places) * math.prod(self.resolution)
         return self.coefficients.numel() * BITS[self.storage] + mask_bits
 
-    def pixels(
-        self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
-    ) -> Tensor:
+    def pixels(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
         """Pixel values [n, C, height, width]; higher frequencies are 0 at a higher resolution."""
         chosen = slice(None) if index is None else index
-        stored, places = self.coefficients[chosen], self.places[self.labels[chosen]]
-        stored = RoundToBf16.apply(stored) if self.storage == "bf16" else stored
+        stored = as_stored(self.coefficients[chosen], self.storage)
+        places = self.places[self.labels[chosen], None].expand(-1, stored.shape[1], -1)
         spectrum = stored.new_zeros(*stored.shape[:2], math.prod(self.resolution))
-        spectrum = spectrum.scatter(2, places[:, None].expand(-1, stored.shape[1], -1), stored)
-        spectrum = spectrum.unflatten(2, self.resolution)
+        spectrum = spectrum.scatter(2, places, stored).unflatten(2, self.resolution)
         return GRAY + inverse_dct(spectrum, resolution or self.resolution)
 
 
@@ -133,12 +124,12 @@ def varying_most(images: Tensor, labels: Tensor, classes: int, count: int) -> Te
     Of equal variance, as where a class has a single image, the lower frequency comes first.
     """
     height, width = images.shape[2:]
-    spectrum = dct(images.mean(1)).flatten(1)
     rows, columns = torch.arange(height) / height, torch.arange(width) / width
     rising = (rows.square()[:, None] + columns.square()).flatten().argsort(stable=True)
     rising, places = rising.to(images.device), []
+    spectrum = dct(images.mean(1)).flatten(1)[:, rising]
     for label in range(classes):
-        members = spectrum[labels == label][:, rising]
+        members = spectrum[labels == label]
         order = (members - members.mean(0)).square().sum(0).argsort(descending=True, stable=True)
         places.append(rising[order[:count]].sort().values)
     return torch.stack(places)

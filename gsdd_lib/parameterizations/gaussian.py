@@ -8,25 +8,12 @@ from torch import Tensor, nn
 
 from gsdd_lib.config import RenderConfig
 from gsdd_lib.data.normalization import Normalization
-from gsdd_lib.parameterizations.base import Parameterization
+from gsdd_lib.parameterizations.base import Parameterization, Size, as_stored
 from gsdd_lib.parameterizations.codec import Codec, encode
 from gsdd_lib.parameterizations.initialization import MAX_POSITION, place, place_as_published
 from gsdd_lib.splatting.splat import GEOMETRY, splat
 
 Space = Literal["unit", "normalized"]
-Start = Literal["detail", "published"]
-
-
-class RoundToBf16(torch.autograd.Function):
-    """Forward: the nearest bfloat16, as float32. Backward: the identity (straight through)."""
-
-    @staticmethod
-    def forward(ctx, values: Tensor) -> Tensor:
-        return values.to(torch.bfloat16).to(values.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient
 
 
 class GaussianImages(Parameterization):
@@ -34,16 +21,14 @@ class GaussianImages(Parameterization):
 
     Args:
         packed: float32 [N, M, 5 + C + opacity], rows as :func:`splat` wants them.
-        labels: int64 [N].
+        labels, normalization: as of every :class:`Parameterization`.
         resolution: (height, width) in pixels at which the Cholesky factors are measured.
-        normalization: from pixel values to what networks see.
         render_config: switches of the operator.
         opacity: whether a row ends in an opacity.
-        space: what the Gaussians add up to. ``unit``: pixel values, so that an image is black where
-            no Gaussian is; the normalization is applied to the rendering, as published.
-            ``normalized``: normalized values, the space of files written before version 3.
-        store_bf16: render from values rounded to bf16, as they are stored (paper, section 3.2);
-            the gradient goes straight through to the float32 masters.
+        space: what the Gaussians add up to. ``unit``: pixel values, black where no Gaussian is; the
+            rendering is normalized, as published. ``normalized``: normalized values, the space of
+            files written before version 3.
+        store_bf16: render from values rounded to bf16, as they are stored (paper, section 3.2).
         codec: grids of a few bits per number that take the place of bf16. It may be set at any
             moment, as in ``images.codec = Codec.fit(images.packed, config, channels=1)``.
     """
@@ -62,11 +47,7 @@ class GaussianImages(Parameterization):
         codec: Codec | None = None,
     ) -> None:
         super().__init__(labels, resolution, normalization)
-        if packed.dim() != 3 or len(labels) != len(packed):
-            raise ValueError(
-                f"packed {list(packed.shape)} and labels {list(labels.shape)} do not fit: expected "
-                "[N, M, 5 + C + opacity] and [N]."
-            )
+        self._check(packed, "[N, M, 5 + C + opacity]")
         self.packed = nn.Parameter(packed.to(torch.float32))
         self.render_config = render_config or RenderConfig()
         self._switches = self.render_config.model_dump()  # once, not at every call
@@ -81,19 +62,14 @@ class GaussianImages(Parameterization):
         *,
         points: int,
         seed: int,
-        start: Start = "detail",
+        start: Literal["detail", "published"] = "detail",
         opacity: bool = True,
         **more: Any,
     ) -> Self:
-        """Gaussians before any fitting.
+        """Gaussians before any fitting, ``points`` per image.
 
         Args:
-            images: pixel values [N, C, H, W] in [0, 1].
-            labels: int64 [N].
-            points: Gaussians per image.
-            start: where the images have ``detail`` (:func:`place`), or at random as ``published``
-                (:func:`place_as_published`).
-            more: ``normalization``, and other arguments of the class.
+            start: where the images have ``detail`` (:func:`place`), or :func:`place_as_published`.
         """
         empty = images.new_zeros(len(images), points, GEOMETRY + images.shape[1] + opacity)
         made = cls(empty, labels, resolution=images.shape[2:], opacity=opacity, **more)
@@ -110,6 +86,7 @@ class GaussianImages(Parameterization):
 
     @property
     def channels(self) -> int:
+        """Colors of a Gaussian."""
         return self.packed.shape[2] - GEOMETRY - self.opacity
 
     @property
@@ -132,20 +109,6 @@ class GaussianImages(Parameterization):
         """Opacities [N, M], any number, a view; None where rows have none."""
         return self.packed[..., -1] if self.opacity else None
 
-    def render(
-        self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
-    ) -> Tensor:
-        """Normalized images [n, C, height, width] at any resolution (default: the native one)."""
-        images = self.splat(index, resolution)
-        return images if self.space == "normalized" else self.normalization.apply(images)
-
-    def pixels(
-        self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
-    ) -> Tensor:
-        """Pixel values, [0, 1] up to overshoot: [n, C, height, width]."""
-        images = self.splat(index, resolution)
-        return images if self.space == "unit" else self.normalization.invert(images)
-
     @property
     def bits(self) -> int:
         """Bits of all Gaussians as they are stored."""
@@ -153,28 +116,32 @@ class GaussianImages(Parameterization):
             return 8 * len(encode(self.codec.quantize(self.packed.detach()), self.codec))
         return self.packed.numel() * (16 if self.store_bf16 else 32)
 
-    def splat(
-        self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
-    ) -> Tensor:
-        """The bare sum of the Gaussians, in their own space: [n, C, height, width]."""
-        packed = self._stored()
+    def render(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
+        """Normalized images [n, C, height, width] at any resolution (default: the native one)."""
+        images = self.splat(index, resolution)
+        return images if self.space == "normalized" else self.normalization.apply(images)
+
+    def pixels(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
+        """Pixel values, [0, 1] up to overshoot: [n, C, height, width]."""
+        images = self.splat(index, resolution)
+        return images if self.space == "unit" else self.normalization.invert(images)
+
+    def splat(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
+        """The bare sum of the Gaussians, in their own space: [n, C, height, width].
+
+        Cholesky rows scale with their axis: l11 with the width, l21 and l22 with the height.
+        """
+        if self.codec is not None:
+            packed = self.codec.round_packed(self.packed)
+        else:
+            packed = as_stored(self.packed, "bf16") if self.store_bf16 else self.packed
         height, width = resolution or self.resolution
         if (height, width) != self.resolution:
-            packed = self._rescaled(packed, height, width)
+            scale = torch.ones(packed.shape[-1], device=packed.device)
+            scale[2] = width / self.resolution[1]
+            scale[3:GEOMETRY] = height / self.resolution[0]
+            packed = packed * scale
         return splat(packed, height, width, opacity=self.opacity, index=index, **self._switches)
-
-    def _stored(self) -> Tensor:
-        """The Gaussians as they are stored."""
-        if self.codec is not None:
-            return self.codec.round_packed(self.packed)
-        return RoundToBf16.apply(self.packed) if self.store_bf16 else self.packed
-
-    def _rescaled(self, packed: Tensor, height: int, width: int) -> Tensor:
-        """Cholesky rows scale with their axis: l11 with the width, l21 and l22 with the height."""
-        scale = torch.ones(packed.shape[-1], device=packed.device)
-        scale[2] = width / self.resolution[1]
-        scale[3:GEOMETRY] = height / self.resolution[0]
-        return packed * scale
 
     def penalty(self) -> Tensor:
         """Boundary loss ``-mean_k(log(1 - u^2) + log(1 - v^2))`` (paper, eq. 9), at least 0."""
@@ -183,19 +150,13 @@ class GaussianImages(Parameterization):
 
     @torch.no_grad()
     def scale_step_(self, before: Mapping[str, Tensor], ratio: float) -> None:
-        """Make the last step ``ratio`` times as long in the Cholesky factors.
-
-        Adam moves every number alike, and these are the ones measured in pixels.
-        """
+        """Scale the Cholesky factors' step: Adam moves all alike, and these measure pixels."""
         start = before["packed"][..., 2:GEOMETRY]
         self.cholesky.copy_(start + ratio * (self.cholesky - start))
 
     @torch.no_grad()
     def constrain_(self) -> None:
-        """Clip the positions into the image, so that no Gaussian escapes (paper, section 3.4).
-
-        With a codec, all numbers into its grids.
-        """
+        """Clip positions into the image (paper, section 3.4); with a codec, all into its grids."""
         self.means.clamp_(-MAX_POSITION, MAX_POSITION)
         if self.codec is not None:
             self.codec.clip_(self.packed)

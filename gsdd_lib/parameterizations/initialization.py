@@ -29,26 +29,22 @@ def choose_images(data: ImageData, count: int, init: Init, *, seed: int) -> Tens
             ``random``, the data set's mean color, which shows the Gaussians no image.
 
     Returns:
-        Pixel values [classes * count, C, H, W] in [0, 1]. A class of fewer images than ``count``
-        gives some more than once.
+        Pixel values [classes * count, C, H, W] in [0, 1]; a small class gives its images again.
     """
     if init in ("warmup", "random"):
         solid = torch.tensor(data.mean, device=data.device).view(1, -1, 1, 1)
         return solid.expand(count * data.num_classes, -1, *data.resolution).contiguous()
-    members = [_choose(data, part, count, init, seed) for part in class_members(data.train.labels)]
-    return data.train.images[torch.cat(members)].float() / 255
-
-
-def _choose(data: ImageData, members: Tensor, count: int, init: Init, seed: int) -> Tensor:
-    """``count`` of the indices ``members`` of one class."""
-    if init == "kmeans" and len(members) > count:
-        return members[representatives(data.train.images[members], count, seed=seed)]
-    order = torch.arange(len(members))
-    if init != "first":
-        draw = generator(seed, "fit", "real", int(data.train.labels[members[0]]))
-        order = torch.randperm(len(members), generator=draw)
-    repeats = -(-count // len(members))
-    return members[order.repeat(repeats)[:count]]
+    chosen = []
+    for members in class_members(data.train.labels):
+        if init == "kmeans" and len(members) > count:
+            order = representatives(data.train.images[members], count, seed=seed)
+        elif init == "first":
+            order = torch.arange(len(members))
+        else:
+            draw = generator(seed, "fit", "real", int(data.train.labels[members[0]]))
+            order = torch.randperm(len(members), generator=draw)
+        chosen.append(members[order.repeat(-(-count // len(order)))[:count]])
+    return data.train.images[torch.cat(chosen)].float() / 255
 
 
 def representatives(images: Tensor, count: int, *, seed: int) -> Tensor:
@@ -71,17 +67,16 @@ def place(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Te
 
     Positions are sampled by the magnitude of an image's gradient, sizes follow from the spacing of
     the Gaussians, colors are half of the image's there, since neighbors overlap.
-
-    Args:
-        images: [N, C, H, W] in the space that the Gaussians add up in.
     """
     height, width = images.shape[2:]
-    detail = _gradient_magnitude(images).flatten(1) + 0.1 * images.abs().mean(1).flatten(1)
+    gray = pad(images.mean(1, keepdim=True), (1, 0, 1, 0), mode="replicate")[:, 0]
+    vertical = (gray[:, 1:, 1:] - gray[:, :-1, 1:]).abs()
+    steep = (gray[:, 1:, 1:] - gray[:, 1:, :-1]).abs() + vertical
+    detail = steep.flatten(1) + 0.1 * images.abs().mean(1).flatten(1)
     weight = detail + 0.02 * detail.mean(1, keepdim=True) + 1e-6
     draw = generator(seed, "fit", "place", device=images.device)
     pixel = torch.multinomial(weight, points, replacement=points > height * width, generator=draw)
-    size = START_SIZE * spacing(points, height, width)
-    return _gaussians_at(pixel, 0.5 * images, size, opacity)
+    return _gaussians_at(pixel, 0.5 * images, START_SIZE * spacing(points, height, width), opacity)
 
 
 def place_as_published(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Tensor:
@@ -94,31 +89,19 @@ def place_as_published(images: Tensor, points: int, *, opacity: bool = True, see
     packed = torch.rand(len(images), points, GEOMETRY + images.shape[1] + opacity, generator=draw)
     packed[..., :2] = 2 * packed[..., :2] - 1
     packed[..., [2, 4]] += PUBLISHED_OFFSET
-    if opacity:
-        packed[..., -1] = 1
+    packed[..., GEOMETRY + images.shape[1] :] = 1
     return packed
-
-
-def _gradient_magnitude(images: Tensor) -> Tensor:
-    """Sum of absolute differences to the left and upper neighbors: [N, H, W]."""
-    gray = images.mean(1, keepdim=True)
-    padded = pad(gray, (1, 0, 1, 0), mode="replicate")
-    vertical = (padded[..., 1:, 1:] - padded[..., :-1, 1:]).abs()
-    return ((padded[..., 1:, 1:] - padded[..., 1:, :-1]).abs() + vertical)[:, 0]
 
 
 def _gaussians_at(pixel: Tensor, images: Tensor, size: float, opacity: bool) -> Tensor:
     """Round Gaussians at the given pixels [N, M], with the colors of ``images`` there."""
     channels, height, width = images.shape[1:]
-    x, y = pixel % width, pixel // width
-    packed = images.new_zeros(*pixel.shape, GEOMETRY + channels + opacity)
-    packed[..., 0] = (x + 0.5) / width * 2 - 1
-    packed[..., 1] = (y + 0.5) / height * 2 - 1
-    packed[..., 2] = packed[..., 4] = size
+    packed = images.new_ones(*pixel.shape, GEOMETRY + channels + opacity)
+    packed[..., 0] = (pixel % width + 0.5) / width * 2 - 1
+    packed[..., 1] = (pixel // width + 0.5) / height * 2 - 1
+    packed[..., 2:GEOMETRY] = packed.new_tensor([size, 0, size])
     colors = images.flatten(2).gather(2, pixel[:, None].expand(-1, channels, -1))
-    packed[..., GEOMETRY : GEOMETRY + channels] = colors.transpose(1, 2)
-    if opacity:
-        packed[..., -1] = 1
+    packed[..., GEOMETRY : GEOMETRY + channels] = colors.mT
     return packed
 
 
@@ -141,15 +124,15 @@ def relocate(
     apart = spacing(packed.shape[1], height, width)
     window = 2 * int(apart / 4) + 1
     smooth = avg_pool2d(missing, window, 1, window // 2, count_include_pad=False)
-    opacity = packed.shape[2] > GEOMETRY + channels
-    peak = packed[..., GEOMETRY : GEOMETRY + channels].abs().amax(-1)
-    if opacity:
-        peak = peak * packed[..., -1].abs()
+    colors, opacity = packed[..., GEOMETRY:].split(
+        [channels, packed.shape[2] - GEOMETRY - channels], -1
+    )
+    peak = colors.abs().amax(-1) * opacity.abs().prod(-1)
     area = (packed[..., 2].abs() + 0.3) * (packed[..., 4].abs() + 0.3)  # 0.3: the pre-filter's
     least = (peak.square() * area).topk(count, dim=1, largest=False).indices
     weight = smooth.square().sum(1).flatten(1).square()
     weight = weight / weight.amax(1, keepdim=True).clamp(min=1e-30) + 1e-9
     weight = weight.to(draw.device)  # sampled there, the places are the same for every device
     pixel = torch.multinomial(weight, count, replacement=count > height * width, generator=draw)
-    pixel = pixel.to(missing.device)
-    return least[..., None], _gaussians_at(pixel, smooth, MOVED_SIZE * apart, opacity)
+    rows = _gaussians_at(pixel.to(missing.device), smooth, MOVED_SIZE * apart, opacity.shape[-1])
+    return least[..., None], rows

@@ -1,13 +1,4 @@
-"""Learned labels in a few bits: a grid with one step for all, entropy-coded as Gaussians are.
-
-    codec = LabelCodec.fit(logits)                     # 4 bits per class and image
-    content = encode_labels(codec.quantize(logits), codec)
-    levels, codec = decode_labels(content)
-    probabilities = codec.dequantize(levels).softmax(1)
-
-A softmax does not change when a number is added to all logits of an image, so they are stored as
-their distance below the largest.
-"""
+"""Learned labels in a few bits: a grid with one step for all, entropy-coded as Gaussians are."""
 
 import struct
 
@@ -16,15 +7,16 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.parameterizations.base import StraightThrough
-from gsdd_lib.parameterizations.codec import MAX_BITS, MAX_PER_BYTE, padded
+from gsdd_lib.parameterizations.codec import MAX_BITS, MAX_PER_BYTE, VERSION, padded, read_header
 from gsdd_lib.parameterizations.entropy import DamagedCodeError, Decoder, Encoder
 
-VERSION = 1
 HEADER = struct.Struct("<BBIIf")  # version, bits, images, classes, step
 
 
 class LabelCodec:
     """Learned labels on a grid of one ``step`` below the largest logit of each image.
+
+    A softmax does not change when a number is added to all logits of an image.
 
     Args:
         step: distance of neighboring levels, positive; the lowest is ``(2^bits - 1) * step`` down.
@@ -41,14 +33,14 @@ class LabelCodec:
     def fit(cls, logits: Tensor, bits: int = 4) -> "LabelCodec":
         """The step whose stored labels differ least from those of ``logits`` [N, K] (KL)."""
         widest = (logits.amax(1, keepdim=True) - logits).max().clamp(min=1e-3).item()
-        steps = [widest * share / (2**bits - 1) for share in np.linspace(0.05, 1, 39)]
+        codecs = [cls(widest * share / (2**bits - 1), bits) for share in np.linspace(0.05, 1, 39)]
         exact = logits.log_softmax(1)
 
-        def divergence(step: float) -> float:
-            stored = cls(step, bits).round(logits).log_softmax(1)
+        def divergence(codec: "LabelCodec") -> float:
+            stored = codec.round(logits).log_softmax(1)
             return (exact.exp() * (exact - stored)).sum(1).mean().item()
 
-        return cls(min(steps, key=divergence), bits)
+        return min(codecs, key=divergence)
 
     def quantize(self, logits: Tensor) -> Tensor:
         """Levels below the largest logit of each row [N, K], int64."""
@@ -61,8 +53,7 @@ class LabelCodec:
 
     def round(self, logits: Tensor) -> Tensor:
         """Logits as stored; the gradient goes straight through to ``logits``."""
-        values = logits.detach()
-        return StraightThrough.apply(logits, self.dequantize(self.quantize(values)))
+        return StraightThrough.apply(logits, self.dequantize(self.quantize(logits.detach())))
 
 
 def encode_labels(levels: Tensor, codec: LabelCodec) -> bytes:
@@ -75,11 +66,9 @@ def encode_labels(levels: Tensor, codec: LabelCodec) -> bytes:
 
 def decode_labels(content: bytes) -> tuple[Tensor, LabelCodec]:
     """What :func:`encode_labels` was given. Raises :class:`DamagedCodeError` as its sister does."""
-    if len(content) < HEADER.size:
+    bits, count, classes, step = read_header(HEADER, content)
+    if count * classes >= (len(content) + 1) * MAX_PER_BYTE:
         raise DamagedCodeError("it is cut off")
-    version, bits, count, classes, step = HEADER.unpack_from(content)
-    if version != VERSION or count * classes >= (len(content) + 1) * MAX_PER_BYTE:
-        raise DamagedCodeError("its description is damaged, or of another version")
     try:
         codec = LabelCodec(step, bits)
     except ValueError:

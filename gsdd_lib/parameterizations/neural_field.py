@@ -1,23 +1,19 @@
 """Images as neural fields (DDiF): one small SIREN per image, all of a batch decoded by ``bmm``.
 
-The rival of notebook 12. A field maps a pixel's coordinates to its color,
-
     h_0 = (row, column) in [-1, 1]^2,   h_l = sin(w_l (W_l h_{l-1} + b_l)),   color = W h_L + b,
 
-with ``w_1 = 30`` and ``w_l`` a setting (40 at 128 pixels, 10 at 32). Settings, initialization and
-coordinates follow the published ones (Sitzmann et al. 2020; DDiF, table of decoders). The published
-code calls one network after the other; here all images go through each layer at once, so that a
-comparison measures the method and not the loop around it.
+Settings, initialization and coordinates follow the published ones (Sitzmann et al. 2020; DDiF,
+table of decoders), whose code calls one network after the other.
 """
 
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from gsdd_lib.data.normalization import Normalization
-from gsdd_lib.parameterizations.base import Parameterization
+from gsdd_lib.parameterizations.base import Parameterization, Size
 
 FIRST_FREQUENCY = 30.0
 COORDINATES = 2
@@ -30,10 +26,9 @@ class NeuralFields(Parameterization):
     Args:
         labels: int64 [N].
         channels: colors of a pixel.
-        resolution: (height, width) in pixels at which images are rendered by default.
-        normalization: from pixel values, which the fields give, to what networks see.
+        resolution, normalization: as of every :class:`Parameterization`.
         layers, width: 3 x 20 at 128 pixels, 2 x 6 at 32 (DDiF at IPC 1 and 10).
-        frequency: ``w_l`` of the layers after the first.
+        frequency: ``w_l`` of the layers after the first: 40 at 128 pixels, 10 at 32.
         generator: the source of the initial weights, which are uniform.
     """
 
@@ -62,15 +57,8 @@ class NeuralFields(Parameterization):
                 group.append(nn.Parameter(bound * (2 * uniform - 1)))
 
     @classmethod
-    def init_from(cls, images: Tensor, labels: Tensor, *, steps: int = 5000, **more) -> Self:
-        """Fields fitted to the images by Adam on the squared error, as published.
-
-        Args:
-            images: pixel values [N, C, H, W] in [0, 1].
-            labels: int64 [N].
-            steps: of Adam; none leaves the random initial weights.
-            more: ``normalization``, and other arguments of the class.
-        """
+    def init_from(cls, images: Tensor, labels: Tensor, *, steps: int = 5000, **more: Any) -> Self:
+        """Fields fitted to the images by ``steps`` of Adam on the squared error, as published."""
         fields = cls(labels, images.shape[1], images.shape[2:], **more).to(images.device)
         adam = torch.optim.Adam(fields.parameters(), lr=FIT_LR)
         for _ in range(steps):
@@ -90,9 +78,7 @@ class NeuralFields(Parameterization):
         """Bits of all fields, stored as fp32."""
         return len(self) * self.numbers_per_image * 32
 
-    def pixels(
-        self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
-    ) -> Tensor:
+    def pixels(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
         """Pixel values [n, C, height, width] at any resolution, differentiable in all weights."""
         height, width = resolution or self.resolution
         like = self.weights[0]
@@ -103,7 +89,7 @@ class NeuralFields(Parameterization):
             hidden = torch.baddbmm(bias[picked], hidden, weight[picked])
             if depth < last:
                 hidden = torch.sin((self.frequency if depth else FIRST_FREQUENCY) * hidden)
-        return hidden.transpose(1, 2).unflatten(2, (height, width)).contiguous()
+        return hidden.mT.unflatten(2, (height, width)).contiguous()
 
 
 def pixel_coordinates(height: int, width: int) -> Tensor:
@@ -111,7 +97,5 @@ def pixel_coordinates(height: int, width: int) -> Tensor:
 
     -1 and 1 are the centers of the outer pixels, as in the published code; of a single one, 0.
     """
-    rows, columns = (
-        torch.linspace(-1, 1, size) if size > 1 else torch.zeros(1) for size in (height, width)
-    )
-    return torch.cartesian_prod(rows, columns)
+    ends = (torch.linspace(-1, 1, size) if size > 1 else torch.zeros(1) for size in (height, width))
+    return torch.cartesian_prod(*ends)

@@ -1,10 +1,6 @@
-"""Images as plain pixels: the rival of every other parameterization at the same bits.
+"""Images as plain pixels: the rival of every other parameterization at the same bits."""
 
-Stored as bytes, 4 images take the bits of one image of the field's fp32 pixels; so at equal bits
-this rival has more images than the field gives it, at a precision that costs it nothing visible.
-"""
-
-from typing import Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +10,7 @@ from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import keep_per_class
 from gsdd_lib.data.normalization import Normalization
-from gsdd_lib.parameterizations.base import Parameterization, StraightThrough
-from gsdd_lib.parameterizations.gaussian import RoundToBf16
-
-Storage = Literal["uint2", "uint4", "uint8", "bf16", "fp32"]
-BITS: dict[Storage, int] = {"uint2": 2, "uint4": 4, "uint8": 8, "bf16": 16, "fp32": 32}
+from gsdd_lib.parameterizations.base import BITS, Parameterization, Size, Storage, as_stored
 
 
 class PixelImages(Parameterization):
@@ -26,13 +18,10 @@ class PixelImages(Parameterization):
 
     Args:
         pixels: float [N, C, H, W]; 0 is black and 1 is white.
-        labels: int64 [N].
-        normalization: from pixel values to what networks see.
-        storage: what a number is stored as. Rendered is what is stored, and the gradient goes
-            straight through to the float32 masters. Integers are kept in [0, 1]; bf16 and fp32
-            pixels are free, as the field's are.
-        resolution: (height, width) at which images are rendered by default, where that is not
-            the size of ``pixels``; they are then interpolated.
+        labels, normalization: as of every :class:`Parameterization`.
+        storage: what a number is stored as, and rendered from. Integers are kept in [0, 1]; bf16
+            and fp32 pixels are free, as the field's are.
+        resolution: (height, width) at which images are rendered by default, if not as stored.
     """
 
     def __init__(
@@ -42,22 +31,16 @@ class PixelImages(Parameterization):
         *,
         normalization: Normalization,
         storage: Storage = "uint8",
-        resolution: tuple[int, int] | None = None,
+        resolution: Size = None,
     ) -> None:
-        if pixels.dim() != 4 or len(labels) != len(pixels):
-            raise ValueError(
-                f"pixels {list(pixels.shape)} and labels {list(labels.shape)} do not fit: expected "
-                "[N, C, H, W] and [N]."
-            )
-        if storage not in BITS:
-            raise ValueError(f"unknown storage '{storage}'; choose one of {', '.join(BITS)}")
         super().__init__(labels, resolution or pixels.shape[2:], normalization)
+        self._check(pixels, "[N, C, H, W]", storage)
         self.packed = nn.Parameter(pixels.to(torch.float32, copy=True))
         self.storage = storage
 
     @classmethod
-    def init_from(cls, images: Tensor, labels: Tensor, **more) -> Self:
-        """The images themselves; ``more``: ``normalization``, and other arguments of the class."""
+    def init_from(cls, images: Tensor, labels: Tensor, **more: Any) -> Self:
+        """The images themselves."""
         return cls(images, labels, **more)
 
     @property
@@ -65,11 +48,9 @@ class PixelImages(Parameterization):
         """Bits of all pixels as they are stored."""
         return self.packed.numel() * BITS[self.storage]
 
-    def pixels(
-        self, index: Tensor | None = None, resolution: tuple[int, int] | None = None
-    ) -> Tensor:
+    def pixels(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
         """Pixel values as stored [n, C, height, width]; bilinear at other than the stored size."""
-        stored = self._stored(self.packed if index is None else self.packed[index])
+        stored = as_stored(self.packed if index is None else self.packed[index], self.storage)
         size = tuple(resolution or self.resolution)
         if size == stored.shape[2:]:
             return stored
@@ -81,22 +62,11 @@ class PixelImages(Parameterization):
         if self.storage.startswith("uint"):
             self.packed.clamp_(0, 1)
 
-    def _stored(self, pixels: Tensor) -> Tensor:
-        if self.storage.startswith("uint"):
-            top = 2 ** BITS[self.storage] - 1
-            levels = (pixels.detach() * top).round().clamp(0, top)
-            return StraightThrough.apply(pixels, levels / top)
-        return RoundToBf16.apply(pixels) if self.storage == "bf16" else pixels
-
 
 def random_real_pixels(
     data: ImageData, per_class: int, *, seed: int, storage: Storage = "uint8"
 ) -> PixelImages:
-    """``per_class`` random training images of each class.
-
-    A rival as it is, the very images of ``baselines.RealImages`` with the same seed, and
-    what the distillation of pixels starts from.
-    """
+    """``per_class`` random training images of each class, those of ``baselines.RealImages``."""
     draw = generator(seed, "evaluate", "random real")
     chosen = data.train.select(keep_per_class(data.train.labels, per_class, generator=draw))
     pixels = chosen.images.float() / 255

@@ -1,13 +1,13 @@
 """Independent checks of the splatting operator, and the error between two of its implementations.
 
-Notebook 01 compares the operator with gsplat's own torch code for the footprint of a single
-Gaussian, with the exact mean of a Gaussian over each pixel, and with its other implementations
-(formula, oracle, CPU, CUDA), attribute by attribute.
+Notebook 01 compares it with gsplat's torch code for the footprint of a single Gaussian, with the
+exact mean of a Gaussian over each pixel, and with its other implementations.
 """
 
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -19,13 +19,11 @@ from gsdd_lib.splatting.reference import (
     PREFILTER_VARIANCE,
     SUPPORT,
     covariance_matrix,
+    falloffs,
     pixel_center,
     published_mask,
-    sample_grid,
 )
 from gsdd_lib.splatting.splat import GEOMETRY, splat
-
-GSPLAT_MAX_ALPHA = 0.999  # gsplat clamps a weight here, ours at 1: compare below
 
 
 def exact_pixels(params: Tensor, height: int, width: int, *, per_axis: int = 16) -> Tensor:
@@ -37,20 +35,12 @@ def exact_pixels(params: Tensor, height: int, width: int, *, per_axis: int = 16)
     Args:
         params: ``[B, M, 6 + C]`` with opacity, as the operator takes them.
         per_axis: samples per pixel and axis, even.
-
-    Returns:
-        ``[B, C, height, width]``.
     """
-    fine = _magnified(params, per_axis // 2)
-    size = (height * per_axis // 2, width * per_axis // 2)
-    return F.avg_pool2d(splat(fine, *size, prefilter=False), per_axis // 2)
-
-
-def _magnified(params: Tensor, factor: int) -> Tensor:
-    """The same Gaussians measured in pixels ``factor`` times smaller."""
+    factor = per_axis // 2  # pixels of the fine grid have two samples
     scale = torch.ones_like(params[0, 0])
     scale[2:GEOMETRY] = factor
-    return params * scale
+    fine = splat(params * scale, factor * height, factor * width, prefilter=False)
+    return F.avg_pool2d(fine, factor)
 
 
 def keep_light(params: Tensor) -> Tensor:
@@ -78,68 +68,67 @@ def fullest_tile(params: Tensor, height: int, width: int) -> int:
 # -------------------------------------------------------------------------- gsplat's torch code
 
 
+def gsplat_scene(
+    params: Tensor, height: int, width: int, *, samples: int = 2, prefilter: bool = True
+) -> dict[str, Any]:
+    """Gaussians ``[B, M, 6 + C]`` as gsplat's rasterizer takes them, all but the image's size.
+
+    One orthographic camera per image, all Gaussians at one depth, the variance added to them as its
+    own, and ``samples`` of its pixels for each of ours, per axis.
+    """
+    l11, l21, l22 = params[..., 2:GEOMETRY].unbind(-1)
+    flat = torch.stack([l11**2, l11 * l21, l11 * l21, l21**2 + l22**2], -1).unflatten(-1, (2, 2))
+    camera = torch.diag(params.new_tensor([samples, samples, 1.0]))
+    return {
+        "means": F.pad(pixel_center(params[..., :2], height, width), (0, 1), value=1.0),
+        "covars": F.pad(flat, (0, 1, 0, 1)),
+        "quats": None,
+        "scales": None,
+        "opacities": params[..., -1],
+        "colors": params[..., GEOMETRY:-1],
+        "viewmats": torch.eye(4).to(params).expand(len(params), 1, 4, 4),
+        "Ks": camera.expand(len(params), 1, 3, 3),
+        "eps2d": (PREFILTER_VARIANCE if prefilter else MINIMUM_VARIANCE) * samples**2,
+        "camera_model": "ortho",
+        "packed": False,
+    }
+
+
 def gsplat_images(
     params: Tensor, height: int, width: int, *, prefilter: bool = True, supersample: bool = True
 ) -> Tensor:
-    """Render with the torch code inside gsplat, one Gaussian at a time, and add up.
+    """Render with the torch code inside gsplat, one Gaussian at a time, and add up; differentiable.
 
-    gsplat's are: the projection of position and covariance (an orthographic camera), the variance
-    added to it, the conic, and ``alpha = opacity exp(-sigma)`` at the pixel centers. Ours are
-    ``L L^T``, which pixels belong to the support, the sum over Gaussians, and the 2x2 samples,
-    which are the pixels of an image twice as large. gsplat's CUDA kernels are not involved, and
-    nothing is compiled. Differentiable.
+    gsplat's are the projection of position and covariance, the variance added to it, the conic, and
+    ``alpha = opacity exp(-sigma)`` at the pixel centers. Ours are ``L L^T``, which pixels belong to
+    the support, the sum over Gaussians, and the 2x2 samples, the pixels of an image twice as large.
 
     Args:
-        params: ``[B, M, 6 + C]``, opacities in [0, 0.999).
+        params: ``[B, M, 6 + C]``, opacities in [0, 0.999), where gsplat clamps a weight.
 
-    Returns:
-        ``[B, C, height, width]``. Raises ImportError where gsplat is not installed.
+    Raises:
+        ImportError: gsplat is not installed.
     """
-    samples = 2 if supersample else 1
-    size = (samples * height, samples * width)
-    colors = params[..., GEOMETRY:-1].flatten(0, 1)
-    centers, conics = _gsplat_project(params, size, samples, prefilter)
-    with torch.no_grad():  # which samples have exp(-sigma) >= 1/255, by gsplat's own falloff
-        half = torch.full_like(centers[..., 0], 0.5)
-        white = torch.ones_like(centers[..., :1])
-        falloff = 2 * _gsplat_alpha(centers, conics, half, white, size, None)
-    inside = (falloff >= SUPPORT).flatten().nonzero().squeeze(1)
-    opacities = params[..., -1:].flatten(0, 1)  # [I, 1]
-    single = _gsplat_alpha(centers, conics, opacities, colors[:, None], size, inside)
-    images = single.unflatten(0, params.shape[:2]).sum(1).movedim(-1, 1)
-    return F.avg_pool2d(images, samples)
-
-
-def _gsplat_project(
-    params: Tensor, size: tuple[int, int], samples: int, prefilter: bool
-) -> tuple[Tensor, Tensor]:
-    """Centers ``[I, 1, 2]`` and conics ``[I, 1, 3]`` of I Gaussians, each an image of its own."""
     from gsplat.cuda import _torch_impl
 
-    rows = params.flatten(0, 1)
-    height, width = size
-    flat = pixel_center(rows[:, :2], height // samples, width // samples)
-    means = F.pad(flat, (0, 1), value=1.0)[:, None]  # at depth 1, which does not matter here
-    l11, l21, l22 = rows[:, 2:GEOMETRY].unbind(-1)
-    flat_covariance = torch.stack([l11**2, l11 * l21, l11 * l21, l21**2 + l22**2], -1)
-    covariance = F.pad(flat_covariance.unflatten(-1, (2, 2)), (0, 1, 0, 1))[:, None]
-    camera = torch.diag(rows.new_tensor([samples, samples, 1.0])).expand(len(rows), 1, 3, 3)
-    variance = (PREFILTER_VARIANCE if prefilter else MINIMUM_VARIANCE) * samples**2
-    pose = torch.eye(4).to(rows).expand(len(rows), 1, 4, 4)
-    _, centers, _, conics, _ = _torch_impl._fully_fused_projection(
-        means, covariance, pose, camera, width, height, eps2d=variance, camera_model="ortho"
-    )
-    return centers[:, 0], conics[:, 0]
+    samples = 2 if supersample else 1
+    rows = params.flatten(0, 1)[:, None]  # each Gaussian an image of its own
+    size = (samples * height, samples * width)
+    scene = gsplat_scene(rows, height, width, samples=samples, prefilter=prefilter)
+    placed = [scene[name] for name in ("means", "covars", "viewmats", "Ks")]
+    more = {"eps2d": scene["eps2d"], "camera_model": scene["camera_model"]}
+    projected = _torch_impl._fully_fused_projection(*placed, size[1], size[0], **more)
+    shapes = (projected[1][:, 0], projected[3][:, 0])  # centers and conics
+    with torch.no_grad():  # which samples have exp(-sigma) >= 1/255, by gsplat's own falloff
+        half, white = torch.full_like(rows[..., -1], 0.5), torch.ones_like(rows[..., :1])
+        everywhere = torch.arange(len(rows) * size[0] * size[1])
+        falloff = 2 * _gsplat_alpha(*shapes, half, white, size, everywhere)
+        inside = (falloff >= SUPPORT).flatten().nonzero().squeeze(1)
+    single = _gsplat_alpha(*shapes, scene["opacities"], scene["colors"], size, inside)
+    return F.avg_pool2d(single.unflatten(0, params.shape[:2]).sum(1).movedim(-1, 1), samples)
 
 
-def _gsplat_alpha(
-    centers: Tensor,
-    conics: Tensor,
-    opacities: Tensor,
-    colors: Tensor,
-    size: tuple[int, int],
-    samples: Tensor | None,
-) -> Tensor:
+def _gsplat_alpha(centers, conics, opacities, colors, size, samples) -> Tensor:
     """``alpha * color`` of I single Gaussians at the given samples: ``[I, height, width, C]``.
 
     gsplat hands the compositing to nerfacc. With one Gaussian per image there is nothing to
@@ -147,31 +136,19 @@ def _gsplat_alpha(
     """
     from gsplat.cuda import _torch_impl
 
-    height, width = size
-    if samples is None:
-        samples = torch.arange(len(centers) * height * width)
-    image, pixel = samples // (height * width), samples % (height * width)
-    with mock.patch.dict(sys.modules, nerfacc=_single_layer()):
-        images, _ = _torch_impl.accumulate(
-            centers, conics, opacities, colors, torch.zeros_like(image), pixel, image, width, height
-        )
-    return images
-
-
-def _single_layer() -> ModuleType:
-    """The two functions of nerfacc that gsplat calls, for rays that meet one Gaussian."""
-
-    def render_weight_from_alpha(alphas, ray_indices, n_rays):
-        return alphas, torch.ones_like(alphas)
-
-    def accumulate_along_rays(weights, values, ray_indices, n_rays):
+    def add_up(weights, values, ray_indices, n_rays):
         terms = weights[:, None] if values is None else weights[:, None] * values
         return terms.new_zeros(n_rays, terms.shape[1]).index_add(0, ray_indices, terms)
 
-    module = ModuleType("nerfacc")
-    module.render_weight_from_alpha = render_weight_from_alpha
-    module.accumulate_along_rays = accumulate_along_rays
-    return module
+    nerfacc = SimpleNamespace(
+        render_weight_from_alpha=lambda alphas, ray_indices, n_rays: (alphas, alphas),
+        accumulate_along_rays=add_up,
+    )
+    height, width = size
+    image, pixel = samples // (height * width), samples % (height * width)
+    rays = (torch.zeros_like(image), pixel, image, width, height)
+    with mock.patch.dict(sys.modules, nerfacc=nerfacc):
+        return _torch_impl.accumulate(centers, conics, opacities, colors, *rays)[0]
 
 
 # ------------------------------------------------------------------------------ two implementations
@@ -200,28 +177,22 @@ def agreement(
         ``image``: the largest absolute error. ``position``, ``cholesky``, ``color``, ``opacity``:
         that of the gradient, over the attribute's largest gradient.
     """
-    (image, gradient), (image0, gradient0) = result, reference
-    error = (gradient.cpu().double() - gradient0.cpu().double()).abs()
-    image_error = (image.cpu().double() - image0.cpu().double()).abs() * decided
-    errors = {"image": image_error.max().item()}
-    for name, columns in attributes(params_row=gradient0.shape[-1]).items():
-        largest = gradient0[..., columns].abs().max().item()
-        errors[name] = error[..., columns].max().item() / largest
+    image, gradient = (
+        (one.cpu().double() - other.cpu().double()).abs()
+        for one, other in zip(result, reference, strict=True)
+    )
+    errors = {"image": (image * decided).max().item()}
+    for name, columns in attributes(gradient.shape[-1]).items():
+        largest = reference[1][..., columns].abs().max().item()
+        errors[name] = gradient[..., columns].max().item() / largest
     return errors
 
 
 def attributes(params_row: int) -> dict[str, slice]:
-    """Columns of a packed row with opacity.
-
-    >>> attributes(9)["color"]
-    slice(5, 8, None)
-    """
-    return {
-        "position": slice(0, 2),
-        "cholesky": slice(2, GEOMETRY),
-        "color": slice(GEOMETRY, params_row - 1),
-        "opacity": slice(params_row - 1, params_row),
-    }
+    """Columns of a packed row of so many numbers, with opacity."""
+    ends = (0, 2, GEOMETRY, params_row - 1, params_row)
+    names = ("position", "cholesky", "color", "opacity")
+    return {name: slice(*ends[k : k + 2]) for k, name in enumerate(names)}
 
 
 def decided_pixels(
@@ -240,17 +211,13 @@ def decided_pixels(
     The operator jumps at the rim of the support and bends where a weight reaches 1. A sample
     within ``margin`` of either may be rounded to the other side; its pixel is left out.
     """
-    per_axis = 2 if supersample else 1
-    grid = sample_grid(height, width, per_axis).to(params)
-    center = pixel_center(params[..., :2], height, width)
-    conic = torch.linalg.inv(covariance_matrix(params[..., 2:5], prefilter))
-    alpha = params[..., -1] if opacity else torch.ones_like(params[..., 0])
-    undecided = torch.zeros(len(params), len(grid), dtype=torch.bool, device=params.device)
-    for k in range(params.shape[1]):
-        offset = grid - center[:, k, None]  # [B, S, 2]
-        falloff = torch.exp(-0.5 * ((offset @ conic[:, k]) * offset).sum(-1))
-        strength = alpha[:, k, None]
+    per_pixel = 4 if supersample else 1
+    size = (len(params), height * width * per_pixel)
+    undecided = torch.zeros(size, dtype=torch.bool, device=params.device)
+    each = falloffs(params, height, width, prefilter=prefilter, supersample=supersample)
+    for k, falloff in enumerate(each):
+        strength = params[:, k, -1:] if opacity else torch.ones_like(falloff)
         undecided |= (strength.abs().clamp(min=1) * falloff / SUPPORT - 1).abs() < margin
         if saturate:
             undecided |= (strength * falloff - 1).abs() < margin
-    return ~undecided.view(len(params), 1, height, width, per_axis**2).any(-1)
+    return ~undecided.view(len(params), 1, height, width, per_pixel).any(-1)

@@ -1,14 +1,11 @@
 """The splatting operator in plain torch: the oracle that every kernel is tested against.
 
-It follows the equations line by line, for any dtype and device, and lets autograd differentiate
-them. It costs memory for every Gaussian at every sample, so it is also the slow end of every
-benchmark and the fallback where no compiler is found.
-
-The equation (paper, eq. 2-4): ``image(x) = mean over samples of sum_k w_k(x) * color_k`` with
-``w_k(x) = opacity_k * exp(-sigma_k(x))``, ``sigma = 0.5 * d^T Sigma^-1 d``, ``d = x - center``.
+``image(x) = mean over samples of sum_k opacity_k * exp(-sigma_k(x)) * color_k`` (paper, eq. 2-4)
+with ``sigma = 0.5 * d^T Sigma^-1 d``, ``d = x - center``, line by line, for any dtype and device.
+It costs memory for every Gaussian at every sample, and serves where no compiler is found.
 """
 
-import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -42,23 +39,11 @@ def splat_reference(
         params = params.index_select(0, index)
     samples = height * width * (4 if supersample else 1)
     step = max(1, MAX_ELEMENTS // max(1, params.shape[1] * samples))
-    images = [
-        _render(chunk, height, width, opacity, saturate, prefilter, supersample, published_support)
-        for chunk in params.split(step)
-    ]
-    return torch.cat(images)
+    switches = (opacity, saturate, prefilter, supersample, published_support)
+    return torch.cat([_render(part, height, width, *switches) for part in params.split(step)])
 
 
-def _render(
-    params: Tensor,
-    height: int,
-    width: int,
-    opacity: bool,
-    saturate: bool,
-    prefilter: bool,
-    supersample: bool,
-    published: bool,
-) -> Tensor:
+def _render(params, height, width, opacity, saturate, prefilter, supersample, published) -> Tensor:
     batch, points, row = params.shape
     channels = row - 5 - opacity
     if points == 0:
@@ -66,14 +51,11 @@ def _render(
     params = torch.where(params.isfinite().all(-1, keepdim=True), params, torch.zeros_like(params))
     center = pixel_center(params[..., :2], height, width)
     covariance = covariance_matrix(params[..., 2:5], prefilter)
-    colors = params[..., 5 : 5 + channels]
     alpha = params[..., -1] if opacity else torch.ones_like(params[..., 0])
-
     grid = sample_grid(height, width, 2 if supersample else 1).to(params)  # [S, 2]
     offset = grid - center[:, :, None]  # [B, M, S, 2]
     conic = torch.linalg.inv(covariance)
-    sigma = 0.5 * torch.einsum("bmsi,bmij,bmsj->bms", offset, conic, offset)
-    falloff = torch.exp(-sigma)
+    falloff = torch.exp(-0.5 * torch.einsum("bmsi,bmij,bmsj->bms", offset, conic, offset))
     weight = alpha[..., None] * falloff
     if published:
         support = published_mask(weight, center, covariance, height, width)
@@ -82,9 +64,8 @@ def _render(
     if saturate:
         weight = weight.clamp(max=1)
     weight = torch.where(support, weight, torch.zeros_like(weight))
-    image = torch.einsum("bms,bmc->bcs", weight, colors)
-    per_pixel = len(grid) // (height * width)
-    return image.view(batch, channels, height, width, per_pixel).mean(-1)
+    image = torch.einsum("bms,bmc->bcs", weight, params[..., 5 : 5 + channels])
+    return image.unflatten(2, (height, width, 4 if supersample else 1)).mean(-1)
 
 
 def pixel_center(means: Tensor, height: int, width: int) -> Tensor:
@@ -106,10 +87,21 @@ def sample_grid(height: int, width: int, per_axis: int) -> Tensor:
     One sample lies at the pixel's center; two per axis lie at 0.25 and 0.75 (paper, section 3.3).
     """
     inside = (torch.arange(per_axis, dtype=torch.float64) + 0.5) / per_axis
-    rows = torch.arange(height, dtype=torch.float64)
-    columns = torch.arange(width, dtype=torch.float64)
+    rows, columns = (torch.arange(size, dtype=torch.float64) for size in (height, width))
     y, x, dy, dx = torch.meshgrid(rows, columns, inside, inside, indexing="ij")
     return torch.stack([(x + dx).flatten(), (y + dy).flatten()], dim=-1)
+
+
+def falloffs(
+    params: Tensor, height: int, width: int, *, prefilter: bool = True, supersample: bool = True
+) -> Iterator[Tensor]:
+    """``exp(-sigma)`` ``[B, S]`` at the samples, of one Gaussian of each image after the other."""
+    grid = sample_grid(height, width, 2 if supersample else 1).to(params)
+    center = pixel_center(params[..., :2], height, width)
+    conic = torch.linalg.inv(covariance_matrix(params[..., 2:5], prefilter))
+    for k in range(params.shape[1]):
+        offset = grid - center[:, k, None]  # [B, S, 2]
+        yield torch.exp(-0.5 * ((offset @ conic[:, k]) * offset).sum(-1))
 
 
 def published_mask(
@@ -127,14 +119,7 @@ def published_mask(
     radius = (3 * torch.linalg.eigvalsh(covariance)[..., -1].sqrt()).ceil()[..., None]
     low = ((center - radius) / tile).floor() * tile  # first pixel of the first tile touched
     high = ((center + radius) / tile).floor() * tile + tile
-    per_pixel = weight.shape[-1] // (height * width)
     pixel = sample_grid(height, width, 1).to(center).floor()
     touched = ((pixel >= low[:, :, None]) & (pixel < high[:, :, None])).all(-1)
-    first_256 = touched.cumsum(1) <= 256
-    in_tile = (touched & first_256).repeat_interleave(per_pixel, dim=-1)
-    return in_tile & (weight >= SUPPORT)
-
-
-def support_radius(opacity: float = 1.0) -> float:
-    """How far a Gaussian reaches, in standard deviations: ``sqrt(2 ln(255 max(1, |opacity|)))``."""
-    return math.sqrt(2 * math.log(255 * max(1.0, abs(opacity))))
+    in_tile = touched & (touched.cumsum(1) <= 256)
+    return in_tile.repeat_interleave(weight.shape[-1] // len(pixel), dim=-1) & (weight >= SUPPORT)

@@ -1,17 +1,13 @@
 """The differentiable splatting operator: ``splat(params, height, width) -> images``.
 
-Additive 2D Gaussians (paper, eq. 2-4), any number per image, none dropped, in any order. The
-conventions are stated in ``cuda_ext/splat_math.h``; ``splat_reference`` is the same in plain torch.
-The device of ``params`` chooses the kernels. Results are the same bit for bit from run to run, and
-on the CPU with any number of threads.
-
-The operators ``gsdd::splat`` and ``gsdd::splat_backward`` are registered here, in Python: arguments
-are checked and memory is allocated before the C functions of ``cuda_ext`` are called, which report
-by a number what they refuse. An exception thrown by a kernel could end the process.
+Its conventions are stated in ``cuda_ext/splat_math.h``; ``splat_reference`` is the same in torch.
+Registered as ``gsdd::splat`` and ``gsdd::splat_backward`` in Python: arguments are checked before C
+is called, which reports by a number, for an exception thrown by a kernel could end the process.
 """
 
 import functools
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,15 +18,6 @@ import cuda_ext
 from cuda_ext.call import DTYPES, GEOMETRY, gather, images_like, render
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.splatting.reference import splat_reference
-
-FORWARD_MODE = (
-    "splat has no forward-mode derivative (jvp, jacfwd, forward_ad): use reverse mode (grad, vjp, "
-    "jacrev), or splat_reference, which has both."
-)
-ONCE = (
-    "splat is differentiable once: differentiate twice through the network, never through the "
-    "renderer, or use splat_reference."
-)
 
 
 class SplatError(GsddError, ValueError, RuntimeError):
@@ -48,24 +35,21 @@ def splat(
     supersample: bool = True,
     index: Tensor | None = None,
 ) -> Tensor:
-    """Render Gaussians, differentiably once with respect to ``params``.
+    """Render additive 2D Gaussians (paper, eq. 2-4), differentiably once; deterministic.
 
     Args:
         params: ``[B, M, 5 + C + opacity]``, per Gaussian ``u, v`` in [-1, 1] (x right, y down;
             outside is allowed), the Cholesky factor ``l11, l21, l22`` of its covariance in pixels,
             ``C`` colors (1 to 4, any number), and, with ``opacity``, its opacity (any number).
-            float32, float64, or bfloat16, which is computed and returned in float32; the gradient
-            has the dtype of ``params``, summed in float32 and rounded once. A Gaussian with a
-            non-finite number renders nothing and gets a zero gradient.
+            float32, float64, or bfloat16, which is computed and returned in float32. A Gaussian
+            with a non-finite number renders nothing and gets a zero gradient.
         height, width: of the images, in pixels.
         opacity: whether the last number of a row is an opacity; without it, 1.
         saturate: clamp a Gaussian's weight ``opacity * exp(-sigma)`` at 1.
         prefilter: add the variance of a pixel, 1/12, to the covariance (anti-aliasing).
         supersample: average 2x2 samples per pixel (anti-aliasing).
-        index: int64 [n], render these images only, as ``splat(params[index], ...)`` would without
-            its copy. An image may be asked for more than once; its gradients add up in the order
-            of ``index``. The gradient has the shape of ``params``, zero where nothing was
-            rendered. On a GPU an index out of range renders black, since it is not read there.
+        index: int64 [n], render these images only, each as often as it is named, as
+            ``splat(params[index], ...)`` without its copy. On a GPU one out of range renders black.
 
     Returns:
         Images ``[B, C, height, width]``, or ``[n, C, height, width]`` with an index.
@@ -76,12 +60,12 @@ def splat(
     >>> splat(torch.tensor([[[0.0, 0.0, 2.0, 0.0, 2.0, 1.0, 1.0]]]), 5, 5)[0, 0, 2, 2] > 0.9
     tensor(True)
     """
-    _check(params, height, width, opacity, index)
-    if not backend_ready(params.device.type):
-        return _render_by_reference(
-            params, height, width, opacity, saturate, prefilter, supersample, index
-        )
     arguments = (params, height, width, opacity, saturate, prefilter, supersample, index)
+    _check(*arguments)
+    if not backend_ready(params.device.type):
+        wide = params.float() if params.dtype == torch.bfloat16 else params
+        switches = {"saturate": saturate, "prefilter": prefilter, "supersample": supersample}
+        return splat_reference(wide, height, width, opacity=opacity, index=index, **switches)
     if torch.compiler.is_compiling():
         return torch.ops.gsdd.splat.default(*arguments)
     if _transformed():
@@ -122,23 +106,10 @@ def _ready_once(device: str) -> bool:
     return False
 
 
-def _render_by_reference(
-    params: Tensor, height: int, width: int, opacity: bool, *switches: bool | Tensor | None
-) -> Tensor:
-    saturate, prefilter, supersample, index = switches
-    wide = params.float() if params.dtype == torch.bfloat16 else params
-    options = {"saturate": saturate, "prefilter": prefilter, "supersample": supersample}
-    return splat_reference(wide, height, width, opacity=opacity, index=index, **options)
-
-
-def _check(params: Tensor, height: int, width: int, opacity: bool, index: Tensor | None) -> None:
-    if not isinstance(params, Tensor):
-        raise SplatError(f"params must be a tensor [images, points, numbers], got {type(params)}.")
-    if params.dtype not in DTYPES:
-        raise SplatError(f"params must be float32, float64 or bfloat16, got {params.dtype}.")
-    if params.dim() != 3:
-        shape = list(params.shape)
-        raise SplatError(f"params must be [images, points, numbers], got the shape {shape}.")
+def _check(params, height, width, opacity, saturate, prefilter, supersample, index) -> None:
+    if not isinstance(params, Tensor) or params.dtype not in DTYPES or params.dim() != 3:
+        wanted = "a float32, float64 or bfloat16 tensor [images, points, numbers]"
+        raise SplatError(f"params must be {wanted}, got {_described(params)}.")
     channels = params.shape[2] - GEOMETRY - int(opacity)
     if not 1 <= channels <= 4:
         raise SplatError(
@@ -147,70 +118,28 @@ def _check(params: Tensor, height: int, width: int, opacity: bool, index: Tensor
         )
     if height < 1 or width < 1:
         raise SplatError(f"height and width must be at least 1 pixel, got {height} x {width}.")
-    if index is not None:
-        _check_index(index, params)
+    if index is None:
+        return
+    fits = isinstance(index, Tensor) and index.dtype == torch.int64 and index.dim() == 1
+    if not fits or index.device != params.device:
+        wanted = f"an int64 tensor [n] on {params.device}"
+        raise SplatError(f"index must be {wanted}, got {_described(index)}.")
 
 
-def _check_index(index: Tensor, params: Tensor) -> None:
-    if not isinstance(index, Tensor):
-        raise SplatError(f"index must be an int64 tensor [n], got {type(index)}.")
-    if index.dtype != torch.int64:
-        raise SplatError(f"index must be int64, got {index.dtype}.")
-    if index.dim() != 1:
-        raise SplatError(f"index must be [n], got the shape {list(index.shape)}.")
-    if index.device != params.device:
-        raise SplatError(f"index is on {index.device} and params on {params.device}; use one.")
+def _check_gradient(v_images, params, opacity, saturate, prefilter, supersample, index) -> None:
+    size = v_images.shape[2:] if v_images.dim() == 4 else (1, 1)
+    _check(params, *size, opacity, saturate, prefilter, supersample, index)
+    shape, dtype = images_like(params, *size, opacity, index)
+    given = (tuple(v_images.shape), v_images.dtype, v_images.device)
+    if given != (shape, dtype, params.device):
+        wanted = f"{dtype} {list(shape)} on {params.device}, as was rendered"
+        raise SplatError(f"v_images must be {wanted}, got {_described(v_images)}.")
 
 
-def _check_gradient(v_images: Tensor, params: Tensor, opacity: bool, index: Tensor | None) -> None:
-    if v_images.dim() != 4:
-        given = list(v_images.shape)
-        raise SplatError(f"v_images must be [images, channels, height, width], got {given}.")
-    _check(params, *v_images.shape[2:], opacity, index)
-    shape, dtype = images_like(params, *v_images.shape[2:], opacity, index)
-    if tuple(v_images.shape) != shape or v_images.dtype != dtype:
-        raise SplatError(
-            f"v_images must have the images, channels and dtype of what was rendered, {shape} "
-            f"{dtype}, got {tuple(v_images.shape)} {v_images.dtype}."
-        )
-    if v_images.device != params.device:
-        raise SplatError(
-            f"v_images is on {v_images.device} and params on {params.device}; use one device."
-        )
-
-
-# ------------------------------------------------------------------------------------ registration
-
-_SWITCHES = "bool opacity, bool saturate, bool prefilter, bool supersample, Tensor? index=None"
-torch.library.define(
-    "gsdd::splat", f"(Tensor params, int height, int width, {_SWITCHES}) -> Tensor"
-)
-torch.library.define(
-    "gsdd::splat_backward", f"(Tensor v_images, Tensor params, {_SWITCHES}) -> Tensor"
-)
-
-
-@torch.library.impl("gsdd::splat", "default")
-def _splat_op(params, height, width, opacity, saturate, prefilter, supersample, index=None):
-    _check(params, height, width, opacity, index)
-    return render(params, height, width, opacity, saturate, prefilter, supersample, index)
-
-
-@torch.library.impl("gsdd::splat_backward", "default")
-def _splat_backward_op(v_images, params, opacity, saturate, prefilter, supersample, index=None):
-    _check_gradient(v_images, params, opacity, index)
-    return gather(v_images, params, opacity, saturate, prefilter, supersample, index)
-
-
-@torch.library.register_fake("gsdd::splat")
-def _splat_fake(params, height, width, opacity, saturate, prefilter, supersample, index=None):
-    shape, dtype = images_like(params, height, width, opacity, index)
-    return params.new_empty(shape, dtype=dtype)
-
-
-@torch.library.register_fake("gsdd::splat_backward")
-def _splat_backward_fake(v_images, params, opacity, saturate, prefilter, supersample, index=None):
-    return params.new_empty(params.shape)
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return str(type(value))
+    return f"{value.dtype} {list(value.shape)} on {value.device}"
 
 
 # -------------------------------------------------------------------------------- differentiation
@@ -237,19 +166,14 @@ def _transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _below_autograd(operator, kernel, first: Tensor, *arguments):
-    if _unobserved(first, arguments[-1]):
-        return kernel(first, *arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(first, *arguments)
+def _below_autograd(name: str, kernel: Callable) -> Callable:
+    def call(first: Tensor, *others):
+        if _unobserved(first, others[-1]):
+            return kernel(first, *others)
+        with torch._C._AutoDispatchBelowAutograd():
+            return getattr(torch.ops.gsdd, name).default(first, *others)
 
-
-def _splat_below(*inputs):
-    return _below_autograd(torch.ops.gsdd.splat.default, render, *inputs)
-
-
-def _gather_below(*inputs):
-    return _below_autograd(torch.ops.gsdd.splat_backward.default, gather, *inputs)
+    return call
 
 
 def _setup_context(ctx, inputs, output):
@@ -259,15 +183,17 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, v_images):
     params, index = ctx.saved_tensors
-    arguments = (v_images, params, *ctx.switches, index)
     # A graph of the gradient and torch.func need a function, a gradient alone does not.
     observed = torch.is_grad_enabled() or not _unobserved(v_images, index)
-    v_params = (_SplatBackward.apply if observed else gather)(*arguments)
-    return v_params, *[None] * 7
+    backward = _SplatBackward.apply if observed else gather
+    return backward(v_images, params, *ctx.switches, index), *[None] * 7
 
 
 def _refuse_forward_mode(ctx, *tangents):
-    raise RuntimeError(FORWARD_MODE)
+    raise RuntimeError(
+        "splat has no forward-mode derivative (jvp, jacfwd, forward_ad): use reverse mode (grad, "
+        "vjp, jacrev), or splat_reference, which has both."
+    )
 
 
 class _Splat(torch.autograd.Function):
@@ -286,7 +212,7 @@ class _ObservedSplat(torch.autograd.Function):
     """The same through the dispatcher, and in the form that torch.func needs."""
 
     generate_vmap_rule = True
-    forward = staticmethod(_splat_below)
+    forward = staticmethod(_below_autograd("splat", render))
     setup_context = staticmethod(_setup_context)
     backward = staticmethod(_backward)
     jvp = staticmethod(_refuse_forward_mode)
@@ -296,41 +222,62 @@ class _SplatBackward(torch.autograd.Function):
     """The gradient, which has none of its own."""
 
     generate_vmap_rule = True
-    forward = staticmethod(_gather_below)
+    forward = staticmethod(_below_autograd("splat_backward", gather))
+    setup_context = staticmethod(lambda ctx, inputs, output: None)
     jvp = staticmethod(_refuse_forward_mode)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
 
     @staticmethod
     @once_differentiable
     def backward(ctx, v_params):
-        raise RuntimeError(ONCE)
-
-
-@torch.library.impl("gsdd::splat", "Autograd")
-def _splat_autograd(params, height, width, opacity, saturate, prefilter, supersample, index=None):
-    _check(params, height, width, opacity, index)
-    arguments = (params, height, width, opacity, saturate, prefilter, supersample, index)
-    return (_ObservedSplat.apply if _differentiated(params) else _splat_below)(*arguments)
-
-
-@torch.library.impl("gsdd::splat_backward", "Autograd")
-def _splat_backward_autograd(
-    v_images, params, opacity, saturate, prefilter, supersample, index=None
-):
-    _check_gradient(v_images, params, opacity, index)
-    arguments = (v_images, params, opacity, saturate, prefilter, supersample, index)
-    return (_SplatBackward.apply if _differentiated(v_images, params) else _gather_below)(
-        *arguments
-    )
-
-
-def _differentiated(*tensors: Tensor) -> bool:
-    if _transformed():
         raise RuntimeError(
-            "torch.func needs gsdd_lib.splatting.splat.splat, not the operator in it."
+            "splat is differentiable once: differentiate twice through the network, never through "
+            "the renderer, or use splat_reference."
         )
-    reverse = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return reverse or forward_ad._current_level >= 0
+
+
+# ------------------------------------------------------------------------------------ registration
+
+
+def _register(name: str, first: str, check, kernel, fake, function) -> None:
+    switches = "bool opacity, bool saturate, bool prefilter, bool supersample, Tensor? index=None"
+    name, size = f"gsdd::{name}", first.count(",") + 6
+
+    def whole(arguments: tuple) -> tuple:
+        arguments = (*arguments, None)[:size]  # the dispatcher leaves out an index of None
+        check(*arguments)
+        return arguments
+
+    def differentiable(*arguments):
+        arguments = whole(arguments)
+        if _transformed():
+            raise RuntimeError("torch.func needs gsdd_lib.splatting.splat.splat, not its operator.")
+        leaves = any(getattr(one, "requires_grad", False) for one in arguments[:2])
+        observed = (torch.is_grad_enabled() and leaves) or forward_ad._current_level >= 0
+        return (function.apply if observed else function.forward)(*arguments)
+
+    torch.library.define(name, f"({first}, {switches}) -> Tensor")
+    torch.library.impl(name, "default", lambda *arguments: kernel(*whole(arguments)))
+    torch.library.impl(name, "Autograd", differentiable)
+    torch.library.register_fake(name, fake)
+
+
+def _fake_images(params, height, width, opacity, saturate, prefilter, supersample, index=None):
+    shape, dtype = images_like(params, height, width, opacity, index)
+    return params.new_empty(shape, dtype=dtype)
+
+
+def _fake_gradient(v_images, params, *others):
+    return params.new_empty(params.shape)
+
+
+_register(
+    "splat", "Tensor params, int height, int width", _check, render, _fake_images, _ObservedSplat
+)
+_register(
+    "splat_backward",
+    "Tensor v_images, Tensor params",
+    _check_gradient,
+    gather,
+    _fake_gradient,
+    _SplatBackward,
+)

@@ -1,9 +1,7 @@
 """Differentiable siamese augmentation (DSA, arXiv 2102.08259): parameters, and their application.
 
-:func:`sample_dsa` samples parameters and :func:`apply_dsa` applies them, so that real and synthetic
-images can share them by value. The six transformations are those of the published code, which
-augments *normalized* images: the zeros that crop, cutout, scale and rotate fill in are the mean
-color of the data set, not black.
+The six transformations are those of the published code, which augments *normalized* images: the
+zeros that crop, cutout, scale and rotate fill in are the mean color of the data set, not black.
 """
 
 import math
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsdd_lib.networks.layers import check_choice
+from gsdd_lib.config import check_choice
 
 CROP = 0.125  # largest shift, as a fraction of a side
 CUTOUT = 0.5  # side of the square, as a fraction of the image's
@@ -42,14 +40,8 @@ class DsaParams:
 
     def select(self, index: Tensor) -> "DsaParams":
         """The parameters at ``index``, with repetition, in its order and on its device."""
-        return self._map(lambda values: values.to(index.device)[index])
-
-    def to(self, device: torch.device) -> "DsaParams":
-        """The same parameters on another device."""
-        return self._map(lambda values: values.to(device))
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "DsaParams":
-        return DsaParams(self.size, *[change(getattr(self, f.name)) for f in fields(self)[1:]])
+        parts = (getattr(self, field.name) for field in fields(self)[1:])
+        return DsaParams(self.size, *(values.to(index.device)[index] for values in parts))
 
 
 def sample_dsa(
@@ -58,7 +50,6 @@ def sample_dsa(
     size: tuple[int, int],
     *,
     generator: torch.Generator,
-    siamese: bool = False,
     mixed: bool = False,
 ) -> DsaParams:
     """Sample augmentation parameters; equal generator states give equal parameters.
@@ -66,21 +57,18 @@ def sample_dsa(
     Args:
         strategy: names out of :data:`TRANSFORMS` joined by ``_``, of which one is chosen at random.
             Empty: nothing is done.
-        count: sets of parameters: one per image, or one per class (``groups`` of
-            :func:`apply_dsa`).
+        count: sets of parameters: 1 for all images, one per image, or one per class.
         size: (height, width) of the images, in pixels.
-        siamese: one set of parameters for all images, whatever ``count`` is.
         mixed: a transformation chosen for each set of parameters, as DM's published code has one
-            per class; otherwise one transformation with parameters of its own for each, as in the
-            published training of networks.
+            per class; otherwise one for all, as in the published training of networks.
 
     Raises:
         ConfigError: naming the nearest known transformation.
     """
     names = [name for name in strategy.split("_") if name]
     for name in names:
-        check_choice("augmentation", name, TRANSFORMS)
-    count, device = 1 if siamese else count, generator.device
+        check_choice("augmentation", TRANSFORMS, name)
+    device = generator.device
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand((count, *shape), generator=generator, device=device)
@@ -112,8 +100,6 @@ def sample_dsa(
 def apply_dsa(images: Tensor, params: DsaParams, groups: Tensor | None = None) -> Tensor:
     """Augment normalized images; differentiable in them.
 
-    Each image goes through its own transformation only, so the cost is that of one.
-
     Args:
         images: [N, C, H, W], floating point.
         params: one set of parameters for all images, one for each, or one for each group.
@@ -123,12 +109,14 @@ def apply_dsa(images: Tensor, params: DsaParams, groups: Tensor | None = None) -
         ValueError: the parameters are for other images, or their number does not fit.
     """
     params = params.select(_index(images, params, groups))
-    kinds = params.kind.unique().tolist()
-    if len(kinds) <= 1:
-        return _transform(images, params, kinds[0] if kinds else -1)
+    transforms, kinds = list(TRANSFORMS.values()), params.kind.unique().tolist()
+    if not kinds or kinds[0] < 0:
+        return images
+    if len(kinds) == 1:
+        return transforms[kinds[0]](images, params)
     order = [(params.kind == kind).nonzero().flatten() for kind in kinds]
-    transformed = [
-        _transform(images.index_select(0, index), params.select(index), kind)
+    transformed = [  # each image goes through its own transformation only
+        transforms[kind](images.index_select(0, index), params.select(index))
         for index, kind in zip(order, kinds, strict=True)
     ]
     return torch.cat(transformed).index_select(0, torch.cat(order).argsort())
@@ -186,10 +174,6 @@ def rotate(images: Tensor, params: DsaParams) -> Tensor:
 TRANSFORMS: dict[str, Callable[[Tensor, DsaParams], Tensor]] = {
     transform.__name__: transform for transform in (color, crop, cutout, flip, scale, rotate)
 }
-
-
-def _transform(images: Tensor, params: DsaParams, kind: int) -> Tensor:
-    return images if kind < 0 else list(TRANSFORMS.values())[kind](images, params)
 
 
 def _resample(images: Tensor, matrix: Tensor) -> Tensor:

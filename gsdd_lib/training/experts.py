@@ -3,8 +3,8 @@
 An expert is a safetensors file of ``epoch_000`` (before training), ``epoch_001``, ..., each float32
 [P] in the order of ``network.named_parameters()``, and a description: its settings, its data, and
 its accuracy after every epoch. It is written when the expert is done, so that a run that was
-stopped goes on with the first one that is missing, and read back only if no bit has changed.
-Experts of other settings have folders of their own; nothing here removes or replaces an expert.
+stopped goes on with the first one that is missing. Experts of other settings have folders of their
+own; nothing here removes or replaces an expert.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Experts:
     """The experts of a folder, for matching: what they are, and snapshots read when asked for.
 
     Args:
-        folder: of :func:`train_experts`, or the folder inside it of one of several settings
+        folder: of :func:`train_experts`, or the one inside it of these settings
             (:func:`settings_folder`).
 
     Raises:
@@ -55,15 +55,11 @@ class Experts:
         self.paths = sorted(folder.glob(FILES)) or sorted(folder.glob(f"*/{FILES}"))
         homes = dict.fromkeys(path.parent.name for path in self.paths)
         if not homes:
-            raise ExpertError(
-                f"There are no experts in '{folder}'; train them by train_experts (notebook 03) or "
-                "name another folder."
-            )
+            remedy = "train them by train_experts (notebook 03) or name another folder"
+            raise ExpertError(f"There are no experts in '{folder}'; {remedy}.")
         if len(homes) > 1:
-            raise ExpertError(
-                f"'{folder}' holds experts of several settings ({', '.join(homes)}); name one of "
-                "these folders."
-            )
+            held = f"holds experts of several settings ({', '.join(homes)})"
+            raise ExpertError(f"'{folder}' {held}; name one of these folders.")
         self.about = [read_about(path) for path in self.paths]
         for path, about in zip(self.paths, self.about, strict=True):
             _require(path, about["settings"], self.about[0]["settings"])
@@ -93,11 +89,9 @@ class Experts:
     def check(self, data: ImageData, network: str, width: int, epochs: int) -> None:
         """Refuse a matching that these experts do not fit.
 
-        They must be of the same architecture and have seen images of the same size and classes,
-        normalized in the same way, out of a data set that holds out the very same validation and
-        test images. So they cannot have seen an image that a choice or a result depends on, while
-        experts trained on fewer or more images per class of the same split
-        (``DataConfig.max_per_class``) are welcome.
+        They must be of the same architecture, and of a data set that holds out the very same
+        images, so that they cannot have seen one that a choice or a result depends on. How many
+        training images they saw (``DataConfig.max_per_class``) does not matter.
 
         Raises:
             ExpertError: naming what differs, or that they trained for less than ``epochs``.
@@ -105,14 +99,13 @@ class Experts:
         wanted = {"expert_network": network, "expert_width": width, **_about_data(data)}
         _require(self.paths[0], self.about[0]["settings"], wanted)
         if self.epochs < epochs:
-            raise ExpertError(
-                f"The experts trained for {self.epochs} epochs, the matching needs {epochs} "
-                "(max_start_epoch - 1 + expert_epochs); lower these or train longer."
-            )
+            needs = f"the matching needs {epochs} (max_start_epoch - 1 + expert_epochs)"
+            trained = f"The experts trained for {self.epochs} epochs"
+            raise ExpertError(f"{trained}, {needs}; lower these or train longer.")
 
 
 def distances(experts: Experts, expert_epochs: int) -> list[Row]:
-    """How far each expert gets in ``expert_epochs`` epochs: the root of what divides the TM loss.
+    """How far an expert goes in the matched epochs: the root of what divides the TM loss.
 
     Returns:
         Rows of expert, epoch (where the matched epochs start) and distance ``||start - target||``.
@@ -128,33 +121,28 @@ def distances(experts: Experts, expert_epochs: int) -> list[Row]:
 
 @dataclass(frozen=True)
 class ExpertPlan:
-    """What training the experts will take, known before it starts."""
+    """What training the experts will take, in a sentence, and the bytes of their parameters."""
 
-    files: int
-    snapshots: int  # per file
-    parameters: int
-    steps: int  # SGD steps in all
-
-    @property
-    def total_bytes(self) -> int:
-        """Of the parameters; a file's description adds a few kilobytes."""
-        return 4 * self.files * self.snapshots * self.parameters
+    sentence: str
+    total_bytes: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.files} expert{'s' * (self.files != 1)} x {self.snapshots} snapshots x "
-            f"{self.parameters:,} parameters: "
-            f"{self.total_bytes / 2**20:,.1f} MiB on disk, {self.steps:,} SGD steps"
-        )
+        return self.sentence
 
 
 def plan_experts(data: ImageData, config: ExpertConfig) -> ExpertPlan:
-    """Size and work of :func:`train_experts`."""
+    """Size and work of :func:`train_experts`, known before it starts."""
+    count, epochs = config.num_experts, config.train_epochs
     weights = generator(0, "expert", "plan")
     network = network_for(data, config.expert_network, config.expert_width, generator=weights)
-    steps = -(-len(data.train) // config.expert_batch) * config.train_epochs * config.num_experts
     parameters = sum(value.numel() for value in network.parameters())
-    return ExpertPlan(config.num_experts, config.train_epochs + 1, parameters, steps)
+    steps = -(-len(data.train) // config.expert_batch) * epochs * count
+    total = 4 * count * (epochs + 1) * parameters
+    sentence = (
+        f"{count} expert{'s' * (count != 1)} x {epochs + 1} snapshots x {parameters:,} parameters: "
+        f"{total / 2**20:,.1f} MiB on disk, {steps:,} SGD steps"
+    )
+    return ExpertPlan(sentence, total)
 
 
 def settings_folder(
@@ -177,8 +165,8 @@ def train_experts(
 ) -> Iterator[Row]:
     """Train what ``folder`` does not have yet, in the :func:`settings_folder` of these settings.
 
-    Expert i has generators of its own, so the files do not depend on where a run was stopped or on
-    how many experts there are.
+    Expert i has generators of its own: where a run was stopped, and how many there are, changes
+    nothing.
 
     Yields:
         A row per expert and epoch, also of experts that were there: expert, epoch, train_loss (0
@@ -212,7 +200,7 @@ def read_about(path: Path) -> dict[str, Any]:
     """The description in an expert's file, every bit of the file checked once per process.
 
     Raises:
-        ExpertError: the file cannot be read, is damaged, or is no expert's.
+        ExpertError: the file cannot be read, is damaged, of another version, or no expert's.
     """
     try:
         status = path.stat()
@@ -223,12 +211,21 @@ def read_about(path: Path) -> dict[str, Any]:
 
 @cache
 def _checked(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
-    tensors, about = read_tensors(path, FORMAT)
+    try:
+        tensors, about = read_tensors(path, FORMAT)
+    except DamagedFileError:
+        old = {}
+        with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
+            old = file.metadata() or {}
+        if "about" not in old:  # where version 1, which had no checksum, kept its description
+            raise
+        tensors, about = {}, {"version": 1}
     if about["version"] != VERSION:
-        raise DamagedFileError(f"it has version {about['version']} of the format, not {VERSION}")
-    count = len(tensors)
-    complete = set(tensors) == {_key(epoch) for epoch in range(count)}
-    if not complete or count != about["settings"]["train_epochs"] + 1:
+        found = f"has version {about['version']} of the format, not {VERSION}"
+        remedy = "move it away and the same call trains it again"
+        raise ExpertError(f"The expert file '{path}' {found}; {remedy}.")
+    snapshots = {_key(epoch) for epoch in range(len(tensors))}
+    if set(tensors) != snapshots or len(tensors) != about["settings"]["train_epochs"] + 1:
         raise DamagedFileError("snapshots are missing")
     return about
 
@@ -237,15 +234,14 @@ def _train_expert(
     data: ImageData, config: ExpertConfig, seed: int, index: int, progress: Progress
 ) -> tuple[list[Tensor], list[Row]]:
     """Parameters after every epoch, the untrained ones first, and a row for each."""
-    weights = generator(seed, "expert", index, "weights")
+    weights, order = (generator(seed, "expert", index, what) for what in ("weights", "training"))
     network = network_for(data, config.expert_network, config.expert_width, generator=weights)
     optimizer = torch.optim.SGD(network.parameters(), lr=config.expert_lr)
-    order, held = generator(seed, "expert", index, "training"), data.validation
+    real, held = data.train, data.validation
     how = {"batch": config.expert_batch, "dsa": config.expert_dsa, "normalize": data.normalize}
     snapshots, rows, loss = [], [], 0.0
     for epoch in range(config.train_epochs + 1):
         if epoch:
-            real = data.train
             loss = train_epoch(network, optimizer, real.images, real.labels, generator=order, **how)
         percent = accuracy(network, held.images, held.labels, normalize=data.normalize)
         snapshots.append(flatten(dict(network.named_parameters())).cpu())

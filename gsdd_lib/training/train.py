@@ -90,11 +90,9 @@ def train_epoch(
     normalize: Normalize | None = None,
     averaged: AveragedModel | None = None,
 ) -> float:
-    """One pass over the images in a new order, each batch augmented.
+    """One pass over the images in a new order, each batch augmented; arguments as above.
 
     Args:
-        images, labels, generator, normalize: as in :func:`train_network`.
-        batch: images per step of the optimizer.
         dsa: strategy of :func:`~gsdd_lib.training.augment.sample_dsa`.
         averaged: updated after every step.
 
@@ -139,11 +137,7 @@ def learning_rate(config: EvalConfig, epoch: int) -> float:
 def accuracy(
     network: nn.Module, images: Tensor, labels: Tensor, *, normalize: Normalize | None = None
 ) -> float:
-    """Percent of images [N, C, H, W] whose largest logit is that of their label, int64 [N].
-
-    Args:
-        normalize: as in :func:`train_network`.
-    """
+    """Percent of images [N, C, H, W] whose largest logit is that of their label, int64 [N]."""
     correct = 0
     for batch, truth in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
         logits = network(normalize(batch) if normalize else batch)

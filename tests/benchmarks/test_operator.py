@@ -1,5 +1,6 @@
 """The benchmark's table and its numbers' structure; never its times."""
 
+import itertools
 import json
 
 import pytest
@@ -7,15 +8,13 @@ import torch
 
 from gsdd_lib.benchmarks import operator as benchmark
 from gsdd_lib.benchmarks.operator import (
-    PASSES,
     QUICK,
-    RENDERERS,
     WORKLOADS,
     Workload,
     fitted_gaussians,
     main,
 )
-from gsdd_lib.benchmarks.timing import Timing
+from gsdd_lib.benchmarks.timing import PASSES
 from gsdd_lib.splatting.splat import splat
 
 
@@ -39,13 +38,14 @@ def quick(tmp_path_factory) -> tuple[str, dict]:
     return "\n".join(printed), json.loads(file.read_text())
 
 
-def test_the_table_has_a_line_for_every_workload_and_pass(quick):
+def test_the_table_has_a_line_for_every_workload_pass_and_renderer(quick):
     lines = [line for line in quick[0].splitlines() if line.startswith("|")]
-    lines = lines[: 2 + len(QUICK) * len(PASSES)]  # the table of fitting comes after
-    assert lines[0].startswith("| images | Gaussians | size | pass | operator ms |")
-    assert lines[-1].startswith(f"| {QUICK[-1].images} | {QUICK[-1].points} |")
+    lines = lines[: 2 + len(QUICK) * len(PASSES) * 2]  # other tables come after
+    assert lines[0].startswith("| images | points | height | width | channels | pass | renderer |")
+    assert lines[2].startswith("| 6 | 5 | 12 | 10 | 1 | forward | operator | 6 | ")
+    assert lines[-1].startswith("| 4 | 7 | 9 | 14 | 3 | forward + backward | oracle | 4 | ")
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2].startswith("| 6 | 5 | 12x10x1 | forward | ")
+    assert "gsplat was not run: no CUDA device" in quick[0]
 
 
 def test_the_machine_is_named_above_the_table(quick):
@@ -57,37 +57,39 @@ def test_the_machine_is_named_above_the_table(quick):
 
 def test_the_numbers_behind_the_table(quick):
     rows = quick[1]["rows"]
-    assert [row["pass"] for row in rows] == list(PASSES) * len(QUICK)
-    for row in rows:
-        assert row["operator_ms"] > 0 and row["oracle_ms"] > 0
-        assert row["ratio"] == pytest.approx(row["oracle_ms"] / row["operator_ms"])
-        assert 0 < row["of_roofline"] == pytest.approx(row["roofline_ms"] / row["operator_ms"])
-        assert row["operator_images"] == row["images"] and row["operator_mib"] >= 0
-        assert row["operator_low"] <= row["operator_ms"] <= row["operator_high"]
+    ways = [(row["pass"], row["renderer"]) for row in rows]
+    assert ways == list(itertools.product(PASSES, ["operator", "oracle"])) * len(QUICK)
+    for ours, oracle in zip(rows[::2], rows[1::2], strict=True):
+        assert 0 < ours["ms_low"] <= ours["ms"] <= ours["ms_high"] and ours["mib"] >= 0
+        assert ours["ratio"] == pytest.approx(oracle["ms"] / ours["ms"]) and oracle["ratio"] == 1
+        assert 0 < ours["roofline_ms"] and oracle["roofline_ms"] is None
+        assert ours["rendered"] == ours["images"]
 
 
 def test_a_fit_and_a_call_are_timed_as_well(quick):
     fitting, calls = quick[1]["fitting"], quick[1]["call_us"]
     assert (fitting["images"], fitting["points"], fitting["steps"]) == (3, 5, 40)
-    assert (
-        "| 3 | 5 | 12x12x3 | 40 |" in quick[0] and "instead of adding: not run, no CUDA" in quick[0]
-    )
+    assert "| 3 | 5 | 12 | 40 |" in quick[0] and "| kernel's op | splat |" in quick[0]
     assert 0 < calls["kernel's op"] and calls["splat and its gradient"] > calls["splat"] > 0
-    assert "microseconds: kernel's op " in quick[0]
 
 
-ROW = {"images": 1, "points": 2, "height": 3, "width": 4, "channels": 1, "pass": "forward"}
-ROW |= {f"{name}_{end}": 2.5 for name in ("operator", "oracle") for end in ("ms", "low", "high")}
-ROW |= {"operator_mib": None, "oracle_mib": 2.0, "oracle_images": 1, "ratio": 3.0}
+def test_gsplat_says_why_it_cannot_run(monkeypatch):
+    assert benchmark.without_gsplat("cpu") == "no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda _: None)
+    assert benchmark.without_gsplat("cuda") == "gsplat is not installed"
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda _: True)
+    assert benchmark.without_gsplat("cuda") == ""
 
 
-def test_gsplat_stands_beside_on_a_gpu_where_it_is_installed(monkeypatch):
-    monkeypatch.setattr(benchmark.gsplat_raster, "available", lambda: "")
-    assert benchmark._renderers("cuda") == list(RENDERERS)
-    assert benchmark._renderers("cpu") == ["operator", "oracle"]
-    assert benchmark.shown(ROW)["gsplat ms"] is None
-    times = {"gsplat_ms": 2.5, "gsplat_low": 2.0, "gsplat_high": 3.0, "gsplat_mib": 7.0}
-    assert benchmark.shown(ROW | times)["gsplat ms"] == "2.50 (2.00 to 3.00)"
+@pytest.mark.gpu
+def test_gsplat_draws_a_single_gaussian_as_ours():
+    pytest.importorskip("gsplat")
+    params = torch.rand(2, 1, 9, generator=torch.Generator().manual_seed(0)).cuda()
+    params[..., 2:5] *= 3
+    params[..., -1] = 0.8
+    theirs = benchmark.gsplat_rasterize(params, 12, 20)
+    assert (theirs - splat(params, 12, 20)).abs().max() < 0.01  # supports differ at 1/255
 
 
 def test_the_oracle_renders_as_many_images_as_it_can_in_seconds():
@@ -97,15 +99,16 @@ def test_the_oracle_renders_as_many_images_as_it_can_in_seconds():
 
 
 def test_a_subset_is_scaled_to_the_batch(monkeypatch):
+    def measured(*_) -> list[dict]:
+        return [{"ms": 2.0, "ms_low": 1.0, "ms_high": 4.0, "mib": float(k)} for k in range(4)]
+
     monkeypatch.setattr(benchmark, "ORACLE_ELEMENTS", 4 * 3 * 8 * 8 * 5)  # five images
-    monkeypatch.setattr(benchmark, "time_job", lambda *_: Timing(2.0, 1.0, 4.0))
-    monkeypatch.setattr(benchmark, "peaks_alone", lambda *_: [1.0, 2.0, 3.0, 4.0])
+    monkeypatch.setattr(benchmark, "measure_jobs", measured)
     rows = benchmark.measure(Workload(20, 3, 8, 8, 1), repeats=1)
-    assert [(row["operator_ms"], row["operator_mib"]) for row in rows] == [(2, 1), (2, 2)]
-    assert [(row["oracle_ms"], row["oracle_low"], row["oracle_high"]) for row in rows] == [
-        (8, 4, 16)
-    ] * 2
-    assert [(row["oracle_images"], row["oracle_mib"]) for row in rows] == [(5, 3), (5, 4)]
+    times = [(row["rendered"], row["ms_low"], row["ms"], row["ms_high"]) for row in rows]
+    assert times == [(20, 1, 2, 4), (5, 4, 8, 16)] * 2
+    assert [row["mib"] for row in rows] == [0, 1, 2, 3]  # of what was rendered
+    assert [row["ratio"] for row in rows] == [4, 1] * 2
 
 
 def test_the_gaussians_are_fitted_and_the_same_every_time():

@@ -6,14 +6,13 @@ import pytest
 import torch
 
 from gsdd_lib.benchmarks import roofline
-from gsdd_lib.splatting.reference import support_radius
 from gsdd_lib.splatting.splat import splat
 
 
 def test_alive_samples_fill_the_ellipse_of_the_support():
     params = torch.tensor([[[0.0, 0.0, 3.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0]]])
     covariance = torch.tensor([[9.0, 3.0], [3.0, 5.0]]) + torch.eye(2) / 12
-    area = math.pi * support_radius() ** 2 * math.sqrt(covariance.det())
+    area = math.pi * 2 * math.log(255) * math.sqrt(covariance.det())
     assert roofline.alive_samples(params, 64, 64) == pytest.approx(4 * area, rel=0.01)
     inside = (splat(params, 64, 64)[0, 0] > 0).sum()
     assert 4 * inside >= roofline.alive_samples(params, 64, 64) > 3 * inside

@@ -75,9 +75,9 @@ def test_peaks_are_measured_one_by_one_in_one_process():
     assert peaks_alone(sized, [(40,), (10,)]) == pytest.approx([40, 10], abs=3)
 
 
-def test_a_table_says_what_was_not_run():
+def test_a_table_has_a_dash_for_what_was_not_measured():
     text = markdown([{"a": 1, "b": 2.345}, {"a": "x", "b": None}])
-    assert text == "| a | b |\n| --- | --- |\n| 1 | 2.35 |\n| x | not run |"
+    assert text == "| a | b |\n| --- | --- |\n| 1 | 2.35 |\n| x | - |"
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from gsdd_lib.config import DataConfig
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.data import DataError, ImageSet, from_tensors, load_data
 from gsdd_lib.data.dataset import keep_per_class, resize, stratified_split
+from gsdd_lib.data.normalization import channel_statistics
 from gsdd_lib.data.synthetic import FIGURES, make_shapes, read_digits, read_shapes
-from gsdd_lib.data.tensors import channel_statistics
 
 
 def load(dataset="digits", seed=0, **fields):

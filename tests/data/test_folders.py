@@ -1,14 +1,12 @@
-"""Images in files: the ImageNet subsets and a user's own folders, packed or not, decoded once.
+"""Images in files: the ImageNet subsets and a user's own folders, decoded once.
 
 Trees of a few small images in the formats and places of the real ones stand for ImageNet and for
-the archives imagenette2 and imagewoof2.
+the folders imagenette2 and imagewoof2.
 """
 
-import hashlib
 import io
 import os
 import resource
-import tarfile
 import tomllib
 import types
 from pathlib import Path
@@ -20,8 +18,8 @@ import yaml
 from PIL import Image
 
 from gsdd_lib.config import DataConfig
-from gsdd_lib.data import DataError, imagenet, load_data, sources
-from gsdd_lib.data import cache as decoding
+from gsdd_lib.data import DataError, imagenet, load_data
+from gsdd_lib.data import images as decoding
 from gsdd_lib.data.imagenet import SUBSETS
 
 NETTE = list(SUBSETS["imagenette"])
@@ -67,24 +65,14 @@ def put(root, files):
     return root
 
 
-def pack(path, files, folder):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f"{folder}/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
 def load(dataset, folder="", resolution=8, **fields):
     config = DataConfig(dataset=dataset, folder=str(folder), resolution=resolution, **fields)
     return load_data(config)
 
 
 def left_in(cache):
-    """What decoding leaves behind, its lock aside."""
-    return sorted(path.suffix for path in cache.iterdir() if path.name != ".lock")
+    """What decoding leaves behind."""
+    return sorted(path.suffix for path in cache.glob("*"))
 
 
 def refused(sentence, *arguments, **fields):
@@ -127,35 +115,20 @@ def test_labels_follow_the_subset_not_the_folder(tmp_path):
     check_nette(data, WOOF, "imagewoof")
 
 
-def test_the_published_archive_packed_unpacked_and_searched_for(tmp_path, monkeypatch):
-    files = tree(NETTE)
-    path = pack(tmp_path / "data" / "imagenette2-160.tgz", files, "imagenette2-160")
-    checksum = hashlib.md5(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(imagenet.MD5, path.name, checksum)
-    packed = [load("imagenette", place) for place in (path, path.parent, "")]
-    for data in packed:
+def test_a_published_folder_is_searched_for(tmp_path, monkeypatch):
+    folder = put(tmp_path / "data" / "imagenette2-160", tree(NETTE))
+    found = [load("imagenette", place) for place in (folder, folder.parent, "")]
+    for data in found:
         check_nette(data)
-        assert "from imagenette2-160.tgz" in data.provenance
-    folder = load("imagenette", put(tmp_path / "else" / "imagenette2-160", files).parent)
-    assert torch.equal(folder.train.images, packed[0].train.images)
-    monkeypatch.setenv("GSDD_DATA", str(tmp_path / "else"))
+        assert "from imagenette2-160, 40 images" in data.provenance
+    monkeypatch.setenv("GSDD_DATA", str((tmp_path / "data").rename(tmp_path / "else")))
     check_nette(load("imagenette"))
 
 
-def test_an_archive_in_another_order_gives_the_same_images(tmp_path):
-    files = tree(NETTE)
-    one = load("imagenette", pack(tmp_path / "a.tgz", files, "x"))
-    backwards = dict(reversed(list(files.items())))
-    other = load("imagenette", pack(tmp_path / "b.tgz", backwards, "./x"))
-    assert torch.equal(one.train.images, other.train.images)
-    assert torch.equal(one.train.labels, other.train.labels)
-
-
-def test_an_archive_is_read_once(tmp_path, monkeypatch):
-    path = pack(tmp_path / "imagenet.tgz", tree(NETTE), "imagenet")
-    first = load("imagenette", path)
-    monkeypatch.setattr(sources, "tarfile", None)
-    assert torch.equal(load("imagenette", path).train.images, first.train.images)
+def test_an_archive_is_to_be_unpacked(tmp_path):
+    (tmp_path / "imagenette2-160.tgz").write_bytes(b"")
+    refused("unpack an archive first, as in 'tar -xzf", "imagenette", tmp_path)
+    refused("unpack an archive first", "imagenette", tmp_path / "imagenette2-160.tgz")
 
 
 def test_the_largest_of_several_copies_is_taken(tmp_path, monkeypatch):
@@ -212,26 +185,8 @@ def test_validation_images_without_class_folders(tmp_path):
 
 
 def test_no_imagenet_at_all(tmp_path):
-    refused("no folder 'train' of ImageNet is in .*/data; .*imagenette2-320.tgz", "imagenette")
+    refused("no folder 'train' of ImageNet is in .*/data; .*imagenette2-320.tgz'", "imagenette")
     refused("to get imagefruit, name a folder with train/ and val/", "imagefruit", tmp_path / "no")
-
-
-def test_an_altered_archive(tmp_path):
-    path = pack(tmp_path / "imagenette2-160.tgz", tree(NETTE[:1]), "imagenette2-160")
-    refused("imagenette2-160.tgz was altered or is not whole", "imagenette", path)
-
-
-def test_a_cut_off_archive(tmp_path):
-    path = pack(tmp_path / "imagenet.tgz", tree(NETTE), "imagenet")
-    path.write_bytes(path.read_bytes()[:-4000])
-    refused("imagenet.tgz is not a whole, readable .tgz archive", "imagenette", path)
-
-
-def test_an_archive_that_expands_to_far_more_than_its_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "SLACK", 2**16)
-    files = tree(NETTE[:1]) | {"notes": bytes(2**20)}  # in members that are no images too
-    path = pack(tmp_path / "imagenet.tgz", files, "imagenet")
-    refused("imagenet.tgz holds more than 8 times its size", "imagenette", path)
 
 
 def test_an_enormous_file(tmp_path):
@@ -371,13 +326,6 @@ def test_an_interrupted_decoding_is_done_again(tmp_path, cache, monkeypatch):
         load("imagenette", root)
     assert left_in(cache) == []
     check_nette(load("imagenette", root))
-
-
-def test_what_a_killed_decoding_left_is_removed_aloud(tmp_path, cache):
-    put(cache, {".decoding-x.tmp": bytes(99)})
-    with pytest.warns(UserWarning, match="removed .*decoding-x.tmp, left by a decoding that was"):
-        load("imagenette", put(tmp_path / "x", tree(NETTE)))
-    assert left_in(cache) == [".pixels"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])

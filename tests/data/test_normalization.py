@@ -1,10 +1,7 @@
 """Normalization: ZCA by its published definition, what it makes of data, its files; by channel."""
 
-import hashlib
-
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig, FitConfig
 from gsdd_lib.data import DataError, load_data
@@ -58,7 +55,7 @@ def test_it_is_the_definition_by_svd(images, eps):
 def test_it_does_not_depend_on_the_chunks(images, monkeypatch):
     whole = fit_whitening(images)
     monkeypatch.setattr(zca, "CHUNK", 7)
-    assert torch.equal(whole.matrix, fit_whitening(images).matrix)
+    assert torch.equal(whole.parts[1], fit_whitening(images).parts[1])
 
 
 def test_the_sums_are_exact():
@@ -74,7 +71,8 @@ def test_the_sums_are_exact():
 def test_there_and_back(images):
     whitening, pixels = fit_whitening(images), images / 255
     assert torch.allclose(whitening.invert(whitening.apply(pixels)), pixels, atol=1e-5)
-    identity = whitening.matrix.double() @ whitening.inverse.double()
+    _, matrix, inverse = whitening.parts
+    identity = matrix.double() @ inverse.double()
     assert torch.allclose(identity, torch.eye(60, dtype=torch.float64), atol=1e-5)
 
 
@@ -103,7 +101,7 @@ def test_it_is_computed_once(images, cache, monkeypatch):
     first = cached_whitening(images)
     monkeypatch.setattr(zca, "fit_whitening", None)
     again = cached_whitening(images)
-    assert torch.equal(first.matrix, again.matrix) and torch.equal(first.mean, again.mean)
+    assert all(map(torch.equal, first.parts, again.parts))
     assert len(list(cache.iterdir())) == 1
 
 
@@ -119,7 +117,7 @@ def test_a_damaged_entry_is_made_anew(images, cache, content):
     first = cached_whitening(images)
     (path,) = cache.iterdir()
     path.write_bytes(path.read_bytes()[:999] if content == "half" else content)
-    assert torch.equal(cached_whitening(images).matrix, first.matrix)
+    assert torch.equal(cached_whitening(images).parts[1], first.parts[1])
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(images, cache):
@@ -242,33 +240,26 @@ def test_integers_that_are_no_bytes_are_refused():
 # Its file
 
 
-def version_1(path, whitening):
-    """A file as version 1 wrote it."""
-    parts = {name: getattr(whitening, name) for name in ("mean", "matrix", "inverse")}
-    digest = hashlib.sha256()
-    for name, part in parts.items():
-        digest.update(f"{name} {part.dtype} {list(part.shape)}".encode() + part.numpy().tobytes())
-    about = {"format": "gsdd-whitening", "version": "1", "source": whitening.fingerprint}
-    save_file(parts, path, about | {"checksum": digest.hexdigest()})
-
-
-def test_a_file_of_version_1_is_read(images, tmp_path):
+def test_a_file_is_read_when_it_is_needed(images, tmp_path):
     whitening = fit_whitening(images)
-    path = tmp_path / whitening.file_name
-    version_1(path, whitening)
-    found = read_whitening(path, (3, 4, 5))
-    assert torch.equal(found.matrix, whitening.matrix)
+    path = tmp_path / f"zca-{whitening.fingerprint}.safetensors"
+    found = read_whitening(path, (3, 4, 5))  # not there yet
+    assert write_whitening(tmp_path, whitening) == path
+    assert torch.equal(found.apply(images), whitening.apply(images))
     assert (found.shape, found.fingerprint) == (whitening.shape, whitening.fingerprint)
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match="cannot be used .*copy it again"):
-        read_whitening(path, (3, 4, 5))
+    with pytest.raises(DataError, match="cannot be used .*copy it again, at once"):
+        read_whitening(path, (3, 4, 5), ", at once").apply(images)
+    write_whitening(tmp_path, whitening)
+    moved = path.rename(tmp_path / "zca-other.safetensors")
+    with pytest.raises(DataError, match="its fingerprint is .*, not other.; copy it again"):
+        read_whitening(moved, (3, 4, 5)).apply(images)
 
 
 def test_a_file_for_other_images(images, tmp_path):
     path = write_whitening(tmp_path, fit_whitening(images))
-    assert torch.equal(read_whitening(path, (3, 4, 5)).mean, fit_whitening(images).mean)
     for shape in ((3, 5, 4), (1, 8, 8)):
-        with pytest.raises(DataError, match=r"is not for images of shape \["):
-            read_whitening(path, shape)
+        with pytest.raises(DataError, match=r"its shape is \[3, 4, 5\], not \["):
+            read_whitening(path, shape).invert(torch.zeros(1, *shape))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gsdd_lib.distillation.dc import batch_gradients, gradient_distance, network_gradients
+from gsdd_lib.distillation.dc import batch_gradients, gradient_distance
 from gsdd_lib.networks import make_network
 from gsdd_lib.splatting.splat import splat
 
@@ -27,9 +27,8 @@ def numbers(*rows: list[float]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def gradients(network: nn.Module, images: Tensor, labels: Tensor, **named) -> list[Tensor]:
-    named = {"create_graph": False, **named}
-    return network_gradients(network, dict(network.named_parameters()), images, labels, **named)
+def gradients(network: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
+    return batch_gradients(network, dict(network.named_parameters()), images, labels)
 
 
 def test_gradient_by_hand():
@@ -42,7 +41,7 @@ def test_gradient_by_hand():
 def test_gradient_is_taken_at_the_parameters_given():
     params = {"w": numbers([1.0, 0.0])}
     images, labels = numbers([2.0, 1.0]), torch.tensor([0])
-    (gradient,) = network_gradients(TwoParameters(), params, images, labels, create_graph=False)
+    (gradient,) = batch_gradients(TwoParameters(), params, images, labels)
     factor = 1 / (1 + math.exp(-2.0)) - 1
     torch.testing.assert_close(gradient, factor * numbers([2.0, 1.0]))
 
@@ -90,7 +89,7 @@ def test_gradient_through_the_renderer():
 
     def loss(packed: Tensor) -> Tensor:
         images, labels = splat(packed, 6, 6), torch.zeros(2).long()
-        return gradient_distance(real, gradients(network, images, labels, create_graph=True))
+        return gradient_distance(real, gradients(network, images, labels))
 
     leaf = packed.clone().requires_grad_()
     (analytic,) = torch.autograd.grad(loss(leaf), leaf)

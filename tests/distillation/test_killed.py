@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from gsdd_lib.config import (
     BudgetConfig,
@@ -26,7 +27,7 @@ from gsdd_lib.config import (
 )
 from gsdd_lib.data import load_data
 from gsdd_lib.distillation.loop import distill
-from gsdd_lib.distillation.soft_labels import labels_of_classes
+from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
 from gsdd_lib.training.experts import Experts, train_experts
@@ -52,7 +53,7 @@ def run(case: str, folder: Path, experts: Path) -> None:
     config = DistillConfig(**settings, **SMALL, **OBJECTIVES[objective])
     evaluation = EvalConfig(eval_network="ConvNetD2", eval_width=4, epochs=3)
     trained = Experts(experts) if objective == "tm" else None
-    soft = labels_of_classes(gaussians.labels, 10) if case.endswith(LABELS) else None
+    soft = SoftLabels(4.4 * one_hot(gaussians.labels, 10)) if case.endswith(LABELS) else None
     more = {"folder": folder, "experts": trained, "soft_labels": soft}
     rows = list(distill(gaussians, data, config, evaluation, seed=0, **more))
     end = {"packed": gaussians.packed.detach(), "rows": repr(rows)}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.func import functional_call
+from torch.nn.functional import one_hot
 
 import gsdd_lib.distillation.loop as module
 from gsdd_lib.config import (
@@ -23,7 +24,7 @@ from gsdd_lib.core import progress
 from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.distillation.loop import distill
 from gsdd_lib.distillation.losses import STEP_LOSSES
-from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_classes
+from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.distillation.state import DistillError, State, read_checkpoint
 from gsdd_lib.evaluation.protocols import learned_eval_config
 from gsdd_lib.parameterizations.base import Parameterization
@@ -492,7 +493,7 @@ def test_the_terms_of_the_classes_are_those_of_the_sum(data: ImageData) -> None:
 def test_adam_steps_after_each_class(data: ImageData, soft: bool) -> None:
     config = CONFIG.model_copy(update={"update_per_class": True, "boundary": 0.2})
     made = [make(data), make(data)]
-    labels = [labels_of_classes(made[0].labels, 10) if soft else None for _ in made]
+    labels = [SoftLabels(4.4 * one_hot(made[0].labels, 10)) if soft else None for _ in made]
     pairs = zip(made, labels, strict=True)
     states = [State(each, data, config, soft_labels=own) for each, own in pairs]
     optimizers, total = states[1].optimizers, 0.0
@@ -543,7 +544,7 @@ def run_labels(
     data: ImageData, folder: Path | None = None, config: DistillConfig = CONFIG, **named
 ) -> tuple[GaussianImages, SoftLabels, list[dict], list]:
     gaussians, snapshots = make(data), []
-    soft = labels_of_classes(gaussians.labels, data.num_classes)
+    soft = SoftLabels(4.4 * one_hot(gaussians.labels, 10))
     named |= {"folder": folder, "soft_labels": soft, "snapshots": snapshots}
     rows = list(distill(gaussians, data, config, EVALUATION, seed=0, **named))
     return gaussians, soft, rows, snapshots
@@ -647,11 +648,11 @@ def test_the_labels_of_the_best_row_are_kept_and_evaluated(
 def test_fixed_labels_stay_as_they_began(data: ImageData) -> None:
     fixed = CONFIG.model_copy(update={"label_lr": 0.0})
     _, soft, _, _ = run_labels(data, config=fixed)
-    assert torch.equal(soft.logits, labels_of_classes(make(data).labels, 10).logits)
+    assert torch.equal(soft.logits, SoftLabels(4.4 * one_hot(make(data).labels, 10)).logits)
 
 
 def test_labels_of_other_images_are_refused(data: ImageData) -> None:
-    soft = labels_of_classes(torch.arange(10), 10)
+    soft = SoftLabels(4.4 * one_hot(torch.arange(10), 10))
     with pytest.raises(DistillError, match=r"must be \[20, 10\].*got \[10, 10\]"):
         list(distill(make(data), data, CONFIG, EVALUATION, seed=0, soft_labels=soft))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from gsdd_lib.config import (
     OBJECTIVES,
@@ -18,11 +19,11 @@ from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.distillation import losses as matching
 from gsdd_lib.distillation import soft_labels
-from gsdd_lib.distillation.dc import batch_gradients, gradient_distance, network_gradients
+from gsdd_lib.distillation.dc import batch_gradients, gradient_distance
 from gsdd_lib.distillation.dm import class_means, dm_loss
 from gsdd_lib.distillation.losses import STEP_LOSSES
 from gsdd_lib.distillation.microbatch import class_groups, map_micro_batches, sum_over_groups
-from gsdd_lib.distillation.soft_labels import SoftLabels, labels_of_classes
+from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.distillation.state import State
 from gsdd_lib.networks import make_network
 from gsdd_lib.parameterizations.budget import plan_budget
@@ -145,13 +146,13 @@ def test_prepared_images_in_micro_batches_are_those_of_the_batch():
     params = dict(network.named_parameters())
     images = torch.randint(0, 256, (11, 1, 8, 8), dtype=torch.uint8)
     labels, rng = torch.ones(11, dtype=torch.int64), torch.Generator().manual_seed(1)
-    augmentation = sample_dsa("crop_flip", 1, (8, 8), generator=rng, siamese=True)
+    augmentation = sample_dsa("crop_flip", 1, (8, 8), generator=rng)
 
     def prepare(images):
         return apply_dsa(images.double() / 255, augmentation)
 
     ready = prepare(images)
-    whole = network_gradients(network, params, ready, labels, create_graph=False)
+    whole = batch_gradients(network, params, ready, labels)
     for micro_batch in (1, 4, 11):
         named = {"prepare": prepare, "micro_batch": micro_batch}
         found = batch_gradients(network, params, images, labels, **named)
@@ -163,11 +164,11 @@ def test_class_by_class_is_the_plain_gradient_in_double():
     network = double_convnet()
     params = dict(network.named_parameters())
     images, labels = torch.randn(9, 1, 8, 8).double(), torch.arange(9) % 3
-    real = network_gradients(network, params, images, labels, create_graph=False)
+    real = batch_gradients(network, params, images, labels)
     source = torch.randn(9, 1, 8, 8, dtype=torch.float64, requires_grad=True)
 
     def class_loss(group, index):
-        grads = network_gradients(network, params, group, labels[index], create_graph=True)
+        grads = batch_gradients(network, params, group, labels[index])
         return gradient_distance(real, grads)
 
     groups = class_groups(labels, 1)
@@ -228,7 +229,7 @@ def test_groups_hold_whole_classes():
 
 def sharp_labels(gaussians: GaussianImages) -> SoftLabels:
     """Learned labels that are certain in float32."""
-    return SoftLabels(200.0 * torch.nn.functional.one_hot(gaussians.labels, 10))
+    return SoftLabels(200.0 * one_hot(gaussians.labels, 10))
 
 
 @pytest.mark.parametrize("objective", ["dm", "dc", "tm"])
@@ -244,7 +245,7 @@ def test_certain_learned_labels_are_class_numbers(gaussians, data, experts, obje
 def test_micro_batches_with_learned_labels(gaussians, data, experts, objective):
     found = []
     for micro_batch in (10**6, 3):
-        soft = labels_of_classes(gaussians.labels, 10)
+        soft = SoftLabels(4.4 * one_hot(gaussians.labels, 10))
         named = {"objective": objective, "micro_batch": micro_batch, "soft": soft, "batch_real": 4}
         loss, gradient, _ = loss_and_gradient(gaussians, data, experts, **named)
         found.append((loss, gradient, soft.logits.grad))
@@ -266,14 +267,6 @@ class Doubles:
         return self.images if index is None else self.images[index]
 
 
-class Unrounded:
-    """In the place of the rounding to bf16, whose gradient is not that of a step function."""
-
-    @staticmethod
-    def apply(values: torch.Tensor) -> torch.Tensor:
-        return values
-
-
 @pytest.mark.parametrize("objective", ["dm", "dc", "tm"])
 def test_the_gradient_of_a_step_in_the_labels_is_exact(
     gaussians, data, experts, monkeypatch, objective
@@ -284,7 +277,8 @@ def test_the_gradient_of_a_step_in_the_labels_is_exact(
     monkeypatch.setattr(
         ImageData, "normalize", lambda self, images: normalize(self, images).double()
     )
-    monkeypatch.setattr(soft_labels, "RoundToBf16", Unrounded)
+    # The rounding to bf16 has not the gradient of a step function.
+    monkeypatch.setattr(soft_labels, "as_stored", lambda values, _: values)
     snapshots = experts.snapshots
     monkeypatch.setattr(
         experts, "snapshots", lambda *asked: [each.double() for each in snapshots(*asked)]

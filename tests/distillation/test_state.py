@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from distillation.test_loop import CONFIG, EVALUATION, make
+from torch.nn.functional import one_hot
 
 from gsdd_lib.config import CodecConfig, DataConfig
 from gsdd_lib.core.files import FolderInUseError, lock_folder, seal, unseal
 from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.distillation.loop import distill
-from gsdd_lib.distillation.soft_labels import labels_of_classes
+from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.distillation.state import Checkpoint, DistillError, State, read_checkpoint
 from gsdd_lib.parameterizations.codec import Codec
 from gsdd_lib.parameterizations.label_codec import LabelCodec
@@ -124,7 +125,7 @@ CHANGES = {
     "epochs 6 -> 5": lambda data: {"evaluation": EVALUATION.model_copy(update={"epochs": 5})},
     "seed 0 -> 1": lambda data: {"seed": 1},
     "data": lambda data: {"data": other_data(data), "gaussians": make(data)},
-    "start": lambda data: {"soft_labels": labels_of_classes(make(data).labels, 10)},
+    "start": lambda data: {"soft_labels": SoftLabels(4.4 * one_hot(make(data).labels, 10))},
     "snapshots False -> True": lambda data: {"snapshots": []},
 }
 
@@ -147,7 +148,7 @@ def test_another_storage_of_equal_numbers_is_another_start(data: ImageData) -> N
     starts = []
     for bits, label_bits in ((16, 16), (32, 16), (8, 16), (7, 16), (16, 4)):
         made = make(data)
-        soft = labels_of_classes(made.labels, 10)
+        soft = SoftLabels(4.4 * one_hot(made.labels, 10))
         made.store_bf16 = bits == 16
         if bits < 16:
             codec = CodecConfig(color_bits=bits)

@@ -86,7 +86,7 @@ def path_gradients(keep_steps: int, labels: Tensor) -> tuple[list[Tensor], int]:
     lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     rng = torch.Generator().manual_seed(2)
     batches = synthetic_batches(7, 3, 6, generator=rng)
-    sample = partial(sample_dsa, "color_crop_cutout_flip_scale_rotate", siamese=False)
+    sample = partial(sample_dsa, "color_crop_cutout_flip_scale_rotate")
     augmentations = [sample(len(batch), (8, 8), generator=rng) for batch in batches]
     alive: weakref.WeakSet[Kept] = weakref.WeakSet()
 

@@ -268,6 +268,7 @@ def test_no_parameters_cell(tmp_path):
         ("seed: int = 0\nimport os", "line 2 is not 'name: type = literal'"),
         ("ipc: int = 1 + x", "line 1 is not 'name: type = literal'"),
         ("ipc: int", "line 1 is not 'name: type = literal'"),
+        ("ipc.x: int = 1", "line 1 is not 'name: type = literal'"),
         ("ipc: int = 1.5", "'ipc' is not of type int"),
         ("ipc: integer = 1", "'ipc' is not of type integer"),
         ("ipc: int =", "line 1: invalid syntax"),

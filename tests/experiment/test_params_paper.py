@@ -167,3 +167,37 @@ def test_other_networks_judge_the_set_of_table_1(path):
     assert {name: values[name] for name in shared} == {name: theirs[name] for name in shared}
     assert set(values["eval_networks"]) > {"AlexNet", "VGG11", "ResNet18", "ViT"}
     assert set(values["network_epochs"]) == {1000} and values["scaled"] == "nothing"
+
+
+ABLATIONS = {  # a case of notebook 08 or 10, and the case whose other settings it has
+    "08_ablation_components/table_6_imagenette": "06_distill_imagenet/tm_imagenette",
+    "08_ablation_components/table_6_cifar10": "05_distill_cifar/cifar10_ipc10",
+    "08_ablation_components/table_13": "06_distill_imagenet/tm_imagenette",
+    "08_ablation_components/table_14": "06_distill_imagenet/tm_imagenette",
+    "10_ablation_initialisation/table_17": "06_distill_imagenet/tm_imagenette",
+}
+
+
+@pytest.mark.parametrize(("ablation", "case"), ABLATIONS.items())
+def test_an_ablation_has_the_settings_of_the_case_that_it_varies(ablation, case):
+    own, whole = (values_of(PAPER / f"{name}.yaml") for name in (ablation, case))
+    own |= {"steps": own.get("tm_steps", own.get("steps")), "lr": own.get("tm_lr", own.get("lr"))}
+    own["fit_lr"] = own.get("published_lr", own["fit_lr"])
+    places = {"paper_item", "paper_method", "paper_setting", "output_folder", "run_folder"}
+    same = (own.keys() & whole.keys()) - places
+    assert {name: own[name] for name in same} == {name: whole[name] for name in same}
+    assert len(same) > 30 and whole["scaled"] == "nothing"
+
+
+def test_every_number_of_tables_6_13_14_and_17_has_a_case():
+    items = {values_of(PAPER / f"{name}.yaml")["paper_item"] for name in ABLATIONS}
+    numbers = ("table_6_", "table_13_", "table_14_", "table_17_")
+    assert items == {item for item in paper_numbers() if item.startswith(numbers)}
+
+
+def test_every_number_of_table_18_has_a_case_with_its_images_per_class():
+    paper = paper_numbers()["table_18_imagenet1k_224"]["sre2l_gsdd"]
+    cases = [values_of(path) for path in sorted(PAPER.glob("13_*/*.yaml"))]
+    found = {case["paper_setting"]: case["gpc"] for case in cases}
+    assert found == paper["gpc"] and all(case["resolution"] == 224 for case in cases)
+    assert all(case["paper_setting"] == f"ipc{case['ipc']}" for case in cases)

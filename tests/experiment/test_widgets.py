@@ -2,6 +2,7 @@
 
 import io
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 from matplotlib.collections import EllipseCollection
 from matplotlib.image import imread
 
+from gsdd_lib.config import CodecConfig
 from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.experiment import widgets as explore
+from gsdd_lib.parameterizations.codec import Codec
 from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.storage import DistilledSet
 
@@ -58,6 +61,16 @@ def test_all_gaussians_give_the_rendering_itself(images):
     expected = images.pixels()[1].detach().clamp(0, 1).permute(1, 2, 0).numpy()
     assert len(figure.axes) == 1
     np.testing.assert_allclose(picture_of(figure.axes[0]), expected, atol=1e-5)
+
+
+def test_quantized_gaussians_are_shown_as_their_codec_rounds_them():
+    images = make_gaussians(1)
+    plain = images.pixels()[0].detach()
+    images.codec = Codec.fit(images.packed, CodecConfig(color_bits=1), channels=1)
+    expected = images.pixels()[0].detach().clamp(0, 1)
+    shown = picture_of(explore.draw(images, 0, POINTS, (HEIGHT, WIDTH)).axes[0])
+    np.testing.assert_allclose(shown, expected[0].numpy(), atol=1e-5)
+    assert not torch.allclose(expected, plain.clamp(0, 1), atol=1e-3)
 
 
 def test_the_largest_come_first(images):
@@ -189,12 +202,28 @@ print(base64.b64encode(explorer.png).decode())"""
         cells=[nbformat.v4.new_code_cell(cell) for cell in (made, let_go)]
     )
     nbclient.NotebookClient(notebook, kernel_name="python3").execute()
-    picture, sliders = notebook.cells[0].outputs
+    picture, caption, sliders = notebook.cells[0].outputs
     assert set(picture.data) == {"image/png", "text/plain"}
     assert picture.metadata["image/png"]["width"] == 400
     now = notebook.cells[1].outputs[0].text.strip()
     assert picture.data["image/png"].strip() == now  # the one last looked at
-    assert "application/vnd.jupyter.widget-view+json" in sliders.data
+    assert "model not found" not in str(notebook) and "run this cell" in caption.data["text/html"]
+    assert set(sliders.data) == {explore.VIEW, "text/plain"}  # nothing is printed in its place
+    assert sliders.data["text/plain"] == ""
+
+
+def test_any_function_that_draws_can_have_controls():
+    drawn = []
+
+    def draw(height, color):
+        drawn.append((height, color))
+        return plt.figure(figsize=(2, height))
+
+    controls = {"height": ipywidgets.IntSlider(1, 1, 3), "color": ipywidgets.Dropdown(options="rg")}
+    sliders = explore.Sliders(draw, controls)
+    sliders.controls["height"].value = 3
+    assert drawn == [(1, "r"), (3, "r")] and plt.get_fignums() == []
+    assert decode(sliders.png).shape[:2] == (600, 400)
 
 
 def test_a_slider_draws_when_it_is_let_go(images):

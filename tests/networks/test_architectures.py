@@ -12,7 +12,7 @@ from gsdd_lib.core.rng import generator
 from gsdd_lib.networks import NETWORKS, make_network
 from gsdd_lib.networks.layers import Dropout, initialize_
 
-OTHERS = ("AlexNet", "VGG11", "ResNet18", "ViT")
+OTHERS = ("AlexNet", "VGG11", "ResNet18", "ResNet18BN", "ViT")
 
 
 def build(name, channels=3, side=32, num_classes=10, seed=0, **choices):
@@ -67,6 +67,7 @@ def vit_by_hand(side, patch, depth, normed, classes=10, dim=512):
         ("VGG11", 32, vgg11_by_hand(512, 10)),
         ("VGG11", 128, vgg11_by_hand(512 * 49, 10)),
         ("ResNet18", 128, resnet18_by_hand(10)),
+        ("ResNet18BN", 128, resnet18_by_hand(10)),
         ("ViT", 32, vit_by_hand(32, 4, 6, True)),
         ("ViT", 128, vit_by_hand(128, 16, 10, False)),
     ],

@@ -55,8 +55,6 @@ def test_fashion_mnist_by_hand():
     assert budget.numbers_per_gaussian == 7
     assert budget.budget_bits_per_class == 25_088
     assert budget.bits_per_class == 24_640
-    assert budget.uint8_images_per_class == 4
-    assert budget.file_bytes(num_classes=10) == 10 * 24_640 // 8 == 30_800
     assert budget.describe() == (
         "IPC 1 (25,088 bits per class) -> "
         "GPC 10 x 22 points x 7 bf16 numbers = 24,640 bits per class"
@@ -68,7 +66,7 @@ def test_learned_labels_are_paid_for():
     config = BudgetConfig(ipc=1, gpc=10, soft_labels=True)
     budget = plan_budget(config, FASHION)
     assert (budget.points, budget.label_bits, budget.bits_per_class) == (20, 160, 24_000)
-    assert budget.uint8_images_per_class == 4  # what may be spent is the same
+    assert budget.budget_bits_per_class == 25_088  # what may be spent is the same
     assert "7 bf16 numbers + 10 labels of 160 bits = 24,000 bits" in budget.describe()
 
 
@@ -98,7 +96,6 @@ def test_spends_all_it_can_and_never_more(
     assert budget.bits_per_class <= budget.budget_bits_per_class
     one_more = gpc * ((budget.points + 1) * numbers + label) * 16
     assert one_more > budget.budget_bits_per_class
-    assert budget.uint8_images_per_class == 4 * ipc
 
 
 @given(ipc=sizes["ipc"], side=st.integers(4, 300), channels=sizes["channels"], over=sizes["gpc"])

@@ -11,7 +11,14 @@ from torch.func import functional_call
 
 from gsdd_lib.config import CodecConfig
 from gsdd_lib.data.normalization import ChannelNormalization
-from gsdd_lib.parameterizations.codec import MAX_PER_BYTE, Codec, decode, encode, rate
+from gsdd_lib.parameterizations.codec import (
+    MAX_PER_BYTE,
+    Codec,
+    coordinates_at,
+    decode,
+    encode,
+    places_along,
+)
 from gsdd_lib.parameterizations.entropy import DamagedCodeError
 from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.splatting.splat import splat
@@ -248,17 +255,16 @@ def test_integers_outside_their_grids_are_refused():
         encode(torch.full((1, 1, 7), 16), codec)
 
 
-def test_the_rate_is_close_to_the_length_and_falls_along_its_gradient():
-    packed = gaussians(200, 20, channels=1)
-    packed[..., :2] = 2 * torch.rand(200, 20, 2) - 1
-    codec = fitted(packed, channels=1)
-    estimate = rate(packed, codec)
-    assert estimate.shape == (200,)
-    length = 8 * len(encode(codec.quantize(packed), codec)) / 200
-    assert abs(estimate.mean().item() / length - 1) < 0.1
-    packed.requires_grad_()
-    (gradient,) = torch.autograd.grad(rate(packed, codec).mean(), packed)
-    assert torch.isfinite(gradient).all() and (gradient[..., :2] == 0).all()
-    moved = packed.detach() - 20 * gradient
-    assert rate(moved, codec).mean() < estimate.mean()
-    assert len(encode(codec.quantize(moved), codec)) < length * 200 / 8
+def test_the_morton_curve_of_a_square_of_four_by_four():
+    coordinates = np.stack(np.meshgrid(range(4), range(4)), -1)  # rows of y, columns of x
+    assert places_along(coordinates, 2).tolist() == [
+        [0, 1, 4, 5],
+        [2, 3, 6, 7],
+        [8, 9, 12, 13],
+        [10, 11, 14, 15],
+    ]
+
+
+def test_along_the_morton_curve_and_back():
+    places = np.arange(4**5).reshape(8, -1)
+    assert np.array_equal(places_along(coordinates_at(places, 5), 5), places)

@@ -13,10 +13,16 @@ from gsdd_lib.splatting.agreement import (
     exact_pixels,
     fullest_tile,
     gsplat_images,
+    gsplat_scene,
     image_and_gradient,
     keep_light,
 )
-from gsdd_lib.splatting.reference import SUPPORT, splat_reference
+from gsdd_lib.splatting.reference import (
+    SUPPORT,
+    covariance_matrix,
+    pixel_center,
+    splat_reference,
+)
 
 HEIGHT, WIDTH = 11, 14
 
@@ -67,6 +73,19 @@ def test_gsplats_torch_code_gives_the_oracles_image_and_gradient(params, prefilt
     assert max(errors.values()) < 1e-12
 
 
+def test_gsplats_projection_of_what_it_is_given_is_ours(params):
+    torch_impl = pytest.importorskip("gsplat.cuda._torch_impl")
+    given = gsplat_scene(params, HEIGHT, WIDTH)
+    placed = [given[name] for name in ("means", "covars", "viewmats", "Ks")]
+    more = {"eps2d": given["eps2d"], "camera_model": given["camera_model"]}
+    size = (2 * WIDTH, 2 * HEIGHT)
+    _, centers, _, conics, _ = torch_impl._fully_fused_projection(*placed, *size, **more)
+    assert torch.allclose(centers[:, 0], 2 * pixel_center(params[..., :2], HEIGHT, WIDTH))
+    inverse = torch.linalg.inv(covariance_matrix(params[..., 2:5])) / 4  # in half pixels
+    ours = torch.stack([inverse[..., 0, 0], inverse[..., 0, 1], inverse[..., 1, 1]], -1)
+    assert torch.allclose(conics[:, 0], ours, rtol=1e-6)
+
+
 def test_agreement_finds_the_attribute_that_is_wrong(params):
     cotangent = torch.ones(2, 3, HEIGHT, WIDTH)
     image, gradient = image_and_gradient(
@@ -88,6 +107,10 @@ def test_agreement_of_images_leaves_undecided_pixels_out(params):
     elsewhere[0, 0, 2, 3] = False
     assert agreement((wrong, params), (image, params), everywhere)["image"] == pytest.approx(0.25)
     assert agreement((wrong, params), (image, params), elsewhere)["image"] == 0
+
+
+def test_without_gaussians_every_pixel_is_decided():
+    assert decided_pixels(torch.zeros(2, 0, 9), 3, 4).all()
 
 
 def test_a_pixel_on_the_rim_of_the_support_is_undecided():

@@ -148,10 +148,10 @@ def test_nothing_to_render_is_black_and_differentiable(shape):
 
 ROWS = torch.zeros(1, 2, 11)
 ARGUMENTS = {
-    "a list": ([[[0.0]]], 4, 4, "must be a tensor .* got <class 'list'>"),
-    "integers": (ROWS.long(), 4, 4, "float64 or bfloat16, got torch.int64"),
-    "half": (ROWS.half(), 4, 4, "float64 or bfloat16, got torch.float16"),
-    "two axes": (ROWS[0], 4, 4, r"numbers\], got the shape \[2, 11\]"),
+    "a list": ([[[0.0]]], 4, 4, "must be a .* tensor .* got <class 'list'>"),
+    "integers": (ROWS.long(), 4, 4, "float64 or bfloat16 tensor .* got torch.int64"),
+    "half": (ROWS.half(), 4, 4, "float64 or bfloat16 tensor .* got torch.float16"),
+    "two axes": (ROWS[0], 4, 4, r"numbers\], got torch.float32 \[2, 11\]"),
     "no color": (ROWS[..., :6], 4, 4, "6 numbers .* 0 colors with an opacity"),
     "an empty row": (ROWS[..., :0], 4, 4, "params has 0 numbers per Gaussian"),
     "five colors": (ROWS, 4, 4, "makes 5 colors with an opacity; 1 to 4"),

@@ -14,7 +14,6 @@ from gsdd_lib.splatting.reference import (
     published_mask,
     sample_grid,
     splat_reference,
-    support_radius,
 )
 from gsdd_lib.splatting.splat import splat
 
@@ -89,7 +88,6 @@ def test_saturation_clamps_the_weight_and_stops_its_gradient():
 
 @pytest.mark.parametrize(("opacity", "radius"), [(0.01, 3.3290), (1, 3.3290), (-10, 3.9608)])
 def test_the_support_ends_where_its_rule_says(opacity, radius):
-    assert support_radius(opacity) == pytest.approx(radius, abs=1e-4)
     params = gaussian(0.5, 0.5, (floored(1), 0, floored(1)), (1.0,), opacity, size=(1, 9))
     image = splat_reference(params, 1, 9, **PLAIN)[0, 0, 0]
     assert [bool(value != 0) for value in image] == [offset <= radius for offset in range(9)]

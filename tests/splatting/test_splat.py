@@ -391,9 +391,9 @@ def test_an_index_out_of_range_is_refused(bad):
 @pytest.mark.parametrize(
     ("index", "sentence"),
     [
-        ([0, 1], "index must be an int64 tensor"),
-        (torch.tensor([0], dtype=torch.int32), "index must be int64, got torch.int32"),
-        (torch.zeros(1, 1, dtype=torch.int64), r"index must be \[n\], got the shape \[1, 1\]"),
+        ([0, 1], "index must be an int64 tensor .* got <class 'list'>"),
+        (torch.tensor([0], dtype=torch.int32), "index must be an int64 tensor .* got torch.int32"),
+        (torch.zeros(1, 1, dtype=torch.int64), r"tensor \[n\] on cpu, got torch.int64 \[1, 1\]"),
     ],
 )
 def test_a_bad_index_is_named_in_a_sentence(index, sentence):

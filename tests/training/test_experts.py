@@ -1,5 +1,6 @@
 """Expert trajectories: what is written, resumed, found again, read back, and refused."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,8 +68,8 @@ def test_the_plan_is_what_is_written(data: ImageData, trained):
     plan, experts = plan_experts(data, CONFIG), Experts(trained[0])
     read = [experts.snapshots(index, *range(4)) for index in range(2)]
     assert plan.total_bytes == sum(4 * params.numel() for each in read for params in each)
-    assert (plan.files, plan.snapshots, plan.steps) == (2, 4, 2 * 3 * 25)
-    assert "2 experts x 4 snapshots" in str(plan) and "MiB on disk" in str(plan)
+    parameters = f"{read[0][0].numel():,} parameters: {plan.total_bytes / 2**20:.1f} MiB on disk"
+    assert str(plan) == f"2 experts x 4 snapshots x {parameters}, {2 * 3 * 25} SGD steps"
 
 
 def test_snapshots_are_the_networks_that_were_measured(data: ImageData, trained):
@@ -263,5 +264,20 @@ def test_an_absurd_number_of_epochs_is_refused_at_once(tmp_path: Path):
 def test_a_file_of_another_version_is_refused(tmp_path: Path):
     about = {"format": "gsdd-expert", "version": 3, "settings": {"train_epochs": 0}}
     write_tensors(expert_path(tmp_path, 0), {"epoch_000": torch.zeros(3)}, about)
-    with pytest.raises(ExpertError, match="it has version 3 of the format, not 2"):
+    with pytest.raises(ExpertError, match="has version 3 of the format, not 2; move it away"):
         Experts(tmp_path)
+
+
+@pytest.mark.parametrize("own", [{}, {"format": "gsdd-expert", "version": "1"}])
+def test_a_file_of_version_1_says_what_to_do(data: ImageData, tmp_path: Path, own: dict):
+    about = json.dumps({"format": "gsdd-expert", "version": 1})
+    path = expert_path(settings_folder(data, QUICK, tmp_path, seed=0), 0)
+    path.parent.mkdir()
+    save_file({"epoch_000": torch.zeros(3)}, path, {"about": about, **own})
+    sentence = f"The expert file '{path}' has version 1 of the format, not 2; move it away and the "
+    for use in (Experts, lambda folder: list(train_experts(data, QUICK, folder, seed=0))):
+        with pytest.raises(ExpertError) as caught:
+            use(tmp_path)
+        assert str(caught.value) == sentence + "same call trains it again."
+    path.rename(tmp_path / "away")
+    assert len(list(train_experts(data, QUICK, tmp_path, seed=0))) == 2
