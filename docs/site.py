@@ -3,8 +3,10 @@
 Formulas become MathML, pictures are embedded, and links between notebooks lead to their pages.
 """
 
+import base64
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -34,7 +36,7 @@ def markdown_to_html(source: str) -> str:
 
 def page(notebook: Path) -> str:
     """A page of a notebook, with nothing in it that a browser would have to fetch."""
-    exporter = HTMLExporter(embed_images=True)
+    exporter = HTMLExporter()
     exporter.register_filter("markdown2html", markdown_to_html)
     resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}}
     cells = nbformat.read(notebook, as_version=4)
@@ -43,7 +45,15 @@ def page(notebook: Path) -> str:
     for script in re.findall(r"<script\b.*?</script>", html, re.DOTALL):
         if "https://" in script:  # MathJax, require.js and mermaid, from elsewhere
             html = html.replace(script, "")
+    html = re.sub(r'src="([^":]+\.(?:png|svg))"', partial(_embedded, notebook.parent), html)
     return re.sub(r'(href="[^":]*?)\.ipynb', r"\1.html", html)
+
+
+def _embedded(folder: Path, found: re.Match) -> str:
+    """The picture that ``src`` names, as part of the page."""
+    path = folder / found[1]
+    kind = "svg+xml" if path.suffix == ".svg" else "png"
+    return f'src="data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"'
 
 
 def main(folder: Path) -> None:

@@ -5,7 +5,9 @@ in tests_browser/artifacts/.
 """
 
 import json
+import re
 import statistics
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,18 @@ def test_make_lab_opens_the_index_and_its_links_and_pictures_work(lab: Lab):
     for address in [*inside, *pictures]:
         code = "return (await fetch(arguments[0])).status"
         assert lab.driver.execute_script(code, address.partition("#")[0]) == 200, address
+
+
+def test_every_notebook_links_to_its_neighbors_and_to_nothing_that_is_not_there(project: Path):
+    paths = sorted((project / "notebooks").glob("[0-9]*.ipynb"))
+    for before, path, after in zip([None, *paths], paths, [*paths[1:], None], strict=False):
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+        links = re.findall(r"\]\(((?!http)[^)#]+\.\w+)", "\n".join(texts))
+        missing = [link for link in links if not (path.parent / link).exists()]
+        assert not missing, f"{path.name}: {missing}"
+        neighbors = {near.name for near in (before, after) if near}
+        assert {"index.ipynb", *neighbors} <= set(links), f"{path.name} names {links}"
 
 
 def test_a_link_of_the_index_opens_its_notebook(lab: Lab):
@@ -160,6 +174,27 @@ def test_a_misspelt_parameter_is_refused_in_the_setup_cell(lab: Lab):
     assert all((cell["execution_count"] or 0) <= last for cell in cells[failed + 1 :])
     lab.show(find(lab, SETUP))
     lab.shot("quickstart_misspelt_setup")
+
+
+def test_a_stopped_cell_goes_on_from_its_checkpoint(lab: Lab):
+    lab.open(QUICKSTART)
+    lab.type_line(find(lab, "ipc: int"), "steps:", "steps: int = 4000  # distillation steps")
+    lab.menu("Run", "Run All Cells")
+    bar = "return JSON.stringify(panel.content.model.cells.get(arguments[0]).outputs.toJSON())"
+    cell = find(lab, DISTILL)
+    lab.until(lambda: re.search(r"dm: [4-9]\d/4000", lab.js(bar, cell)), "forty steps", RUN)
+    began = time.monotonic()
+    lab.menu("Kernel", "Interrupt Kernel")
+    lab.until(lambda: outputs(lab, DISTILL, "error"), "message of the stopped cell", 30)
+    seconds = time.monotonic() - began
+    (error,) = outputs(lab, DISTILL, "error")
+    assert "checkpoint" in error["evalue"] and seconds < 20
+    lab.show(cell).find_element("css selector", ".cm-content").click()
+    lab.shot("quickstart_stopped")
+    lab.keys(Keys.CONTROL, Keys.ENTER)
+    lab.until(lambda: "resuming at step" in printed(lab, DISTILL), "line that says so", RUN)
+    lab.menu("Kernel", "Interrupt Kernel")
+    lab.until(lambda: outputs(lab, DISTILL, "error"), "message of the stopped cell", 30)
 
 
 def test_sliders_follow_within_a_second_at_28_pixels(lab: Lab, project: Path, capsys):

@@ -168,8 +168,8 @@ def take_step(state: State, data: ImageData, *, seed: int) -> Tensor:
     state.optimizers[0].param_groups[0]["lr"] = config.lr * factor
     total = 0.0
     for term in terms:
-        # The boundary loss counts once in all terms together; the published code adds its own in
-        # each, which a weight times the number of classes equals (``DistillConfig``).
+        # The boundary loss counts once in all terms together; the published code adds it anew in
+        # each, which `boundary` times the number of classes equals (see ``DistillConfig``).
         loss = _differentiate(state, data, seed, config.boundary / len(terms), term)
         params = [p for optimizer in state.optimizers for p in optimizer.param_groups[0]["params"]]
         gradients = [param.grad for param in params if param.grad is not None]

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from gsdd_lib.core.files import project_root
 from gsdd_lib.distillation.dc import gradient_distance
 from gsdd_lib.distillation.dm import dm_loss
 from gsdd_lib.distillation.tm import student_path, tm_loss
+from gsdd_lib.experiment.parameter_files import load_parameters
 
 # ------------------------------------- gradient matching (arXiv 2006.05929, eq. 7, metric "ours")
 
@@ -140,3 +142,16 @@ def test_trajectory_matching_with_two_steps(keep_steps):
             moved[1][image][pixel] -= 1e-6
             slope = (published_tm(moved[0], LR) - published_tm(moved[1], LR)) / 2e-6
             assert in_images[image, pixel].item() == pytest.approx(slope, rel=1e-6, abs=1e-9)
+
+
+# ------------------------------------------------------------ boundary loss (the published weight)
+
+
+def test_the_boundary_loss_of_a_class_weighs_what_the_published_code_gives_it():
+    """There 0.1 times the mean over both coordinates, a half of eq. 9, in each class's update."""
+    folder, found = project_root() / "params" / "paper" / "06_distill_imagenet", 0
+    for case in map(load_parameters, folder.glob("d[mc]*.yaml")):
+        assert case.get("update_per_class", False) == (case["objective"] == "dm")
+        assert case["boundary"] / 10 == pytest.approx(0.1 / 2)  # ten classes share ``boundary``
+        found += 1
+    assert found == 18

@@ -163,7 +163,7 @@ def test_folders_cannot_be_set(tmp_path):
     ("text", "sentence"),
     [
         ("dataset: cifar-10", "'dataset': unknown data set 'cifar-10', did you mean 'cifar10'?"),
-        ("objectives: [dm, tmm]", "'objectives': Input should be 'dm', 'dc' or 'tm' (got 'tmm')"),
+        ("objectives: [dm, tmm]", "'objectives': unknown objective 'tmm', did you mean 'tm'"),
         ("objectives: []", "'objectives' is an empty list"),
         ("dm_lr: 0", "'dm_lr': Input should be greater than 0 (got 0)"),
         ("dm_lr: 1e400", "'dm_lr': Input should be a finite number (got inf)"),

@@ -58,7 +58,7 @@ def test_other_variables_of_the_notebook_are_no_parameters():
         (CELL.replace("photos", "photo"), "unknown parameter 'photo', did you mean 'photos'?"),
         (CELL.replace("int = 1\n", "int = 0\n"), "'ipc': Input should be greater than or equal"),
         (CELL.replace("digits", "digit"), "'dataset': unknown data set 'digit', did you mean"),
-        (CELL.replace('"dc"', '"tmm"'), "'objectives': Input should be 'dm', 'dc' or 'tm'"),
+        (CELL.replace('"dc"', '"tmm"'), "'objectives': unknown objective 'tmm', did you mean 'tm'"),
         (CELL.replace("gpc: int = 3", "gpc: int = 1000"), "the largest gpc that fits is 18"),
     ],
 )
