@@ -25,7 +25,7 @@ def markdown_to_html(source: str) -> str:
 
     def set_aside(found: re.Match) -> str:
         text, display = found[1] or found[2], "block" if found[1] else "inline"
-        formulas.append(convert(text, display=display))
+        formulas.append(convert(text.replace(r"\|", "‖"), display=display))
         return f"FORMULA{len(formulas) - 1}END"
 
     pieces = FENCED.split(source)  # every other one is code

@@ -46,3 +46,5 @@ def test_every_formula_of_every_notebook_is_understood(site):
             if cell["cell_type"] == "markdown":
                 html = site.markdown_to_html("".join(cell["source"]))
                 assert "$$" not in html and "merror" not in html, path.name
+                shown = "".join(re.findall(r"<math.*?</math>", html, re.DOTALL))
+                assert "\\" not in re.sub(r"<[^>]+>", "", shown), path.name
