@@ -144,21 +144,13 @@ def as_image_data(images: Any, labels: Any = None, *, size: int = 0, seed: int =
 
 
 def suggested_network(resolution: tuple[int, int]) -> str:
-    """The ConvNet whose last features are about 4x4: D3 for 28 and 32 pixels, D5 for 128.
-
-    >>> [suggested_network((side, side)) for side in (8, 28, 32, 64, 128, 256)]
-    ['ConvNetD1', 'ConvNetD3', 'ConvNetD3', 'ConvNetD4', 'ConvNetD5', 'ConvNetD6']
-    """
+    """The ConvNet whose last features are about 4x4: D3 for 28 and 32 pixels, D5 for 128."""
     depth = round(math.log2(min(resolution))) - 2
     return f"ConvNetD{min(max(depth, 1), 6)}"
 
 
 def suggested_epochs(images: int) -> int:
-    """Passes over a set of so many images that train a network well enough to compare sets.
-
-    >>> [suggested_epochs(count) for count in (10, 100, 300, 1000)]
-    [300, 300, 100, 50]
-    """
+    """Passes over a set of so many images that train a network well enough to compare sets."""
     return min(MOST_EPOCHS, max(LEAST_EPOCHS, round(IMAGES_SEEN / images)))
 
 
@@ -173,7 +165,6 @@ def suggested_gpc(data: ImageData, ipc: int, *, soft_labels: bool = False) -> in
 
 
 def _channels_first(images: Any) -> Tensor:
-    """[N, C, H, W] of a tensor or array that may lack its channel or have it last."""
     images = images if isinstance(images, Tensor) else torch.as_tensor(np.asarray(images))
     if images.dim() == 3:
         return images[:, None]
@@ -183,7 +174,6 @@ def _channels_first(images: Any) -> Tensor:
 
 
 def _numbered(labels: Any) -> tuple[Tensor, list[str]]:
-    """int64 [N] in [0, classes), and the names of the classes in their sorted order."""
     values = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if values.ndim != 1 or values.dtype.kind not in "iuUS":
         found = f"{values.dtype} of shape {list(values.shape)}"

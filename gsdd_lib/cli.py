@@ -1,5 +1,6 @@
-"""The library from a shell: options are its settings; what is left out is chosen as by
-``distill_images``. Exit codes: 0 done, 1 failed, 2 a wrong option, 130 interrupted.
+"""The library from a shell: options are its settings, chosen as by distill_images if left out.
+
+Exit codes: 0 done, 1 failed, 2 a wrong option, 130 interrupted.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def evaluate(given: dict[str, Any]) -> None:
 
     small, split = load(given["set"]), given.get("split", "test")
     seed, (height, width) = small.provenance.get("seed", 0), small.gaussians.resolution
-    about = {"dataset": small.dataset_name, "resolution": height if height == width else 0}
+    about = {"dataset": small.dataset_name, "resolution": height * (height == width)}
     about["zca"] = not isinstance(small.gaussians.normalization, ChannelNormalization)
     data = _data(about | given, seed if isinstance(seed, int) else 0)
     how = EvalConfig.pick(small.training | given)

@@ -13,11 +13,8 @@ from gsdd_lib.core.errors import ConfigError
 IMAGENET_SUBSETS = ("nette", "woof", "fruit", "yellow", "meow", "squawk")  # as tables list them
 # Channels and native pixels per side of each data set by name; None: known once files are read.
 DATASETS: Mapping[str, tuple[int, int] | None] = {
-    "digits": (1, 8),
-    "shapes": (3, 32),
-    "fashion_mnist": (1, 28),
-    "cifar10": (3, 32),
-    "cifar100": (3, 32),
+    **{"digits": (1, 8), "fashion_mnist": (1, 28)},
+    **dict.fromkeys(("shapes", "cifar10", "cifar100"), (3, 32)),
     **{f"image{name}": (3, 128) for name in IMAGENET_SUBSETS},
     "imagefolder": None,
 }
@@ -63,10 +60,7 @@ ProjectFolder = Annotated[str, AfterValidator(_inside)]
 
 
 class Config(BaseModel):
-    """Base of all settings: immutable, no unknown names, no silent change of type, all finite.
-
-    Anything else is a :class:`ConfigError` with one sentence per fault.
-    """
+    """Base of all settings: immutable, known names, strict types, finite; else a ConfigError."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -81,9 +75,7 @@ class Config(BaseModel):
     def pick(cls, parameters: Mapping[str, Any], *, prefix: str = "", **others: Any) -> Self:
         """Build from a flat mapping that may hold more, or less, than this model's fields.
 
-        Args:
-            prefix: with ``"dm_"``, ``dm_steps`` goes before ``steps``.
-            others: fields set here, in place of what ``parameters`` says.
+        ``prefix``: with ``"dm_"``, ``dm_steps`` goes before ``steps``; ``others`` go before both.
         """
         plain, fields = {**parameters}, cls.model_fields
         plain |= {name: plain[prefix + name] for name in fields if prefix + name in plain}
@@ -91,7 +83,7 @@ class Config(BaseModel):
 
     @classmethod
     def _sentence(cls, fault: Any) -> str:
-        name = ".".join(str(part) for part in fault["loc"])
+        name = ".".join(map(str, fault["loc"]))
         if fault["type"] == "extra_forbidden":
             return f"unknown parameter {reprlib.repr(name)}{nearest(name, cls.model_fields)}"
         message = fault["msg"].removeprefix("Value error, ")

@@ -158,8 +158,7 @@ class DistilledSet:
         """Write the file atomically, after the whitening beside it; returns the file's bytes."""
         gaussians, soft, classes = self.gaussians, self.soft_labels, self.class_names
         about: dict[str, Any] = {"dataset": self.dataset_name, "class_names": list(classes)}
-        about |= {"resolution": list(gaussians.resolution)}
-        about |= {"render": gaussians.render_config.model_dump()}
+        about |= {"resolution": [*gaussians.resolution], "render": dict(gaussians.render_config)}
         about |= {name: getattr(gaussians, name) for name in ("opacity", "space")}
         about |= {name: getattr(self, name) for name in OWN}
         normalization, labels = gaussians.normalization, self.labels
@@ -178,11 +177,7 @@ class DistilledSet:
         return write_tensors(Path(path), tensors, about | {"format": FORMAT, "version": VERSION})
 
     def export(self, folder: Path | str, resolution: Resolution = None) -> Path:
-        """Write the set in formats that need no library, to a new folder.
-
-        ``images.pt`` and ``labels.pt`` are the tensors of :meth:`dataset`, for ``torch.load``;
-        ``png/<number>_<class>/<index>.png`` the pictures of :meth:`render`, for ``ImageFolder``.
-        """
+        """Write :meth:`dataset` as two .pt files and :meth:`render` as png, to a new folder."""
         folder = Path(folder)
         free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
         _require(free, f"'{folder}' exists and is not empty; choose a new folder.")

@@ -5,8 +5,7 @@ import traceback
 
 
 class GsddError(Exception):
-    """Base of errors raised on purpose: a notebook shows its sentence, or, as scripts do, its
-    traceback with ``GSDD_TRACEBACK=1`` in the environment."""
+    """Base of errors raised on purpose; a notebook shows the sentence unless GSDD_TRACEBACK=1."""
 
     def _render_traceback_(self) -> list[str]:  # called by IPython in place of its own formatting
         if os.environ.get("GSDD_TRACEBACK") == "1":

@@ -56,13 +56,9 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
-    """Keep other processes out of ``folder``, made if it is missing, while the block runs.
+    """Keep other processes out of ``folder``, made if missing, or raise FolderInUseError.
 
-    Args:
-        name: of the lock file; a program that starts another that locks needs one of its own.
-
-    Raises:
-        FolderInUseError: the folder is locked already, or cannot be written to.
+    ``name``: of the lock file; a program that starts another that locks needs one of its own.
     """
     path = Path(folder) / name
     try:
@@ -88,10 +84,9 @@ def lock_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, Any]) -> int:
-    """Write a safetensors file with ``about`` and a checksum of everything; returns its bytes.
+    """Write a safetensors file with a checksum; returns its size in bytes.
 
-    Args:
-        about: anything JSON can hold, kept as one text; must have ``format`` and ``version``.
+    ``about``: anything JSON can hold, with ``format`` and ``version``.
     """
     content = _serialized(tensors, about)
     write_atomically(path, content)
@@ -101,8 +96,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, An
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Tensors and ``about`` of a file of :func:`write_tensors`, whose ``format`` is ``kind``.
 
-    Raises:
-        DamagedFileError: a bit has changed; the bare reason, to be put into a sentence.
+    Where it is not, or a bit has changed, :class:`DamagedFileError` says the bare reason.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -142,7 +136,7 @@ def seal(content: bytes) -> bytes:
 
 
 def unseal(content: bytes) -> bytes:
-    """Undo :func:`seal`. Raises :class:`DamagedFileError` where a bit has changed."""
+    """Undo :func:`seal`; a changed bit raises :class:`DamagedFileError`."""
     if len(content) < 32 or seal(content[32:]) != content:
         raise DamagedFileError("it is cut off or altered")
     return content[32:]

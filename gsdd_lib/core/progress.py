@@ -21,9 +21,7 @@ WORTH_SAYING = 10.0  # seconds; a rest that is shorter is not announced
 class Progress:
     """``with Progress(steps, "fit") as progress: ... progress.update(psnr_db=25.1)``.
 
-    Args:
-        done: steps that were done before, by a run that is gone on from.
-        every: steps between two evaluations, of which one follows the last step; for :meth:`timed`.
+    ``done``: steps done before; ``every``: steps between two evaluations, for :meth:`timed`.
     """
 
     def __init__(self, total: int, label: str, *, done: int = 0, every: int = 1) -> None:
