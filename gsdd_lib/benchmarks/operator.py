@@ -1,8 +1,7 @@
 """The splatting operator against the dense oracle: python -m gsdd_lib.benchmarks.operator
 
-Both render the same fitted Gaussians in the same process. Where the oracle would take minutes for
-a whole batch, it renders some of the images and its time is scaled; the table says how many. On a
-GPU gsplat's rasterizer is measured too: it blends, so only its time and memory are compared.
+Where the oracle would take minutes, it renders some of the images and its time is scaled. On a GPU
+gsplat's rasterizer is measured too: it blends, so only its time and memory are compared.
 """
 
 import argparse

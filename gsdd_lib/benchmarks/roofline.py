@@ -1,13 +1,12 @@
 """The roofline of the splatting operator on this CPU: the time that no kernel can beat.
 
-Counted is what every kernel has to do: the fewest vector instructions of each sample inside a
-Gaussian's support (an alive sample) and the colors of its pixels, each as one fused multiply-add of
-a matrix product; parameters, images and gradients pass once through memory as in a copy. Not
-counted are exponentials, support tests, set-up and idle lanes. It is the larger of the two times.
+Counted are the fewest vector instructions of each sample inside a Gaussian's support (alive), and
+the colors of its pixels, each as a fused multiply-add of a matrix product; parameters, images and
+gradients pass once through memory as in a copy. Not counted: exponentials, support tests, set-up.
 """
 
 import functools
-import time
+import timeit
 from collections.abc import Callable
 
 import torch
@@ -67,9 +66,4 @@ def bytes_per_second(mib: int = 64) -> float:
 
 
 def _fastest(work: Callable[[], Tensor]) -> float:
-    seconds = []
-    for _ in range(8):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(timeit.repeat(work, number=1, repeat=8))

@@ -1,7 +1,5 @@
-"""Independent checks of the splatting operator, and the error between two of its implementations.
-
-Notebook 01 compares it with gsplat's torch code for the footprint of a single Gaussian, with the
-exact mean of a Gaussian over each pixel, and with its other implementations.
+"""Independent checks of the splatting operator, and the error between two of its implementations:
+gsplat's torch code for the footprint of a single Gaussian, and the exact mean over each pixel.
 """
 
 import sys
@@ -27,13 +25,11 @@ from gsdd_lib.splatting.splat import GEOMETRY, splat
 
 
 def exact_pixels(params: Tensor, height: int, width: int, *, per_axis: int = 16) -> Tensor:
-    """What a perfect camera sees: the Gaussians themselves averaged over each pixel's square.
+    """What a perfect camera sees: Gaussians ``[B, M, 6 + C]`` averaged over each pixel's square.
 
-    There is no pre-filter, and the variance that keeps Sigma invertible is added in pixels of the
-    fine grid, where it is negligible.
+    There is no pre-filter; the variance that keeps Sigma invertible is added on the fine grid.
 
     Args:
-        params: ``[B, M, 6 + C]`` with opacity, as the operator takes them.
         per_axis: samples per pixel and axis, even.
     """
     factor = per_axis // 2  # pixels of the fine grid have two samples
@@ -44,10 +40,9 @@ def exact_pixels(params: Tensor, height: int, width: int, *, per_axis: int = 16)
 
 
 def keep_light(params: Tensor) -> Tensor:
-    """Opacities divided by how much the pre-filter makes a Gaussian's total light grow.
+    """Opacities times ``sqrt(det(L L^T) / det(L L^T + I / 12))``, gsplat's "compensation".
 
-    The factor is ``sqrt(det(L L^T) / det(L L^T + I / 12))``, gsplat's "compensation". The paper
-    does not do this.
+    So the pre-filter does not make a Gaussian's total light grow. The paper does not do this.
     """
     grown = covariance_matrix(params[..., 2:GEOMETRY]).det().sqrt()
     factor = (params[..., 2] * params[..., 4]).abs() / grown
@@ -65,16 +60,12 @@ def fullest_tile(params: Tensor, height: int, width: int) -> int:
     return int(listed.max())
 
 
-# -------------------------------------------------------------------------- gsplat's torch code
-
-
 def gsplat_scene(
     params: Tensor, height: int, width: int, *, samples: int = 2, prefilter: bool = True
 ) -> dict[str, Any]:
     """Gaussians ``[B, M, 6 + C]`` as gsplat's rasterizer takes them, all but the image's size.
 
-    One orthographic camera per image, all Gaussians at one depth, the variance added to them as its
-    own, and ``samples`` of its pixels for each of ours, per axis.
+    An orthographic camera per image, all Gaussians at one depth, ``samples`` per axis and pixel.
     """
     l11, l21, l22 = params[..., 2:GEOMETRY].unbind(-1)
     flat = torch.stack([l11**2, l11 * l21, l11 * l21, l21**2 + l22**2], -1).unflatten(-1, (2, 2))
@@ -99,9 +90,8 @@ def gsplat_images(
 ) -> Tensor:
     """Render with the torch code inside gsplat, one Gaussian at a time, and add up; differentiable.
 
-    gsplat's are the projection of position and covariance, the variance added to it, the conic, and
-    ``alpha = opacity exp(-sigma)`` at the pixel centers. Ours are ``L L^T``, which pixels belong to
-    the support, the sum over Gaussians, and the 2x2 samples, the pixels of an image twice as large.
+    gsplat's are projection, added variance, conic, and ``alpha = opacity exp(-sigma)``. Ours are
+    ``L L^T``, the support, the sum, and the samples, pixels of an image twice as large.
 
     Args:
         params: ``[B, M, 6 + C]``, opacities in [0, 0.999), where gsplat clamps a weight.
@@ -131,8 +121,7 @@ def gsplat_images(
 def _gsplat_alpha(centers, conics, opacities, colors, size, samples) -> Tensor:
     """``alpha * color`` of I single Gaussians at the given samples: ``[I, height, width, C]``.
 
-    gsplat hands the compositing to nerfacc. With one Gaussian per image there is nothing to
-    composite (its weight is its alpha), so a stand-in of that one case takes nerfacc's place.
+    gsplat has nerfacc composite; of one Gaussian there is nothing to: a stand-in takes its place.
     """
     from gsplat.cuda import _torch_impl
 
@@ -149,9 +138,6 @@ def _gsplat_alpha(centers, conics, opacities, colors, size, samples) -> Tensor:
     rays = (torch.zeros_like(image), pixel, image, width, height)
     with mock.patch.dict(sys.modules, nerfacc=nerfacc):
         return _torch_impl.accumulate(centers, conics, opacities, colors, *rays)[0]
-
-
-# ------------------------------------------------------------------------------ two implementations
 
 
 def image_and_gradient(
@@ -177,10 +163,8 @@ def agreement(
         ``image``: the largest absolute error. ``position``, ``cholesky``, ``color``, ``opacity``:
         that of the gradient, over the attribute's largest gradient.
     """
-    image, gradient = (
-        (one.cpu().double() - other.cpu().double()).abs()
-        for one, other in zip(result, reference, strict=True)
-    )
+    pairs = zip(result, reference, strict=True)
+    image, gradient = ((one.cpu().double() - two.cpu().double()).abs() for one, two in pairs)
     errors = {"image": (image * decided).max().item()}
     for name, columns in attributes(gradient.shape[-1]).items():
         largest = reference[1][..., columns].abs().max().item()
@@ -196,26 +180,18 @@ def attributes(params_row: int) -> dict[str, slice]:
 
 
 def decided_pixels(
-    params: Tensor,
-    height: int,
-    width: int,
-    *,
-    opacity: bool = True,
-    saturate: bool = True,
-    prefilter: bool = True,
-    supersample: bool = True,
-    margin: float = 2e-5,
+    params: Tensor, height: int, width: int, *, margin: float = 2e-5, **switches: bool
 ) -> Tensor:
-    """Pixels ``[B, 1, H, W]`` on which two exact renderers must agree.
+    """Pixels ``[B, 1, H, W]`` on which two exact renderers with these switches must agree.
 
     The operator jumps at the rim of the support and bends where a weight reaches 1. A sample
     within ``margin`` of either may be rounded to the other side; its pixel is left out.
     """
-    per_pixel = 4 if supersample else 1
+    opacity, saturate = (switches.pop(name, True) for name in ("opacity", "saturate"))
+    per_pixel = 4 if switches.get("supersample", True) else 1
     size = (len(params), height * width * per_pixel)
     undecided = torch.zeros(size, dtype=torch.bool, device=params.device)
-    each = falloffs(params, height, width, prefilter=prefilter, supersample=supersample)
-    for k, falloff in enumerate(each):
+    for k, falloff in enumerate(falloffs(params, height, width, **switches)):
         strength = params[:, k, -1:] if opacity else torch.ones_like(falloff)
         undecided |= (strength.abs().clamp(min=1) * falloff / SUPPORT - 1).abs() < margin
         if saturate:
