@@ -16,10 +16,9 @@ class PixelImages(Parameterization):
     """``N`` images as their pixel values.
 
     Args:
-        pixels: float [N, C, H, W]; 0 is black and 1 is white.
+        pixels: float [N, C, H, W]; 0 is black and 1 is white. ``resolution`` is theirs by default.
         storage: what a number is stored as, and rendered from. Integers are kept in [0, 1]; bf16
             and fp32 pixels are free, as the field's are.
-        more: normalization, and resolution (height, width), if rendered at another than stored.
     """
 
     def __init__(
@@ -32,16 +31,14 @@ class PixelImages(Parameterization):
 
     @classmethod
     def init_from(cls, images: Tensor, labels: Tensor, **more: Any) -> Self:
-        """The images themselves."""
         return cls(images, labels, **more)
 
     @property
     def bits(self) -> int:
-        """Bits of all pixels as they are stored."""
         return self.packed.numel() * BITS[self.storage]
 
     def pixels(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
-        """Pixel values as stored [n, C, height, width]; bilinear at other than the stored size."""
+        """As stored; bilinear at other than the stored size."""
         stored = as_stored(self.packed if index is None else self.packed[index], self.storage)
         size = tuple(resolution or self.resolution)
         same = size == stored.shape[2:]
