@@ -8,7 +8,6 @@ import itertools
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
@@ -34,11 +33,9 @@ class Decoding:
     batch: int
     storage: int
 
-    # What the bytes buy: Gaussians, units per layer of a field, the side of an image to enlarge.
+    # What the bytes buy: Gaussians, the side of an fp32 image in RGB, which is enlarged.
     points = property(lambda self: max(1, self.storage // GAUSSIAN_BYTES))
-    pixel_side = property(
-        lambda self: max(1, min(self.size, int((self.storage / (4 * CHANNELS)) ** 0.5)))
-    )
+    pixel_side = property(lambda self: max(1, min(self.size, int((self.storage / 12) ** 0.5))))
 
     @property
     def field_width(self) -> int:
@@ -52,9 +49,7 @@ def field_numbers(width: int) -> int:
     return 3 * width + (FIELD_LAYERS - 1) * width * (width + 1) + (width + 1) * CHANNELS
 
 
-def decode_job(
-    method: str, which: str, case: Decoding, gaussians: np.ndarray, *, few: bool = False
-) -> Job:
+def decode_job(method: str, which: str, case: Decoding, gaussians: Any, *, few=False) -> Job:
     """Makes the batch once, or one image of it; differentiates it where ``which`` says so."""
     batch, size = 1 if few else case.batch, (case.size, case.size)
     random = generator(0, "efficiency", method)

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -114,9 +113,7 @@ def without_gsplat(device: str) -> str:
     return "" if importlib.util.find_spec("gsplat") else "gsplat is not installed"
 
 
-def _job(
-    renderer: str, which: str, fitted: np.ndarray, work: Workload, device: str, *, few: bool = False
-) -> Job:
+def _job(renderer, which, fitted, work: Workload, device: str, *, few: bool = False) -> Job:
     """Renders a batch, or one image, and differentiates it where ``which`` says so."""
     count, size = 1 if few else work.rendered_by(renderer), (work.height, work.width)
     params = torch.from_numpy(fitted).repeat(math.ceil(count / FITTED), 1, 1)[:count].to(device)

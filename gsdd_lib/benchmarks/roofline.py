@@ -41,9 +41,7 @@ def traffic_bytes(images: int, points: int, numbers: int, image_size: int, which
     return once if which == PASSES[0] else 2 * once + 4 * images * points * numbers
 
 
-def roofline_ms(
-    alive: float, images: int, points: int, channels: int, size: tuple[int, int], which: str
-) -> float:
+def roofline_ms(alive: float, images: int, points: int, channels: int, size, which) -> float:
     """The roofline in milliseconds for ``images`` images of ``alive`` alive samples each."""
     arithmetic = images * instructions(alive, channels, which) / fma_per_second()
     traffic = traffic_bytes(images, points, 6 + channels, channels * size[0] * size[1], which)

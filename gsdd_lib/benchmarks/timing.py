@@ -28,10 +28,9 @@ def time_job(job: Job, repeats: int, device: str = "cpu") -> tuple[float, float,
     job()
     once = _cpu_ms if device == "cpu" else _cuda_ms
     times = [once(job) for _ in range(repeats)]
-    low, ms, high = (
-        statistics.quantiles(times, n=4, method="inclusive") if repeats > 1 else 3 * times
-    )
-    return ms, low, high
+    if repeats > 1:
+        times = statistics.quantiles(times, n=4, method="inclusive")
+    return times[len(times) // 2], times[0], times[-1]
 
 
 def median_ms(job: Job, repeats: int, device: str = "cpu") -> float:

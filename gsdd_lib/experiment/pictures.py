@@ -30,9 +30,7 @@ def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, 
     return figure, axes
 
 
-def image_grid(
-    images: Any, *, rows: int = 1, titles: Sequence[str] = (), width: float = PAGE
-) -> Figure:
+def image_grid(images: Any, *, rows=1, titles: Sequence[str] = (), width=PAGE) -> Figure:
     """``images`` [N, C, H, W] in ``rows``, in a figure of ``width`` inches.
 
     Args:
@@ -70,8 +68,7 @@ def gaussian_ellipses(
     """Gaussians as outlines over an image that :func:`show_image` drew.
 
     Args:
-        means: [M, 2] in [-1, 1], x right, y down; pixel x is W * (u + 1) / 2.
-        cholesky: [M, 3] in pixels, l11, l21, l22 of the covariance L L^T (the effective factor).
+        means, cholesky: [M, 2] and [M, 3], as :func:`splat` takes them.
         colors: [M, C]. Three channels: the color itself, clipped. One: blue darkens, red lights.
         size: (height, width) in pixels.
         opacities: [M]; a faint Gaussian has a faint fill. None: all alike.
@@ -105,10 +102,8 @@ def class_panels(
     """One column per class, one labeled row per kind of picture.
 
     Args:
-        rows: name -> images [K, C, H, W], or packed Gaussians [K, M, 5 + C + opacity], which are
-            drawn as ellipses of one standard deviation.
+        rows: name -> images [K, C, H, W], or packed Gaussians [K, M, 5 + C + opacity] to outline.
         size: (height, width) of the images in pixels.
-        opacity: whether packed rows end in an opacity.
     """
     count = len(class_names)
     cell = PAGE / (count + 0.6)
@@ -129,10 +124,7 @@ def class_panels(
 def class_rows(
     images: Any, labels: Any, class_names: Sequence[str], *, classes: int, per_class: int
 ) -> Figure:
-    """The first ``per_class`` images of the first ``classes`` classes, a named row per class.
-
-    images: [N, C, H, W]; labels: [N]. Paper, figures 10 to 12.
-    """
+    """The first images [C, H, W] of the first classes, a named row per class (paper, figures 10 to 12)."""
     images, labels = _array(images), _array(labels)
     cell = min((PAGE - NAMES) / per_class, 0.85)
     size = (cell * per_class + NAMES, cell * classes * images.shape[2] / images.shape[3])

@@ -81,13 +81,10 @@ class Recorder:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def run_record(
-    parameters: Mapping[str, Any], *, seconds: float, extra: Any = None, device: str = "cpu"
-) -> dict[str, Any]:
-    """Everything needed to read the numbers of a run: parameters, code, machine, cost.
+def run_record(parameters: Mapping[str, Any], *, seconds: float, extra=None, device="cpu") -> dict:
+    """Everything needed to read the numbers of a run: its parameters, code, machine, cost.
 
     Args:
-        parameters: the notebook's parameters, as run.
         seconds: wall-clock time of the run.
         extra: further entries by name; they may not replace one of the record's.
         device: where the tensors were; ``"cuda..."`` names the GPU and adds its peak memory.
@@ -155,12 +152,10 @@ def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
 
 def write_table(folder: str | Path, name: str, frame: pd.DataFrame, *, digits: int = 2) -> Path:
     """Write ``name.csv`` (six digits), whose path comes back, ``.md`` and ``.tex`` (``digits``)."""
-
-    def six_digits(value: float) -> str:
-        return repr(float(f"{value:.6g}"))  # "79.0" stays a float when it is read back
-
     path = open_folder(folder) / f"{name}.csv"
-    csv = frame.to_csv(index=False, lineterminator="\n", float_format=six_digits)
+    # "79.0" stays a float when it is read back.
+    look = {"lineterminator": "\n", "float_format": lambda value: repr(float(f"{value:.6g}"))}
+    csv = frame.to_csv(index=False, **look)
     printed = {".md": to_markdown(frame, digits=digits), ".tex": to_latex(frame, digits=digits)}
     for suffix, text in {".csv": csv, **printed}.items():
         write_atomically(path.with_suffix(suffix), text.encode())

@@ -27,7 +27,6 @@ from gsdd_lib.experiment.parameters import ParameterError
 from gsdd_lib.experiment.results import RECORD
 
 ENGINE = "gsdd"
-SOURCES = ("gsdd_lib/**/*.py", "cuda_ext/*.py", "cuda_ext/*.h", "cuda_ext/*.c*")
 UNKNOWN_TIME = "no earlier run says how long this takes"
 INTERRUPTED = "interrupted, the same command goes on from the last checkpoint"
 

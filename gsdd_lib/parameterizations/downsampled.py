@@ -22,9 +22,7 @@ class DownsampledImages(PixelImages):
     """``N`` images of ``1 / factor`` of the resolution, interpolated where they are rendered."""
 
     @classmethod
-    def init_from(
-        cls, images: Tensor, labels: Tensor, *, factor: float = FACTOR, **more: Any
-    ) -> Self:
+    def init_from(cls, images: Tensor, labels: Tensor, *, factor=FACTOR, **more: Any) -> Self:
         """Images shrunk by averaging, each side ``factor`` times; ``storage`` is fp32 by default.
 
         Raises:

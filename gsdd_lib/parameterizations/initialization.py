@@ -1,7 +1,7 @@
 """Where Gaussians start: the images they are fitted to, their first places, and relocation."""
 
 import math
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,15 +12,13 @@ from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import class_members
 from gsdd_lib.splatting.splat import GEOMETRY
 
-Init = Literal["real", "first", "kmeans", "warmup", "random"]
-
 # The largest bf16 number below 1: a position clipped to it stays inside when it is stored.
 MAX_POSITION = 1 - 2**-8
 START_SIZE, MOVED_SIZE = 0.4, 0.3  # standard deviation over the spacing of the Gaussians
 PUBLISHED_OFFSET = 0.5  # that the published code adds to the diagonal of a stored Cholesky factor
 
 
-def choose_images(data: ImageData, count: int, init: Init, *, seed: int) -> Tensor:
+def choose_images(data: ImageData, count: int, init: str, *, seed: int) -> Tensor:
     """Pixel values [classes * count, C, H, W] of training images to fit (paper, table 17).
 
     Args:
@@ -99,9 +97,7 @@ def _gaussians_at(pixel: Tensor, images: Tensor, size: float, opacity: bool) -> 
     return packed
 
 
-def relocate(
-    packed: Tensor, missing: Tensor, count: int, draw: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def relocate(packed: Tensor, missing: Tensor, count: int, draw: Any) -> tuple[Tensor, Tensor]:
     """Indices [N, count, 1] and new rows of the Gaussians that do least, now where most is wrong.
 
     A Gaussian does as much as the square of its peak times its area. It starts again, small and

@@ -30,12 +30,9 @@ class LabelCodec:
         """The step whose stored labels differ least from those of ``logits`` [N, K] (KL)."""
         widest = (logits.amax(1, keepdim=True) - logits).max().clamp(min=1e-3).item()
         codecs = [cls(widest * share / (2**bits - 1), bits) for share in np.linspace(0.05, 1, 39)]
-        exact, stored = (
-            logits.log_softmax(1),
-            [each.round(logits).log_softmax(1) for each in codecs],
-        )
-        apart = [(exact.exp() * (exact - one)).sum(1).mean().item() for one in stored]
-        return codecs[int(np.argmin(apart))]
+        exact, stored = logits.log_softmax(1), (each.round(logits) for each in codecs)
+        gaps = (exact - one.log_softmax(1) for one in stored)
+        return codecs[int(np.argmin([(exact.exp() * gap).sum(1).mean().item() for gap in gaps]))]
 
     def quantize(self, logits: Tensor) -> Tensor:
         """Levels below the largest logit of each row [N, K], int64."""

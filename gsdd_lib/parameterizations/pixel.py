@@ -21,9 +21,7 @@ class PixelImages(Parameterization):
             and fp32 pixels are free, as the field's are.
     """
 
-    def __init__(
-        self, pixels: Tensor, labels: Tensor, *, storage: Storage = "uint8", **more: Any
-    ) -> None:
+    def __init__(self, pixels: Tensor, labels: Tensor, storage: Storage = "uint8", **more: Any):
         super().__init__(labels, **{"resolution": pixels.shape[2:]} | more)
         self._check(pixels, "[N, C, H, W]", storage)
         self.packed = nn.Parameter(pixels.to(torch.float32, copy=True))
@@ -51,11 +49,9 @@ class PixelImages(Parameterization):
             self.packed.clamp_(0, 1)
 
 
-def random_real_pixels(
-    data: ImageData, per_class: int, *, seed: int, storage: Storage = "uint8"
-) -> PixelImages:
+def random_real_pixels(data: ImageData, per_class: int, *, seed: int, **more: Any) -> PixelImages:
     """``per_class`` random training images of each class, those of ``baselines.RealImages``."""
     draw = generator(seed, "evaluate", "random real")
     chosen = data.train.select(keep_per_class(data.train.labels, per_class, generator=draw))
     pixels = chosen.images.float() / 255
-    return PixelImages(pixels, chosen.labels, normalization=data.normalization, storage=storage)
+    return PixelImages(pixels, chosen.labels, normalization=data.normalization, **more)

@@ -5,23 +5,16 @@ gsplat's torch code for the footprint of a single Gaussian, and the exact mean o
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsdd_lib.splatting.reference import (
-    MINIMUM_VARIANCE,
-    PREFILTER_VARIANCE,
-    SUPPORT,
-    covariance_matrix,
-    falloffs,
-    pixel_center,
-    published_mask,
-)
+from gsdd_lib.splatting import reference as oracle
 from gsdd_lib.splatting.splat import GEOMETRY, splat
+
+Pair = tuple[Tensor, Tensor]  # image and gradient
 
 
 def exact_pixels(params: Tensor, height: int, width: int, *, per_axis: int = 16) -> Tensor:
@@ -44,25 +37,25 @@ def keep_light(params: Tensor) -> Tensor:
 
     So the pre-filter does not make a Gaussian's total light grow. The paper does not do this.
     """
-    grown = covariance_matrix(params[..., 2:GEOMETRY]).det().sqrt()
+    grown = oracle.covariance_matrix(params[..., 2:GEOMETRY]).det().sqrt()
     factor = (params[..., 2] * params[..., 4]).abs() / grown
     return torch.cat([params[..., :-1], params[..., -1:] * factor[..., None]], dim=-1)
 
 
 def fullest_tile(params: Tensor, height: int, width: int) -> int:
     """Most Gaussians ``[B, M, R]`` that the published kernel lists for a tile; it adds 256."""
-    center = pixel_center(params[..., :2], height, width)
-    covariance = covariance_matrix(params[..., 2:GEOMETRY])
+    center = oracle.pixel_center(params[..., :2], height, width)
+    covariance = oracle.covariance_matrix(params[..., 2:GEOMETRY])
     listed = params.new_zeros(len(params), height * width)
     for part in torch.arange(params.shape[1]).split(256):  # so that its limit never acts
         full = params.new_ones(len(params), len(part), height * width)
-        listed += published_mask(full, center[:, part], covariance[:, part], height, width).sum(1)
+        listed += oracle.published_mask(
+            full, center[:, part], covariance[:, part], height, width
+        ).sum(1)
     return int(listed.max())
 
 
-def gsplat_scene(
-    params: Tensor, height: int, width: int, *, samples: int = 2, prefilter: bool = True
-) -> dict[str, Any]:
+def gsplat_scene(params: Tensor, height: int, width: int, *, samples=2, prefilter=True) -> dict:
     """Gaussians ``[B, M, 6 + C]`` as gsplat's rasterizer takes them, all but the image's size.
 
     An orthographic camera per image, all Gaussians at one depth, ``samples`` per axis and pixel.
@@ -71,7 +64,7 @@ def gsplat_scene(
     flat = torch.stack([l11**2, l11 * l21, l11 * l21, l21**2 + l22**2], -1).unflatten(-1, (2, 2))
     camera = torch.diag(params.new_tensor([samples, samples, 1.0]))
     return {
-        "means": F.pad(pixel_center(params[..., :2], height, width), (0, 1), value=1.0),
+        "means": F.pad(oracle.pixel_center(params[..., :2], height, width), (0, 1), value=1.0),
         "covars": F.pad(flat, (0, 1, 0, 1)),
         "quats": None,
         "scales": None,
@@ -79,7 +72,7 @@ def gsplat_scene(
         "colors": params[..., GEOMETRY:-1],
         "viewmats": torch.eye(4).to(params).expand(len(params), 1, 4, 4),
         "Ks": camera.expand(len(params), 1, 3, 3),
-        "eps2d": (PREFILTER_VARIANCE if prefilter else MINIMUM_VARIANCE) * samples**2,
+        "eps2d": (oracle.PREFILTER_VARIANCE if prefilter else oracle.MINIMUM_VARIANCE) * samples**2,
         "camera_model": "ortho",
         "packed": False,
     }
@@ -113,7 +106,7 @@ def gsplat_images(
         half, white = torch.full_like(rows[..., -1], 0.5), torch.ones_like(rows[..., :1])
         everywhere = torch.arange(len(rows) * size[0] * size[1])
         falloff = 2 * _gsplat_alpha(*shapes, half, white, size, everywhere)
-        inside = (falloff >= SUPPORT).flatten().nonzero().squeeze(1)
+        inside = (falloff >= oracle.SUPPORT).flatten().nonzero().squeeze(1)
     single = _gsplat_alpha(*shapes, scene["opacities"], scene["colors"], size, inside)
     return F.avg_pool2d(single.unflatten(0, params.shape[:2]).sum(1).movedim(-1, 1), samples)
 
@@ -140,9 +133,7 @@ def _gsplat_alpha(centers, conics, opacities, colors, size, samples) -> Tensor:
         return _torch_impl.accumulate(centers, conics, opacities, colors, *rays)[0]
 
 
-def image_and_gradient(
-    render: Callable[[Tensor], Tensor], params: Tensor, cotangent: Tensor
-) -> tuple[Tensor, Tensor]:
+def image_and_gradient(render: Callable, params: Tensor, cotangent: Tensor) -> Pair:
     """``render(params)`` and the gradient of ``sum(cotangent * image)``, on any device."""
     leaf = params.detach().clone().requires_grad_()
     image = render(leaf)
@@ -150,9 +141,7 @@ def image_and_gradient(
     return image.detach(), gradient
 
 
-def agreement(
-    result: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor], decided: Tensor
-) -> dict[str, float]:
+def agreement(result: Pair, reference: Pair, decided: Tensor) -> dict[str, float]:
     """Largest errors of one implementation (image and gradient) against another.
 
     Args:
@@ -191,9 +180,9 @@ def decided_pixels(
     per_pixel = 4 if switches.get("supersample", True) else 1
     size = (len(params), height * width * per_pixel)
     undecided = torch.zeros(size, dtype=torch.bool, device=params.device)
-    for k, falloff in enumerate(falloffs(params, height, width, **switches)):
+    for k, falloff in enumerate(oracle.falloffs(params, height, width, **switches)):
         strength = params[:, k, -1:] if opacity else torch.ones_like(falloff)
-        undecided |= (strength.abs().clamp(min=1) * falloff / SUPPORT - 1).abs() < margin
+        undecided |= (strength.abs().clamp(min=1) * falloff / oracle.SUPPORT - 1).abs() < margin
         if saturate:
             undecided |= (strength * falloff - 1).abs() < margin
     return ~undecided.view(len(params), 1, height, width, per_pixel).any(-1)

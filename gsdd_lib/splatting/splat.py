@@ -90,11 +90,9 @@ def _ready_once(device: str) -> bool:
             return bool(cuda_ext.load(device))
         except cuda_ext.BuildError as error:
             reason = str(error)
-    warnings.warn(
-        f"The compiled splatting operator is not available on {device} ({reason}); the plain torch "
-        "version serves instead, exact but some hundred times slower.",
-        stacklevel=4,
-    )
+    problem = f"The compiled splatting operator is not available on {device} ({reason})"
+    instead = "the plain torch version serves instead, exact but some hundred times slower."
+    warnings.warn(f"{problem}; {instead}", stacklevel=4)
     return False
 
 
