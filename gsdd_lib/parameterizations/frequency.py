@@ -2,23 +2,18 @@
 
     pixel(y, x) = 1/2 + sum_(u, v) c(u, v) a(u) a(v) cos(pi u (2y+1) / 2H) cos(pi v (2x+1) / 2W),
 
-``a(0) = 1`` and ``a = sqrt(2)`` otherwise, so that a coefficient is an amplitude in pixel values at
-any resolution. Stored and learned are ``K`` per channel: those whose mean over the channels varies
-most over real images of the class.
-
+``a(0) = 1``, else ``sqrt(2)``: a coefficient is an amplitude in pixel values at any resolution.
 Published (Shin et al., NeurIPS 2023, arXiv 2311.08819; its code at 9f35a7a): float32, variances of
 the initial real images, ``floor(IPC * H * W / K)`` images per class; K = 64 on CIFAR-10 at IPC 1,
-2,048 on ImageNet subsets at 128 pixels; SGD with momentum 0.5. There the mask is not counted; here
-it is, as a bit per frequency and class.
+2,048 on ImageNet subsets at 128 pixels; SGD with momentum 0.5. The mask is not counted there.
 """
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from gsdd_lib.data.normalization import Normalization
 from gsdd_lib.parameterizations.base import BITS, Parameterization, Size, as_stored
 from gsdd_lib.parameterizations.budget import Budget
 
@@ -29,23 +24,14 @@ class FrequencyImages(Parameterization):
     """``N`` images of ``K`` frequencies each.
 
     Args:
-        coefficients: float [N, C, K], in the order of ``places``.
+        coefficients: float [N, C, K], in the order of ``places``; ``storage`` is bf16 or fp32.
         places: int64 [classes, K], different numbers ``u * W + v`` in each row: the mask.
-        labels, resolution, normalization: as of every :class:`Parameterization`.
-        storage: what a coefficient is stored as, and rendered from.
     """
 
     def __init__(
-        self,
-        coefficients: Tensor,
-        labels: Tensor,
-        places: Tensor,
-        *,
-        resolution: tuple[int, int],
-        normalization: Normalization,
-        storage: Literal["bf16", "fp32"] = "fp32",
+        self, coefficients: Tensor, labels: Tensor, places: Tensor, *, storage="fp32", **more: Any
     ) -> None:
-        super().__init__(labels, resolution, normalization)
+        super().__init__(labels, **more)
         self._check(coefficients, "[N, C, K]", storage, ("bf16", "fp32"))
         if coefficients.shape[2] != places.shape[1]:
             raise ValueError(f"{coefficients.shape[2]} coefficients need as many places")
@@ -56,22 +42,10 @@ class FrequencyImages(Parameterization):
     @classmethod
     @torch.no_grad()
     def init_from(
-        cls,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        frequencies: int,
-        real: tuple[Tensor, Tensor] | None = None,
-        **more: Any,
+        cls, images: Tensor, labels: Tensor, *, frequencies: int, real: Any = None, **more: Any
     ) -> Self:
-        """The frequencies of images that vary most within their class.
-
-        Args:
-            frequencies: K, stored per channel.
-            real: images and labels to measure the variance of; left out, ``images``, as published.
-
-        Raises:
-            ValueError: an image has fewer than K frequencies.
+        """The ``frequencies`` per channel that vary most within a class of ``real`` images and
+        labels, by default these, as published; ValueError for too many.
         """
         most = images[0, 0].numel()
         if not 1 <= frequencies <= most:
@@ -83,12 +57,12 @@ class FrequencyImages(Parameterization):
 
     @property
     def bits(self) -> int:
-        """Bits of all coefficients, and a bit per frequency and class for the mask."""
+        """Of the coefficients, and a bit per frequency and class for the mask."""
         mask_bits = len(self.places) * math.prod(self.resolution)
         return self.coefficients.numel() * BITS[self.storage] + mask_bits
 
     def pixels(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
-        """Pixel values [n, C, height, width]; higher frequencies are 0 at a higher resolution."""
+        """Higher frequencies are 0 at a higher resolution."""
         chosen = slice(None) if index is None else index
         stored = as_stored(self.coefficients[chosen], self.storage)
         places = self.places[self.labels[chosen], None].expand(-1, stored.shape[1], -1)
@@ -119,9 +93,8 @@ def cosines(frequencies: int, pixels: int) -> Tensor:
 
 
 def varying_most(images: Tensor, labels: Tensor, classes: int, count: int) -> Tensor:
-    """The ``count`` frequencies of each class that vary most: int64 [classes, count], ascending.
-
-    Of equal variance, as where a class has a single image, the lower frequency comes first.
+    """The ``count`` frequencies of each class that vary most: int64 [classes, count], ascending;
+    of equal variance, as where a class has a single image, the lower ones.
     """
     height, width = images.shape[2:]
     rows, columns = torch.arange(height) / height, torch.arange(width) / width
