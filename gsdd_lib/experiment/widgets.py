@@ -239,12 +239,12 @@ def _view(
 
 
 class RunBrowser(Sliders):
-    """The recorded runs of some folders of the project, and the figures of the one chosen."""
+    """The figures of one of the runs that are recorded under some folders, ``shown`` at first."""
 
-    def __init__(self, *folders: str) -> None:
+    def __init__(self, *folders: str, shown: str) -> None:
         runs = list(recorded_runs(*folders).run)
-        look = {"description": "run", **LOOK}
-        super().__init__(run_figures, {"run": ipywidgets.Dropdown(options=runs, **look)})
+        control = ipywidgets.Dropdown(options=runs, value=shown, description="run", **LOOK)
+        super().__init__(run_figures, {"run": control})
 
 
 def recorded_runs(*folders: str) -> pd.DataFrame:
