@@ -61,8 +61,8 @@ class Run:
 
     def command(self) -> list[str]:
         """The command line, the same as in a terminal."""
-        runner = [sys.executable, "-m", "gsdd_lib.experiment.runner"]
-        return [*runner, str(self.notebook), str(self.params)]
+        module = "gsdd_lib.experiment.runner"
+        return [sys.executable, "-m", module, str(self.notebook), str(self.params)]
 
     def start(self) -> subprocess.Popen:
         """Start the run in the background; what it prints goes to ``console.log``."""
@@ -75,9 +75,8 @@ class Run:
 
     def stop(self) -> None:
         """Interrupt the run, as Ctrl-C in its terminal does; it can be resumed."""
-        with contextlib.suppress(ProcessLookupError):
-            if owner := self.owner():
-                os.kill(owner, signal.SIGINT)
+        if owner := self.owner():
+            os.kill(owner, signal.SIGINT)
 
     def owner(self) -> int:
         """The number of the process that works in the folder; 0: none does."""
@@ -90,12 +89,12 @@ class Run:
 
     def state(self) -> str:
         """One of "running", "stopped", "done" and "not started"."""
-        executed = f"{self.params.stem}.ipynb"
         if self.owner():
             return "running"
-        if (self.folder() / executed).exists():  # a whole run takes it away
-            return "stopped"
-        return "done" if (self.folder("figures") / executed).exists() else "not started"
+        for kind, state in (("runs", "stopped"), ("figures", "done")):
+            if (self.folder(kind) / f"{self.params.stem}.ipynb").exists():
+                return state
+        return "not started"
 
     def lines(self, log: str = "run.log") -> list[str]:
         """What the notebook (``run.log``) or the runner (``console.log``) printed so far."""
@@ -116,7 +115,7 @@ class Run:
 
 
 def rows(lines: list[str]) -> list[dict[str, Any]]:
-    """The progress of what a log counts last: label, done, total, seconds and the numbers shown."""
+    """What a log counts last: label, done, total, seconds, the numbers shown, and seconds left."""
     found: list[dict[str, Any]] = []
     for match in filter(None, map(PROGRESS.fullmatch, lines)):
         label, done, total, numbers, seconds = match.groups()
@@ -124,14 +123,10 @@ def rows(lines: list[str]) -> list[dict[str, Any]]:
         row |= {name: float(value) for name, value in re.findall(r"(\w+) (\S+)", numbers)}
         same = found and all(row[key] == found[-1][key] for key in ("label", "total"))
         found = [*found, row] if same and row["done"] >= found[-1]["done"] else [row]
+        first = found[0] if len(found) > 1 else {"done": 0, "seconds": 0}
+        pace = (row["seconds"] - first["seconds"]) / max(1, row["done"] - first["done"])
+        row["left"] = pace * (row["total"] - row["done"])
     return found
-
-
-def seconds_left(counted: list[dict[str, Any]]) -> float:
-    """What the rest of the :func:`rows` will take at their pace."""
-    first, last = counted[0] if len(counted) > 1 else {"done": 0, "seconds": 0}, counted[-1]
-    pace = (last["seconds"] - first["seconds"]) / max(1, last["done"] - first["done"])
-    return pace * (last["total"] - last["done"])
 
 
 def images(checkpoint: Mapping[str, Any]) -> Tensor | None:
@@ -149,25 +144,23 @@ def images(checkpoint: Mapping[str, Any]) -> Tensor | None:
 def draw(lines: list[str], checkpoints: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Loss and validation accuracy over the steps, and the newest checkpoint's images."""
     figure = Figure((PAGE, 3.2), layout="constrained")  # without pyplot, for a thread's sake
-    above, below = figure.subfigures(2, 1, height_ratios=[2.2, 1])
-    loss, accuracy = above.subplots(1, 2)
-    loss.set(xlabel="distillation step", ylabel="loss")
-    accuracy.set(xlabel="distillation step", ylabel="validation accuracy (%)")
+    layout = [["loss"] * (PICTURES // 2) + ["mean"] * (PICTURES // 2), [*range(PICTURES)]]
+    axes, pixels = figure.subplot_mosaic(layout, height_ratios=[2.2, 1]), None
     counted = [row for row in rows(lines) if "loss" in row]
-    loss.plot([row["done"] for row in counted], [row["loss"] for row in counted], color="0.6")
-    for name, content in checkpoints.items():
-        for ax, key in ((loss, "loss"), (accuracy, "mean")):
-            steps, values = ([row[what] for row in content["history"]] for what in ("step", key))
-            ax.plot(steps, values, marker="o", ms=2.5, label=name)
+    axes["loss"].plot(*([row[key] for row in counted] for key in ("done", "loss")), color="0.6")
+    for key, label in (("loss", "loss"), ("mean", "validation accuracy (%)")):
+        axes[key].set(xlabel="distillation step", ylabel=label)
+        for name, content in checkpoints.items():
+            columns = ([row[what] for row in content["history"]] for what in ("step", key))
+            axes[key].plot(*columns, marker="o", ms=2.5, label=name)
     for name, newest in [*checkpoints.items()][-1:]:
-        accuracy.legend()
-        below.suptitle(f"{name}, step {newest['step']}")
+        axes["mean"].legend()
+        axes["loss"].set_title(f"{name}, step {newest['step']}", loc="left")
         pixels = images(newest)
-        shown = [] if pixels is None else [*pixels]
-        for ax, picture in zip(below.subplots(1, PICTURES)[: len(shown)], shown, strict=True):
-            show_image(ax, picture)
-        for ax in below.axes[len(shown) :]:
-            ax.set_axis_off()
+    for number in range(PICTURES):
+        axes[number].set_axis_off()
+        if pixels is not None and number < len(pixels):
+            show_image(axes[number], pixels[number])
     return figure
 
 
@@ -176,9 +169,10 @@ def summary(run: Run, running: bool) -> str:
     lines, said = run.lines(), (run.lines("console.log") or [""])[-1].partition("] ")[2]
     if running:
         head = next((line.strip("# ") for line in reversed(lines) if line[:1] == "#"), "starting")
-        if counted := rows(lines):
-            label, done, total = (counted[-1][key] for key in ("label", "done", "total"))
-            head += f" · {label} {done}/{total}, {seconds_left(counted):.0f} s left of it"
+        for row in rows(lines)[-1:]:
+            head += (
+                f" · {row['label']} {row['done']}/{row['total']}, {row['left']:.0f} s left of it"
+            )
         text = html.escape("\n".join(lines[-LINES:]))
         return f"<b>running</b> · {html.escape(head)}<pre>{text}</pre>"
     home = run.folder("figures" if run.state() == "done" else "runs")
@@ -257,7 +251,7 @@ class _Watch:
 
     def follow(self, run: Run, process: subprocess.Popen | None = None) -> Self:
         """Show ``run``; ``process``: which was started for it just now."""
-        self.run = run
+        self.run, self.stop.disabled = run, False
         threading.Thread(target=self._look, args=(run, process), daemon=True).start()
         return self
 
@@ -300,10 +294,8 @@ class _Form(_Watch):
         start.on_click(self._start)
         self.said = ipywidgets.HTML()
         grid = {"grid_template_columns": "26em 1fr", "max_height": "22em"}
-        line = ipywidgets.HBox([start, self.stop, self.said])
-        self.view = ipywidgets.VBox(
-            [files, ipywidgets.GridBox(rows, layout=grid), line, self.shown]
-        )
+        fields, line = ipywidgets.GridBox(rows, layout=grid), [start, self.stop, self.said]
+        self.view = ipywidgets.VBox([files, fields, ipywidgets.HBox(line), self.shown])
         self._fill("")
 
     def _fill(self, path: Path | str) -> None:
@@ -317,11 +309,11 @@ class _Form(_Watch):
         kinds = self.face.types
         values = {n: v if isinstance(v, bool) else parse(v, kinds[n]) for n, v in typed.items()}
         try:
-            if self.run and self.run.owner():
+            if not self.stop.disabled:
                 raise ParameterError("The form", "a run is under way; stop it first")
             run = write(self.notebook, values)
         except ParameterError as error:
             self.said.value = f"<span style='color:firebrick'>{html.escape(str(error))}</span>"
             return
         self.said.value = f"values in runs/forms/{self.notebook.stem}/{run.params.name}"
-        self.follow(run, run.start())
+        self.follow(run, None if run.owner() else run.start())  # started before: shown again

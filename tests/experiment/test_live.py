@@ -70,9 +70,11 @@ dm: 31/60  loss nan  syn_lr 1e-02  (25 s)"""
 
 def test_a_log_becomes_the_rows_of_what_is_counted_now():
     first, last = live.rows(LOG.splitlines())
-    assert first == {"label": "dm", "done": 6, "total": 60, "seconds": 10, "loss": 23.93}
+    counted = {"label": "dm", "done": 6, "total": 60, "seconds": 10, "loss": 23.93}
+    assert first == counted | {"left": 90}
     assert math.isnan(last.pop("loss"))
-    assert last == {"label": "dm", "done": 31, "total": 60, "seconds": 25, "syn_lr": 0.01}
+    counted = {"label": "dm", "done": 31, "total": 60, "seconds": 25, "syn_lr": 0.01}
+    assert last == counted | {"left": pytest.approx(29 * 15 / 25)}
     (fit,) = live.rows(LOG.splitlines()[:3])
     assert fit["label"] == "fit" and fit["psnr_db"] == 21.4
     assert live.rows(["", "nothing: 1 of 2"]) == []
@@ -86,8 +88,8 @@ def test_a_second_run_of_the_same_length_is_counted_from_its_own_beginning():
 def test_the_time_left_is_that_of_the_pace_between_two_lines():
     """Of a resumed run the first line counts steps of before, which took none of its seconds."""
     resumed = ["dm: 900/1000  loss 1  (10 s)", "dm: 950/1000  loss 1  (20 s)"]
-    assert live.seconds_left(live.rows(resumed)) == pytest.approx(10)
-    assert live.seconds_left(live.rows(["dm: 5/20  loss 1  (10 s)"])) == pytest.approx(30)
+    assert live.rows(resumed)[-1]["left"] == pytest.approx(10)
+    assert live.rows(["dm: 5/20  loss 1  (10 s)"])[-1]["left"] == pytest.approx(30)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +237,19 @@ def test_the_button_refuses_in_one_sentence_and_starts_nothing(notebook, monkeyp
     form.fields["steps"].value = "many"
     form._start(None)
     assert "&#x27;steps&#x27; must be int, not &#x27;many&#x27; (text)." in form.said.value
+
+
+def test_a_run_that_is_at_work_is_shown_and_not_started_again(notebook, monkeypatch):
+    monkeypatch.setattr(live.Run, "start", lambda run: pytest.fail("it was started again"))
+    form, run = live._Form(notebook), live.write(notebook, {"steps": 7})
+    form.fields["steps"].value = "7"
+    with lock_folder(run.folder(), "case.lock"):
+        form._start(None)
+        wait(lambda: form.shown.outputs)
+        assert "running" in str(form.shown.outputs) and not form.stop.disabled
+        form._start(None)
+        assert "stop it first" in form.said.value
+    wait(lambda: "not started" in str(form.shown.outputs) and form.stop.disabled)
 
 
 def test_where_nobody_can_click_one_line_is_all(notebook):
