@@ -87,7 +87,7 @@ def test_a_finished_run_links_to_its_notebook_and_figures(form: Lab, project: Pa
     form.until(lambda: "results in figures/own" in said(form), "result", RUN)
     form.js(f"document.querySelector('{SCROLLER}').scrollTop = 1000")
     form.shot("form_done")
-    (made,) = (project / "figures/own/00_quickstart").iterdir()
+    (made,) = (project / "figures/own/00_quickstart").iterdir()  # of the stopped run: nothing
     assert "steps = 61" in (made / f"{made.name}.ipynb").read_text("utf-8")
     links = {link.text: link for link in form.all(".jp-OutputArea a")}
     assert {f"{made.name}.ipynb", "history.png"} <= set(links)

@@ -106,7 +106,8 @@ class Run:
         """Of each distillation, by its folder's name, the newest checkpoint; the newest last."""
         found: dict[str, dict[str, Any]] = {}
         for path in sorted(self.folder().rglob("checkpoint.*.pt"), key=os.path.getmtime)[-CURVES:]:
-            name = path.parent.name.replace("_", " ")
+            inside = path.parent != self.folder()
+            name = path.parent.name.replace("_", " ") if inside else "distilled"
             with contextlib.suppress(DistillError):
                 content = read_checkpoint(path)
                 if "history" in content:  # not of a network's training
@@ -283,6 +284,7 @@ class _Form(_Watch):
         for name in [name for name in self.face.types if name not in FOLDERS]:
             kind = ipywidgets.Checkbox if self.face.types[name] == "bool" else ipywidgets.Text
             self.fields[name] = kind(description=name, **look)
+            self.fields[name].continuous_update = False  # a click must not overtake what is typed
         about, button = papermill.inspect_notebook(str(notebook)), ipywidgets.Button
         labels = [ipywidgets.Label(about[name]["help"]) for name in self.fields]
         rows = [each for row in zip(self.fields.values(), labels, strict=True) for each in row]

@@ -225,6 +225,7 @@ def test_the_form_has_a_field_for_each_parameter_and_files_fill_it(notebook):
     form = live._Form(notebook)
     values = {name: field.value for name, field in form.fields.items()}
     assert values == {"steps": "60", "lr": "0.01", "names": "['a']", "fast": False}
+    assert not form.fields["steps"].continuous_update  # a click would overtake it
     (files,) = [each for each in form.view.children if isinstance(each, ipywidgets.Dropdown)]
     assert [name for name, _ in files.options] == ["the smoke run", "demo: quick"]
     files.value = path
