@@ -2,19 +2,16 @@
 
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from gsdd_lib.core.errors import ConfigError
-
-if TYPE_CHECKING:  # imported where it is used: reading records needs a processor's name, no torch
-    import torch
 
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-def choose_device(name: str = "auto") -> "torch.device":
-    """The device of that name, if there is one; ``auto``: a CUDA device, or else the CPU."""
-    import torch
+def choose_device(name: str = "auto") -> Any:
+    """The ``torch.device`` of that name, if there is one; ``auto``: a CUDA device, else the CPU."""
+    import torch  # here: reading records needs a processor's name and no torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:

@@ -50,19 +50,13 @@ class Listing:
 
 def folder_tree(root: Path, splits: Sequence[str]) -> Tree:
     """The class folders of each of ``splits`` (``""``: the root itself) that exists."""
-    return {
-        split: {
-            folder.name: sorted(
-                file.name
-                for file in folder.iterdir()
-                if not file.name.startswith(".") and file.suffix.lower() in SUFFIXES
-            )
-            for folder in sorted((root / split).iterdir())
-            if folder.is_dir() and not folder.name.startswith(".")
-        }
-        for split in splits
-        if (root / split).is_dir()
-    }
+    tree: Tree = {split: {} for split in splits if (root / split).is_dir()}
+    for split, classes in tree.items():
+        for folder in sorted((root / split).iterdir()):
+            if folder.is_dir() and not folder.name.startswith("."):
+                names = sorted(file.name for file in folder.iterdir() if file.name[0] != ".")
+                classes[folder.name] = [n for n in names if n.lower().endswith(SUFFIXES)]
+    return tree
 
 
 def list_images(root: Path, tree: Tree, classes: Sequence[str], *, train: str) -> Listing:
