@@ -61,10 +61,7 @@ def read_fashion_mnist(config: DataConfig) -> RawData:
 
 
 def fetch_fashion_mnist(folder: str = "") -> None:
-    """Fetch what is missing or damaged, from the publisher or out of Debian's package.
-
-    To ``folder`` (empty: ``fashion-mnist`` in $GSDD_DATA or ``data``); nothing is installed.
-    """
+    """Fetch missing files to ``folder`` ("": where loading looks first); installs nothing."""
     target, wanted = _places(folder)[0], []
     for stem in FILES:
         try:
@@ -140,7 +137,6 @@ def _from_address(address: str, names: list[str]) -> Iterator[bytes]:
 
 
 def _from_package(names: list[str]) -> Iterator[bytes]:
-    """Out of Debian's package, with package lists in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         options = {"cwd": folder, "capture_output": True, "text": True, "timeout": APT_TIMEOUT_S}
         done = subprocess.run(["sh", "-ec", APT], **options)
