@@ -35,11 +35,10 @@ def photographs(count: int, size: int) -> Tensor:
     random = generator(0, "benchmark", "photographs")
     sources, crops = load_sample_images().images, []
     for number in range(count):
-        source = torch.tensor(sources[number % len(sources)])
-        top, left = (
-            int(torch.randint(s - size + 1, (), generator=random)) for s in source.shape[:2]
-        )
-        crops.append(source[top : top + size, left : left + size].permute(2, 0, 1) / 255)
+        source = torch.tensor(sources[number % len(sources)]).permute(2, 0, 1)
+        ends = [side - size + 1 for side in source.shape[1:]]
+        top, left = (int(torch.randint(end, (), generator=random)) for end in ends)
+        crops.append(source[:, top : top + size, left : left + size] / 255)
     return torch.stack(crops)
 
 

@@ -1,8 +1,7 @@
 """The splatting operator against the dense oracle: python -m gsdd_lib.benchmarks.operator
 
-Both render the same fitted Gaussians in the same process. Where the oracle would take minutes for
-a whole batch, it renders some of the images and its time is scaled; the table says how many. On a
-GPU gsplat's rasterizer is measured too: it blends, so only its time and memory are compared.
+Where the oracle would take minutes, it renders some of the images and its time is scaled. On a GPU
+gsplat's rasterizer is measured too: it blends, so only its time and memory are compared.
 """
 
 import argparse
@@ -14,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -115,9 +113,7 @@ def without_gsplat(device: str) -> str:
     return "" if importlib.util.find_spec("gsplat") else "gsplat is not installed"
 
 
-def _job(
-    renderer: str, which: str, fitted: np.ndarray, work: Workload, device: str, *, few: bool = False
-) -> Job:
+def _job(renderer, which, fitted, work: Workload, device: str, *, few: bool = False) -> Job:
     """Renders a batch, or one image, and differentiates it where ``which`` says so."""
     count, size = 1 if few else work.rendered_by(renderer), (work.height, work.width)
     params = torch.from_numpy(fitted).repeat(math.ceil(count / FITTED), 1, 1)[:count].to(device)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,26 +23,19 @@ PASSES = ("forward", "forward + backward")
 Job = Callable[[], list[Tensor]]  # does its work and returns what it made
 
 
-class Timing(NamedTuple):
-    """Milliseconds of repeated runs: their median, and the quartiles below and above it."""
-
-    ms: float
-    low: float
-    high: float
-
-
-def time_job(job: Job, repeats: int, device: str = "cpu") -> Timing:
-    """Time ``repeats`` runs after one that does not count."""
+def time_job(job: Job, repeats: int, device: str = "cpu") -> tuple[float, float, float]:
+    """Median and lower and upper quartile in ms of ``repeats`` runs after one not counted."""
     job()
     once = _cpu_ms if device == "cpu" else _cuda_ms
     times = [once(job) for _ in range(repeats)]
-    quartiles = statistics.quantiles(times, n=4, method="inclusive") if repeats > 1 else 3 * times
-    return Timing(quartiles[1], quartiles[0], quartiles[2])
+    if repeats > 1:
+        times = statistics.quantiles(times, n=4, method="inclusive")
+    return times[len(times) // 2], times[0], times[-1]
 
 
 def median_ms(job: Job, repeats: int, device: str = "cpu") -> float:
     """The median of :func:`time_job`."""
-    return time_job(job, repeats, device).ms
+    return time_job(job, repeats, device)[0]
 
 
 def job_of(render: Callable[[], Tensor], leaves: list[Tensor], v_image: Tensor | None) -> Job:
@@ -75,8 +68,8 @@ def _cuda_ms(job: Job) -> float:
 def peak_mib(job: Job, device: str = "cpu") -> float | None:
     """Peak memory of ``job`` in MiB, beyond what is allocated before it and what it returns.
 
-    On the CPU this is the process's resident memory, so an allocator that kept memory from earlier
-    work hides some of the peak: measure by :func:`peaks_alone`. None where there is no Linux.
+    On the CPU the process's resident memory, of which an allocator may have kept some: measure by
+    :func:`peaks_alone`. None where there is no Linux.
     """
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -99,18 +92,17 @@ def _status_bytes(entry: str) -> int:
 
 
 def run_alone(function: Callable, *arguments: Any) -> Any:
-    """``function(*arguments)`` in a fresh process; all of them must be picklable, tensors are not.
-
-    (A tensor would travel through shared memory, which counts as resident; use ``.numpy()``.)
-    """
-    spawn = multiprocessing.get_context("spawn")  # a fork would share the parent's memory
+    """``function(*arguments)`` in a fresh process; all must be picklable, tensors are not."""
+    # A fork would share the parent's memory; so would a tensor, of which ``.numpy()`` is a copy.
+    spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def peaks_alone(make: Callable[..., Job], cases: list[tuple], device: str = "cpu") -> list:
     """:func:`peak_mib` of the jobs ``make(*case)`` in a fresh process, each after a small job of
-    the same kind, ``make(*case, few=True)``, which loads what stays loaded."""
+    the same kind, ``make(*case, few=True)``, which loads what stays loaded.
+    """
     return run_alone(_peaks, make, cases, device)
 
 
@@ -127,12 +119,9 @@ def measure_jobs(
 ) -> list[dict[str, float | None]]:
     """A row per job ``make(*case)``: ``ms``, quartiles ``ms_low`` and ``ms_high``, peak ``mib``."""
     peaks = peaks_alone(make, cases, device) if memory else [None] * len(cases)
-    rows = []
-    for case, mib in zip(cases, peaks, strict=True):
-        timing = time_job(make(*case), repeats, device)
-        row = {"ms": timing.ms, "ms_low": timing.low, "ms_high": timing.high, "mib": mib}
-        rows.append(row)
-    return rows
+    times = [time_job(make(*case), repeats, device) for case in cases]
+    names = ("ms", "ms_low", "ms_high", "mib")
+    return [dict(zip(names, (*t, mib), strict=True)) for t, mib in zip(times, peaks, strict=True)]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -144,13 +133,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def machine(device: str = "cpu") -> dict[str, str | int]:
     """What a measurement was made on: device, threads, torch's version, the operator's kernels."""
-    on_cpu = device == "cpu"
-    return {
-        "device": cpu_name() if on_cpu else torch.cuda.get_device_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "kernels": cpu_kernels() if on_cpu else "cuda",
-    }
+    names = cpu_name(), cpu_kernels()
+    name, kernels = names if device == "cpu" else (torch.cuda.get_device_name(), "cuda")
+    facts = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"device": name, **facts, "kernels": kernels}
 
 
 def cpu_kernels() -> str:

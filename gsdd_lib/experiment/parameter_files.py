@@ -1,7 +1,6 @@
 """Parameter files: flat YAML that overrides a notebook's parameters, checked before it runs.
 
-papermill itself only warns of an unknown parameter and then runs with the default, so a typing
-mistake would cost hours and look like a result.
+papermill only warns of an unknown parameter and then runs with the default, for hours.
 """
 
 import ast
@@ -77,10 +76,7 @@ def load_parameters(path: Path) -> dict[str, Any]:
 
 
 def place(notebook: Path, path: Path) -> Path:
-    """Where results go, under ``figures/`` and ``runs/``: ``<profile>/<notebook>/<case>``.
-
-    The profile is "own" for a file that does not lie in ``params/``.
-    """
+    """Where results go in figures/: ``<profile>/<notebook>/<case>``; else own/<notebook>/<case>."""
     params = (project_root() / "params").resolve()
     if not path.resolve().is_relative_to(params):
         return Path("own", notebook.stem, path.stem)

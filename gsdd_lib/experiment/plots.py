@@ -1,7 +1,7 @@
 """Figures of numbers: DataFrames in, a matplotlib Figure out; pictures have their own module.
 
-A method has one color in all figures and an objective one line and marker, sizes are a paper's
-column widths in inches, and a saved file has the same bytes whenever it is made again.
+A method has one color and an objective one line and marker in all figures; sizes are a paper's
+column widths in inches; a saved file has the same bytes whenever it is made again.
 """
 
 import sys
@@ -113,11 +113,7 @@ def _curves(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def psnr_curve(frame: pd.DataFrame, *, hue: str = "points") -> Figure:
-    """PSNR over fitting steps, one line per value of ``hue``.
-
-    Args:
-        frame: columns ``step``, ``psnr`` (dB) and, where there are several lines, ``hue``.
-    """
+    """PSNR over fitting steps (``step``, ``psnr`` in dB), a line per value of ``hue`` if there."""
     figure, ax = _curves("fitting step", "PSNR (dB)")
     lines = frame.groupby(hue, sort=True) if hue in frame else [("", frame)]
     shades = sns.color_palette("crest", len(lines)) if len(lines) > 1 else [color("distilled")]
@@ -134,8 +130,9 @@ def history(frame: pd.DataFrame, *, hue: str = "method") -> Figure:
     """Validation accuracy over distillation steps: mean line and 95 % interval.
 
     Args:
-        frame: columns ``step``, ``mean`` and ``ci95`` (half-width), percent, as a distillation
-            yields them; where there are several runs, ``hue`` names them.
+        frame: columns ``step``, ``mean`` and ``ci95`` (half-width), percent; where there are
+        several
+            runs, ``hue`` names them.
     """
     figure, ax = _curves("distillation step", "validation accuracy (%)")
     runs = frame.groupby(hue, sort=False) if hue in frame else [("distilled", frame)]
@@ -150,11 +147,7 @@ def history(frame: pd.DataFrame, *, hue: str = "method") -> Figure:
 
 
 def expert_curves(frame: pd.DataFrame, y: str, ylabel: str) -> Figure:
-    """A number over epochs, a thin line per expert and, for several, a thick one for their mean.
-
-    Args:
-        frame: columns ``expert``, ``epoch`` and ``y``.
-    """
+    """Column ``y`` over ``epoch``, a thin line per ``expert``, of several a thick one: the mean."""
     figure, ax = _curves("epoch", ylabel)
     experts, mean = list(frame.groupby("expert")), frame.groupby("epoch")[y].mean()
     for number, (_, rows) in enumerate(experts if len(experts) > 1 else []):
@@ -180,9 +173,8 @@ def accuracy_bars(frame: pd.DataFrame, *, published: pd.DataFrame | None = None)
     ours = zip(frame.method, frame["mean"], frame.ci95.fillna(0.0), strict=True)
     marks = [(mean, half, _look(method) | {"ls": ""}) for method, mean, half in ours]
     hollow = {"marker": "o", "mfc": "white", "color": _GREY}
-    marks += [
-        (mean, 0.0, hollow | {"label": f"{label(name)} (published)"}) for name, mean in rivals
-    ]
+    for name, mean in rivals:
+        marks.append((mean, 0.0, hollow | {"label": f"{label(name)} (published)"}))
     for row, (mean, half, look) in enumerate(marks):
         ax.errorbar(mean, row, xerr=half or None, ms=5, capsize=2.5, **look)
         annotate_value(ax, mean + half, row, f"{mean:.1f}")
@@ -201,11 +193,9 @@ def annotate_value(ax: Axes, x: float, y: float, text: str) -> None:
 
 
 def efficiency(frame: pd.DataFrame, x: str, y: str, *, xlabel: str, ylabel: str) -> Figure:
-    """A panel per pass, a line per method over ``x``, logarithmic axes; the roofline dashed.
+    """A panel per ``pass``, a line per ``method`` over ``x``, logarithmic axes; dashed: roofline.
 
-    Args:
-        frame: columns ``pass``, ``method``, ``x`` and ``y``; where ``y`` is "ms", also
-            ``roofline_ms`` (NaN where a method has none).
+    Where ``y`` is "ms", ``frame`` has ``roofline_ms`` (NaN where a method has none).
     """
     passes = frame.groupby("pass", sort=False)
     figure, axes = plt.subplots(1, len(passes), figsize=(PAGE, 2.3), sharey=True, squeeze=False)

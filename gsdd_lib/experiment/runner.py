@@ -1,12 +1,8 @@
 """Run a notebook with a parameter file through papermill, checked first, visible throughout.
 
-    python -m gsdd_lib.experiment.runner notebooks/04_x.ipynb params/demo/04_x/ipc1.yaml [--check]
-    python -m gsdd_lib.experiment.runner --check-all params/demo [--only 04]
-
 The results of ``params/<profile>/<notebook>/<case>.yaml``, the executed notebook among them, go to
 ``figures/<profile>/<notebook>/<case>/``; log, checkpoints and experts to the same place in runs/.
-Nothing there is ever moved or deleted: a distillation goes on from a checkpoint of the same
-settings, data and seed, and starts anew otherwise.
+Nothing there is ever moved or deleted: a distillation goes on from a checkpoint of its settings.
 """
 
 import argparse
@@ -31,7 +27,6 @@ from gsdd_lib.experiment.parameters import ParameterError
 from gsdd_lib.experiment.results import RECORD
 
 ENGINE = "gsdd"
-SOURCES = ("gsdd_lib/**/*.py", "cuda_ext/*.py", "cuda_ext/*.h", "cuda_ext/*.c*")
 UNKNOWN_TIME = "no earlier run says how long this takes"
 INTERRUPTED = "interrupted, the same command goes on from the last checkpoint"
 
@@ -99,19 +94,11 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], lines: 
     """Execute in a kernel of this Python; returns what went wrong, or nothing."""
     os.environ["TQDM_DISABLE"] = "1"  # progress as lines, which papermill passes on
     papermill_engines.register(ENGINE, _AnnouncingEngine)
+    more = {"engine_name": ENGINE, "kernel_name": "python3", "progress_bar": False}
+    more |= {"stdout_file": lines, "stderr_file": lines, "cwd": str(notebook.resolve().parent)}
+    more |= {"extra_arguments": ["--log-level=CRITICAL"]}  # the kernel's own log, not the cells'
     try:
-        papermill.execute_notebook(
-            os.path.relpath(notebook),
-            os.path.relpath(executed),
-            parameters=parameters,
-            engine_name=ENGINE,
-            kernel_name="python3",
-            progress_bar=False,
-            stdout_file=lines,
-            stderr_file=lines,
-            cwd=str(notebook.resolve().parent),  # as in JupyterLab
-            extra_arguments=["--log-level=CRITICAL"],  # the kernel's own log, not the cells'
-        )
+        papermill.execute_notebook(*map(os.path.relpath, (notebook, executed)), parameters, **more)
     except PapermillExecutionError as error:
         reason = (error.evalue or "").strip().partition("\n")[0].rstrip(".")
         return f"{error.ename}: {reason}"
@@ -136,15 +123,11 @@ def _clock(seconds: float) -> str:
 
 
 def cases(folder: Path, only: str = "") -> list[Path]:
-    """The parameter files of a profile.
+    """The parameter files of a profile, ``params/<profile>``; ParameterError if there is none.
 
     Args:
-        folder: ``params/<profile>``.
         only: those of one notebook ("04", or its whole name), of one item of the paper
             ("table_15") or of one name ("ipc1"); empty: all.
-
-    Raises:
-        ParameterError: there is none.
     """
 
     def chosen(path: Path) -> bool:

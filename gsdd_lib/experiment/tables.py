@@ -1,8 +1,6 @@
 """Tables: DataFrames to Markdown and LaTeX, and our results beside the published numbers.
 
-The published numbers stand in ``paper_numbers.yaml`` and only appear in columns that say so; what
-was not run reads "not run", never blank. A ± of ours is the 95 % interval of a mean over ``n``
-networks; a published one is a deviation, as its authors print it.
+A ± of ours is the 95 % interval of a mean over ``n`` networks; a published one is a deviation.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -54,24 +52,20 @@ def _printed(frame: pd.DataFrame, digits: int, missing: str) -> tuple[pd.DataFra
 @cache
 def paper_numbers() -> Mapping[str, Any]:
     """The published numbers as they stand in ``paper_numbers.yaml``."""
-    text = resources.files("gsdd_lib.experiment").joinpath("paper_numbers.yaml").read_text("utf-8")
+    text = resources.files(__package__).joinpath("paper_numbers.yaml").read_text("utf-8")
     return yaml.safe_load(text)
 
 
 def paper_rows(item: str) -> pd.DataFrame:
-    """One published table as tidy rows: ``item, method, setting, paper, deviation``.
-
-    Args:
-        item: a key of ``paper_numbers.yaml``, e.g. ``"table_15_cifar_tm"``. Unknown: KeyError.
-    """
+    """One published table as tidy rows: ``item, method, setting, paper, deviation``."""
     numbers, rows = paper_numbers(), []
     axis = next((axis for start, axis in numbers["axes"].items() if item.startswith(start)), ())
     at = int(item.startswith(tuple(numbers["method_is_second"])))
     for path, value in _leaves(numbers[item], axis):
         score, deviation = value if isinstance(value, list) else (value, None)
         rows.append((item, path[at], ", ".join(path[:at] + path[at + 1 :]), score, deviation))
-    frame = pd.DataFrame(rows, columns=[*KEYS, "paper", "deviation"])
-    return frame.astype({"paper": float, "deviation": float})
+    kinds = {"paper": float, "deviation": float}
+    return pd.DataFrame(rows, columns=[*KEYS, *kinds]).astype(kinds)
 
 
 def _leaves(node: Any, axis: Iterable[str], path: tuple[str, ...] = ()) -> Iterator[tuple]:
@@ -111,8 +105,7 @@ def beside_paper(ours: pd.DataFrame, *, protocol: str = "paper") -> pd.DataFrame
         protocol: of our rows; "paper" is the rule that the paper's numbers stand on, or "clean".
 
     Returns:
-        Strings, in the columns :data:`KEYS`, :data:`PAPER`, :data:`AS_PAPER`, :data:`SCALED` and
-        :data:`WHAT`. Of several runs beside one number, the last is shown.
+        Strings; of several runs beside one number, the last.
     """
     columns = [*(f"paper_{key}" for key in KEYS), "protocol", WHAT, "mean", "ci95", "n"]
     ours = ours.reindex(columns=columns).rename(columns=lambda name: name.removeprefix("paper_"))
@@ -124,7 +117,7 @@ def beside_paper(ours: pd.DataFrame, *, protocol: str = "paper") -> pd.DataFrame
     items = [name for name in paper_numbers() if name.startswith("table_")]
     rows = [paper_rows(item) for item in items if not item.startswith(left_out)]
     table = pd.concat(rows, ignore_index=True)
-    for heading, part in ((AS_PAPER, ours[full]), (SCALED, ours[~full])):
+    for heading, part in {AS_PAPER: ours[full], SCALED: ours[~full]}.items():
         found = _joined(table, part.drop_duplicates(KEYS, keep="last"), KEYS)
         table[heading] = found.ours
     table = table.assign(**{PAPER: found.published, WHAT: found[WHAT].fillna("")})
@@ -136,8 +129,7 @@ def coverage(table: pd.DataFrame, cases: Iterable[Mapping[str, Any]] = ()) -> pd
 
     Args:
         table: of :func:`beside_paper`.
-        cases: parameters of the cases there are; ``paper_item`` and, where a case is about one
-            number, ``paper_method`` and ``paper_setting``.
+        cases: parameters of the cases; those without ``paper_setting`` are about a whole item.
     """
     whole_items = tuple(paper_numbers()["all_own"])
     own = table[table.method.str.contains("gsdd") | table["item"].str.startswith(whole_items)]
@@ -169,8 +161,7 @@ def compare(paper: pd.DataFrame, ours: pd.DataFrame, *, source: str = "") -> pd.
 
     Args:
         paper: ``method, setting, paper, deviation``, as :func:`paper_rows` gives.
-        ours: ``method, setting, mean`` and where known ``ci95`` (half-width) and ``n``; may be
-            empty. Its methods and settings are matched by name.
+        ours: ``method, setting, mean`` and where known ``ci95`` (half-width) and ``n``.
         source: heads the published column; empty: the paper of the whole file.
     """
     keys = ["method", "setting"]

@@ -22,13 +22,8 @@ class BudgetError(GsddError, ValueError):
 def points_per_image(
     *, ipc: int, gpc: int, height: int, width: int, channels: int, opacity=True, label_bits=0
 ) -> int:
-    """Gaussians per image that ``ipc`` fp32 images per class buy, spread over ``gpc`` images.
-
-    Args:
-        label_bits: of one image's learned label, 0 for class numbers.
-
-    Raises:
-        BudgetError: it buys none; names the largest ``gpc`` that fits.
+    """Gaussians per image that ``ipc`` fp32 images per class buy, spread over ``gpc`` images, whose
+    learned labels take ``label_bits`` each. BudgetError: none; it names the largest ``gpc``.
     """
     sizes = {"ipc": ipc, "gpc": gpc, "height": height, "width": width, "channels": channels}
     if small := [name for name, value in sizes.items() if value < 1]:
@@ -61,17 +56,17 @@ class Budget:
 
     @property
     def numbers_per_gaussian(self) -> int:
-        """5 + C, and one more with an opacity: the last dimension of the packed tensor."""
+        """The last dimension of the packed tensor."""
         return GEOMETRY + self.channels + self.opacity
 
     @property
     def budget_bits_per_class(self) -> int:
-        """What may be spent: the bits of ``ipc`` fp32 images."""
+        """The bits of ``ipc`` fp32 images."""
         return self.ipc * self.channels * self.height * self.width * PIXEL_BITS
 
     @property
     def bits_per_class(self) -> int:
-        """What is spent: the bits of a class's Gaussians and learned labels, within the budget."""
+        """The bits spent on a class's Gaussians and learned labels, within the budget."""
         gaussians = self.points * self.numbers_per_gaussian * GAUSSIAN_BITS
         return self.gpc * (gaussians + self.label_bits)
 

@@ -25,14 +25,11 @@ MANTISSA = 2  # bits of a gap, after its first, that the histogram distinguishes
 
 
 class Codec(nn.Module):
-    """A grid ``offset + step * k``, ``0 <= k < 2^bits``, for each column of packed Gaussians.
+    """A grid ``offset + step * k``, ``0 <= k < 2^bits``, per column of packed Gaussians [..., D].
 
-    Of means, of ``asinh(l / 2 px)`` of a Cholesky factor, which rounds small Gaussians finely, and
-    of RGB as brightness and two differences, in which channels have little in common.
-
-    Args:
-        bits: per column, means | companded Cholesky factor | turned colors | opacity.
-        offset, step: float32 [D], of each column; ``step`` is positive.
+    Of means, of ``asinh(l / 2 px)`` of Cholesky factors, which rounds small Gaussians finely, of
+    RGB as brightness and two differences, in which channels have little in common, and of
+    opacities.
     """
 
     def __init__(self, bits: Sequence[int], offset: Tensor, step: Tensor, *, channels: int) -> None:

@@ -19,19 +19,11 @@ FACTOR = 2  # published: up to 64 pixels; 3 on ImageNet
 
 
 class DownsampledImages(PixelImages):
-    """``N`` images of ``1 / factor`` of the resolution, interpolated where they are rendered.
-
-    Built by :meth:`init_from`, or as :class:`PixelImages` with a larger ``resolution``.
-    """
+    """``N`` images of ``1 / factor`` of the resolution, interpolated where they are rendered."""
 
     @classmethod
-    def init_from(
-        cls, images: Tensor, labels: Tensor, *, factor: float = FACTOR, **more: Any
-    ) -> Self:
-        """Images shrunk by averaging; ``storage`` is ``fp32`` by default, as published.
-
-        Args:
-            factor: how many times smaller each side is stored, rounded down to whole pixels.
+    def init_from(cls, images: Tensor, labels: Tensor, *, factor=FACTOR, **more: Any) -> Self:
+        """Images shrunk by averaging, each side ``factor`` times; ``storage`` is fp32 by default.
 
         Raises:
             ValueError: nothing is left of an image.

@@ -70,7 +70,7 @@ class Encoder:
         self._calls.append((values.ravel().astype(np.uint64) << shift, np.uint64(1) << shift))
 
     def finish(self) -> bytes:
-        """All values as bytes: header, histograms, the lanes' last states, their words."""
+        """Header, histograms, the lanes' last states, their words."""
         total = sum(len(starts) for starts, _ in self._calls)
         lanes = min(MAX_LANES, 1 + total // SYMBOLS_PER_LANE)
         state, words = np.full(lanes, LOWEST, np.uint64), []
