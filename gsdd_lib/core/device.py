@@ -1,7 +1,4 @@
-"""Where a run computes: a CUDA device where there is one, else the CPU; and what it is called.
-
-Random numbers are drawn on the CPU and networks made there, so that a seed means the same anywhere.
-"""
+"""Where a run computes, and what it is called; random numbers are always drawn on the CPU."""
 
 import platform
 from pathlib import Path
@@ -16,11 +13,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def choose_device(name: str = "auto") -> "torch.device":
-    """The device called ``name``; ``auto`` is the CUDA device if there is one, else the CPU.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
+    """The device of that name, if there is one; ``auto``: a CUDA device, or else the CPU."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

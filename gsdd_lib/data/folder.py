@@ -1,7 +1,6 @@
 """``imagefolder``: a user's own images in files, a folder per class.
 
-``train/`` and, if there is one, ``test/`` hold the class folders; without ``train/`` the folder
-itself holds them. Where there is no test split, a stratified fifth is split off, always the same.
+They are in ``train/`` and ``test/``, or in the folder itself, and a fifth is split off to test.
 """
 
 from pathlib import Path
@@ -19,11 +18,7 @@ AT_LEAST = 3  # images of a class: one each to train on, to hold out and to test
 
 
 def read_imagefolder(config: DataConfig) -> RawData:
-    """The images below ``config.folder`` at ``config.resolution`` (0: their own, if all agree).
-
-    Labels are the positions of the class folders in alphabetical order. Gray files alone give one
-    channel, anything else three.
-    """
+    """Labels are the alphabetical order of the class folders; all gray: one channel, else three."""
     if not config.folder:
         raise DataError("data set 'imagefolder' needs the parameter 'folder': a folder per class")
     (root,) = roots(config.folder)
@@ -43,11 +38,10 @@ def read_imagefolder(config: DataConfig) -> RawData:
     shape = f"{config.resize} to " * bool(config.resolution) + f"{size[1]}x{size[0]}"
     source = f"imagefolder, {len(listing.paths):,} images of the folder given"
     statistics = channel_statistics(train.images)
-    return RawData(names, *statistics, train, test, f"{source}, {shape}, {note}")
+    return RawData("imagefolder", names, *statistics, train, test, f"{source}, {shape}, {note}")
 
 
 def _check_tree(tree: Tree, train: Path, test: Path) -> None:
-    """Raise :class:`DataError` where the class folders ``train`` and ``test`` are not enough."""
     (classes, *tests), needed, fault = tree.values(), AT_LEAST - (TEST in tree), ""
     few = [name for name, images in classes.items() if len(images) < needed]
     strange = sorted(name for split in tests for name in split if name not in classes)
@@ -72,8 +66,7 @@ def _size_and_channels(listing: Listing, resolution: int) -> tuple[tuple[int, in
             first, gray = first or image.size, gray and image.mode in GRAY_MODES
             if image.size != first and not resolution:
                 found = f"{path} has {image.width}x{image.height}, {listing.paths[0]} another"
-                raise DataError(
-                    f"images of the folder differ in size ({found}); choose a resolution"
-                )
+                fault = f"images of the folder differ in size ({found})"
+                raise DataError(f"{fault}; choose a resolution")
     width, height = (resolution, resolution) if resolution else first
     return (height, width), 1 if gray else 3

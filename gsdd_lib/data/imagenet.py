@@ -1,8 +1,4 @@
-"""The six ImageNet subsets of the paper, from ImageNet's own folders or the published subsets'.
-
-Classes are chosen by WordNet id and labeled in the order of ``imagenet_subsets.yaml``, whatever
-else a folder holds.
-"""
+"""The six ImageNet subsets of the paper, from ImageNet's own folders or the published subsets'."""
 
 from pathlib import Path
 
@@ -42,7 +38,7 @@ def read_imagenet_subset(name: str, config: DataConfig) -> RawData:
     splits = decoded(name, listing, (size, size), resize=config.resize)
     about = f"{len(listing.paths):,} images, {config.resize} to {size}x{size}"
     provenance = f"{name} by WordNet id from {source}, {about}"
-    return RawData(tuple(classes.values()), MEAN, STD, *splits, provenance)
+    return RawData(name, tuple(classes.values()), MEAN, STD, *splits, provenance)
 
 
 def _find(name: str, folder: str) -> tuple[Path, str]:
@@ -52,8 +48,9 @@ def _find(name: str, folder: str) -> tuple[Path, str]:
         for path in (place, *(place / folder for folder in (*published, "imagenet"))):
             if (path / TRAIN).is_dir():
                 return path, path.name if path.name in published else "a folder of ImageNet"
-    raise DataError(
+    fault = (
         f"no folder '{TRAIN}' of ImageNet is in {', '.join(map(str, places))}; to get {name}, name"
-        " a folder with train/ and val/ and a folder per WordNet id in each (parameter 'folder');"
-        " unpack an archive first, as in 'tar -xzf imagenette2-320.tgz'"
     )
+    hint = "a folder with train/ and val/ and a folder per WordNet id in each (parameter 'folder')"
+    archive = "unpack an archive first, as in 'tar -xzf imagenette2-320.tgz'"
+    raise DataError(f"{fault} {hint}; {archive}")

@@ -1,7 +1,6 @@
 """Images in files, a folder per class: listed in one order, decoded once and kept in a cache.
 
-A cached file is named by a hash of the content of the encoded images, wherever they are stored, and
-of how they are decoded. It begins with the SHA-256 of the pixels that follow.
+A cached file is named by a hash of the images' content and of how they are decoded.
 """
 
 import io
@@ -30,7 +29,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no other is ever opened
 MAX_BYTES, MAX_PIXELS = 2**26, 2**26  # of one image: encoded, and decoded (200 MB as RGB)
 VERSION = 2  # of how pixels are made: a change decodes everything again
-MARK, SPARE_BYTES = 32, 2**26  # bytes of a SHA-256, and those left on a disk
+MARK, SPARE_BYTES = 32, 2**26  # bytes of the SHA-256 in front, and those left on a disk
 BILINEAR = Image.Resampling.BILINEAR
 
 Tree = dict[str, dict[str, list[str]]]  # split folder -> class folder -> image names, sorted
@@ -38,15 +37,14 @@ Tree = dict[str, dict[str, list[str]]]  # split folder -> class folder -> image 
 
 @dataclass(frozen=True)
 class Listing:
-    """Images below ``root``: training images first, class by class, by file name."""
+    """Images below ``root``: the ``train`` training images first, class by class, by file name."""
 
     root: Path
     paths: list[str]
     labels: list[int]
-    train: int  # number of training images
+    train: int
 
     def read(self, position: int) -> bytes:
-        """The encoded image at ``position``."""
         return read_bytes(self.root / self.paths[position], MAX_BYTES)
 
 
@@ -54,7 +52,11 @@ def folder_tree(root: Path, splits: Sequence[str]) -> Tree:
     """The class folders of each of ``splits`` (``""``: the root itself) that exists."""
     return {
         split: {
-            folder.name: sorted(file.name for file in folder.iterdir() if _is_image(file))
+            folder.name: sorted(
+                file.name
+                for file in folder.iterdir()
+                if not file.name.startswith(".") and file.suffix.lower() in SUFFIXES
+            )
             for folder in sorted((root / split).iterdir())
             if folder.is_dir() and not folder.name.startswith(".")
         }
@@ -78,15 +80,9 @@ def list_images(root: Path, tree: Tree, classes: Sequence[str], *, train: str) -
 def decoded(
     name: str, listing: Listing, size: tuple[int, int], *, channels: int = 3, resize: str = "crop"
 ) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images of a listing, mapped from a file of the cache.
+    """Training and test images of a listing, mapped from a file of the cache.
 
-    Args:
-        name: of the data set, for messages and the file's name.
-        listing: what to decode where there is no such file.
-        size, channels, resize: see :func:`decode_image`.
-
-    Raises:
-        DataError: an image cannot be decoded, and which; or the disk is full.
+    ``name`` is the data set's; for the others, and errors, see :func:`decode_image`.
     """
     shape = (len(listing.paths), channels, *size)
     check_size(name, shape[0], channels=channels, resolution=max(size))
@@ -96,7 +92,14 @@ def decoded(
     path = cache_folder() / f"{name}-{sha256(about.encode()).hexdigest()[:32]}.pixels"
     try:
         if not _is_intact(path, shape):
-            _make_room(path, MARK + math.prod(shape))
+            if path.exists():
+                warnings.warn(f"{path} is damaged: decoding its images again", stacklevel=2)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
+            if needed + SPARE_BYTES > free:
+                space = f"{needed / 2**30:.1f} GiB in {path.parent}, which has {free / 2**30:.1f}"
+                hint = "name another folder in $GSDD_CACHE"
+                raise DataError(f"the decoded images need {space} GiB free; {hint}")
             pixels = _decode_all(listing, hashes, shape, resize)
             write_atomically(path, sha256(pixels).digest(), pixels.data)
         pixels = np.memmap(path, np.uint8, "c", MARK, shape)  # changes stay in memory
@@ -114,15 +117,12 @@ def decode_image(
     """Decode one image to uint8 [channels, height, width].
 
     Args:
-        content: the encoded image.
-        size: (height, width).
         channels: 3 for RGB, 1 for gray; transparency is dropped, 16 bits are scaled to 8.
-        resize: bilinear, anti-aliased, ``"crop"``: to cover the size, then cropped at the center;
-            ``"squash"``: both sides, whatever their ratio; ``"exact"``: it must have the size.
-        source: name of the image in messages.
+        resize: bilinear; "crop": to cover the size (height, width), then cropped at the center;
+            "squash": both sides, whatever their ratio; "exact": it must have the size.
 
     Raises:
-        DataError: it is damaged, too large, or of another format or size.
+        DataError: ``source`` is damaged, too large, or of another format or size.
     """
     with open_image(content, source) as image:
         try:
@@ -146,10 +146,6 @@ def open_image(content: bytes, source: str) -> Image.Image:
     if pixels > MAX_PIXELS:
         raise DataError(f"{source} has more than {MAX_PIXELS:,} pixels; make it smaller")
     return image
-
-
-def _is_image(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() in SUFFIXES
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
@@ -178,26 +174,13 @@ def _resized(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Im
 
 
 def _is_intact(path: Path, shape: tuple[int, ...]) -> bool:
-    """Whether ``path`` exists and holds what was written, bit for bit."""
     if not path.is_file() or path.stat().st_size != MARK + math.prod(shape):
         return False
     with open(path, "rb") as file:
         return file.read(MARK) == file_digest(file, "sha256").digest()
 
 
-def _make_room(path: Path, needed: int) -> None:
-    if path.exists():
-        warnings.warn(f"{path} is damaged: decoding its images again", stacklevel=3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path.parent).free
-    if needed + SPARE_BYTES > free:
-        space = f"{needed / 2**30:.1f} GiB in {path.parent}, which has {free / 2**30:.1f} GiB free"
-        raise DataError(f"the decoded images need {space}; name another folder in $GSDD_CACHE")
-
-
-def _decode_all(
-    listing: Listing, hashes: list[bytes], shape: tuple[int, ...], resize: str
-) -> np.ndarray:
+def _decode_all(listing: Listing, hashes: list[bytes], shape: tuple, resize: str) -> np.ndarray:
     """All images, uint8 of ``shape``; on several cores, for Pillow releases the GIL."""
     pixels = np.empty(shape, np.uint8)
 
