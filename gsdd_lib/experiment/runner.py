@@ -1,9 +1,6 @@
-"""Run a notebook with a parameter file through papermill, checked first, visible throughout.
-
-The results of ``params/<profile>/<notebook>/<case>.yaml``, the executed notebook among them, go to
-``figures/<profile>/<notebook>/<case>/``; log, checkpoints and experts to the same place in runs/.
-Nothing there is ever moved or deleted: a distillation goes on from a checkpoint of its settings.
-"""
+"""Run a notebook with a parameter file through papermill, checked first, visible throughout. The
+results of ``params/<profile>/<notebook>/<case>.yaml``, with the executed notebook, go to figures/
+under this name; log, checkpoints and experts to runs/, where nothing is ever moved or deleted."""
 
 import argparse
 import json
@@ -91,7 +88,6 @@ def run(notebook: Path, params: Path) -> int:
 
 
 def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], lines: _Lines) -> str:
-    """Execute in a kernel of this Python; returns what went wrong, or nothing."""
     os.environ["TQDM_DISABLE"] = "1"  # progress as lines, which papermill passes on
     papermill_engines.register(ENGINE, _AnnouncingEngine)
     more = {"engine_name": ENGINE, "kernel_name": "python3", "progress_bar": False}
@@ -110,7 +106,6 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], lines: 
 
 
 def _last_run(where: Path) -> tuple[float, str]:
-    """Seconds and device of the record beside the results of a case; 0 and "" without one."""
     try:
         record = json.loads((project_root() / "figures" / where / RECORD).read_text("utf-8"))
         return float(record["seconds"]), str(record["device"])
@@ -123,12 +118,9 @@ def _clock(seconds: float) -> str:
 
 
 def cases(folder: Path, only: str = "") -> list[Path]:
-    """The parameter files of a profile, ``params/<profile>``; ParameterError if there is none.
-
-    Args:
-        only: those of one notebook ("04", or its whole name), of one item of the paper
-            ("table_15") or of one name ("ipc1"); empty: all.
-    """
+    """The parameter files of a profile, ``params/<profile>``; raises ParameterError without any.
+    ``only``: those of one notebook ("04", or its whole name), of one item of the paper ("table_15")
+    or of one name ("ipc1"); empty: all."""
 
     def chosen(path: Path) -> bool:
         names = path.parent.name, str(load_parameters(path).get("paper_item", ""))
@@ -161,14 +153,12 @@ def check_all(folder: Path, only: str = "") -> int:
 
 
 def data_sets(folder: Path, only: str = "") -> list[str]:
-    """The data sets that the parameter files of a profile name."""
     values = [load_parameters(path) for path in cases(folder, only)]
     named = {name for one in values for name in [one.get("dataset"), *one.get("datasets", [])]}
     return sorted(named - {None})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m gsdd_lib.experiment.runner")
     parser.add_argument("notebook", type=Path, nargs="?", help="notebooks/<stem>.ipynb")
     parser.add_argument("params", type=Path, nargs="?", help="a parameter file, in params/ or not")
