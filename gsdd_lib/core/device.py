@@ -3,6 +3,7 @@
 Random numbers are drawn on the CPU and networks made there, so that a seed means the same anywhere.
 """
 
+import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +19,10 @@ CPU_INFO = Path("/proc/cpuinfo")
 def choose_device(name: str = "auto") -> "torch.device":
     """The device called ``name``; ``auto`` is the CUDA device if there is one, else the CPU.
 
+    Of several ranks (:mod:`gsdd_lib.core.ranks`) each takes a CUDA device of its own.
+
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: there is no such device, or not one for each rank.
     """
     import torch
 
@@ -28,6 +31,12 @@ def choose_device(name: str = "auto") -> "torch.device":
         device = torch.device(("cuda" if count else "cpu") if name == "auto" else name)
     except RuntimeError:
         device = None
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device and device.type == "cuda" and device.index is None and count and ranks > 1:
+        if ranks > count:
+            wanted = f"{ranks} ranks want a CUDA device each and there are {count}"
+            raise ConfigError(f"{wanted}; start fewer, or choose the device 'cpu'")
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if device is None or device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device must be auto, cpu or cuda (or cuda:1 ...), got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= count:
