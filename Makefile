@@ -60,6 +60,9 @@ lab: $(ENVIRONMENT) compiler ## Open the notebooks in JupyterLab (over SSH: ARGS
 	  --LabApp.default_url=/lab/tree/notebooks$(INDEX:notebooks%=%) \
 	  $$(test "$$(id -u)" != 0 || echo --allow-root) $(ARGS)
 
+html: $(ENVIRONMENT) ## The notebooks as they were last saved, as a static site in site/; needs no network to read
+	@$(PYTHON) docs/site.py site && echo "Open site/index.html"
+
 data: $(ENVIRONMENT) ## Find Fashion-MNIST on this machine, or fetch it (30 MB) and verify it
 	@$(PYTHON) -m gsdd_lib.data fashion_mnist --fetch
 

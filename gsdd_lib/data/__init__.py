@@ -1,7 +1,7 @@
 """Data sets: one table of names and readers, and what every reader's images become.
 
-A new data set is a module with a reader ``DataConfig -> RawData``, a line in :data:`READERS` and
-its name in :data:`gsdd_lib.config.DATASETS`.
+One of your own: a reader ``DataConfig -> RawData``, a line in :data:`READERS` and in
+:data:`gsdd_lib.config.DATASETS`.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,6 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
     """Load a data set, with a validation split held out. Never touches the network.
 
     Args:
-        config: which images.
         seed: of the validation split; the test images do not depend on it.
 
     Raises:
@@ -43,7 +42,7 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
     """
     raw = read_data(config)
     chosen = config.model_dump(include={"resolution", "max_per_class", "holdout"})
-    data = prepare(config.dataset, raw, seed=seed, **chosen)
+    data = prepare(raw, seed=seed, **chosen)
     if config.zca:  # of all training images as published, as mean and std are
         images = resize(raw.train.images, config.resolution)
         note = f"{data.provenance}, ZCA"

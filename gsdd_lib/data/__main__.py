@@ -11,11 +11,7 @@ from gsdd_lib.data.fashion_mnist import fetch_fashion_mnist
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read a data set, which checks it, and say in one line what was found.
-
-    Returns:
-        The exit status: 1 where the data set is missing or damaged.
-    """
+    """Read a data set, which checks it; the exit status is 1 where it is missing or damaged."""
     parser = argparse.ArgumentParser(prog="python -m gsdd_lib.data", description=__doc__)
     parser.add_argument("dataset", help="its name, such as fashion_mnist")
     parser.add_argument("--folder", default="", help="where its files are, or where they should go")

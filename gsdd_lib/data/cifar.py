@@ -74,7 +74,7 @@ def _read_form(dataset: str, path: Path, name: str) -> RawData:
         names, note = table.get("fine_label_names") or table["label_names"], "MD5"
     splits = [_read_split(contents, form, split, len(names)) for split in COUNTS]
     provenance = f"{TITLES[dataset]} from {name}, {note} verified"
-    return RawData(tuple(names), MEAN, STD, *splits, provenance)
+    return RawData(dataset, tuple(names), MEAN, STD, *splits, provenance)
 
 
 def _read_split(contents: dict[str, bytes], form: Form, split: str, classes: int) -> ImageSet:
@@ -125,4 +125,4 @@ def _read_class_folders(path: Path) -> RawData:
         shown = ", ".join(f"{value:.4f}" for value in mean)
         raise DataError(f"{path} does not hold CIFAR-100: the means of its channels are {shown}")
     note = "from a folder per class, in another order than published; numbers and means verified"
-    return RawData(names, MEAN, STD, train, test, f"CIFAR-100 {note}")
+    return RawData("cifar100", names, MEAN, STD, train, test, f"CIFAR-100 {note}")

@@ -33,30 +33,14 @@ class ImageSet:
         return ImageSet(self.images[index], self.labels[index])
 
     def to(self, device: str | torch.device) -> Self:
-        """The same split on another device."""
         return ImageSet(self.images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False)
 class RawData:
-    """What a reader returns; mean and std per channel, of training pixels in [0, 1]."""
+    """What a reader returns; mean and std per channel, of training pixels in [0, 1].
 
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    train: ImageSet
-    test: ImageSet
-    provenance: str
-
-
-@dataclass(frozen=True, eq=False)
-class ImageData:
-    """A data set ready for use, with images to train on in every class, to validate and to test.
-
-    Attributes:
-        mean, std: per channel, of the training pixels in [0, 1].
-        provenance: one line on where the images came from, without the path of a user's folder.
-        normalization: what networks see of the images; by default that of ``mean`` and ``std``.
+    ``provenance``: one line on where the images came from, without the path of a user's folder.
     """
 
     name: str
@@ -64,22 +48,29 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     train: ImageSet
-    validation: ImageSet
     test: ImageSet
     provenance: str
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData(RawData):
+    """A data set ready for use, with images to train on in every class, to validate and to test.
+
+    ``normalization``: what networks see of the images; by default that of ``mean`` and ``std``.
+    """
+
+    validation: ImageSet
     normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
-        counts = torch.bincount(self.train.labels.cpu(), minlength=self.num_classes).tolist()
-        fault = "a single class; classification needs at least two" * (self.num_classes < 2)
-        for split in SPLITS:
-            if not len(getattr(self, split)):
-                fault = fault or f"no {split} images; each split needs some"
-        if 0 in counts:
-            missing = self.class_names[counts.index(0)]
-            fault = fault or f"no training images of class '{missing}'; add some"
-        if fault:
-            raise DataError(f"'{self.name}' has {fault}")
+        faults = ["a single class; classification needs at least two"] * (self.num_classes < 2)
+        empty = [split for split in SPLITS if not len(getattr(self, split))]
+        faults += [f"no {split} images; each split needs some" for split in empty]
+        missing = set(range(self.num_classes)) - set(self.train.labels.unique().tolist())
+        names = [self.class_names[label] for label in sorted(missing)]
+        faults += [f"no training images of class '{name}'; add some" for name in names]
+        if faults:
+            raise DataError(f"'{self.name}' has {faults[0]}")
         if self.normalization is None:
             default = ChannelNormalization(tuple(self.mean), tuple(self.std))
             object.__setattr__(self, "normalization", default.to(self.device))
@@ -125,21 +116,11 @@ class ImageData:
 
 
 def prepare(
-    name: str,
-    raw: RawData,
-    *,
-    resolution: int = 0,
-    max_per_class: int = 0,
-    holdout: float = 0.1,
-    seed: int = 0,
+    raw: RawData, *, resolution: int = 0, max_per_class: int = 0, holdout: float = 0.1, seed: int
 ) -> ImageData:
     """Hold out a validation split, thin the training images, bring all to one resolution.
 
-    Args:
-        resolution: pixels per side; 0: as it is.
-        max_per_class: training images kept per class *after* the hold-out; 0: all.
-        holdout: fraction of each class of the training images, at least one image of each.
-        seed: of both choices.
+    ``holdout`` is a fraction of each class, at least an image; the others: see ``DataConfig``.
     """
     if not 0 < holdout < 1:
         raise DataError(f"holdout must be greater than 0 and less than 1, got {holdout:g}")
@@ -150,16 +131,16 @@ def prepare(
         hint = "number the classes without gaps or add images"
         raise DataError(f"{few} but needs at least 2, one to hold out; {hint}")
     rng = generator(seed, "data", "holdout")
-    kept, held = stratified_split(raw.train.labels, holdout, generator=rng)
+    kept, held = stratified_split(raw.train.labels, holdout, rng)
     if max_per_class:
         rng = generator(seed, "data", "max_per_class")
         kept = kept[keep_per_class(raw.train.labels[kept], max_per_class, generator=rng)]
-    splits = [raw.train.select(kept), raw.train.select(held), raw.test]
-    count, channels = sum(map(len, splits)), raw.test.images.shape[1]
-    check_size(name, count, channels=channels, resolution=resolution)
-    splits = [ImageSet(resize(part.images, resolution), part.labels) for part in splits]
+    parts = {"train": raw.train.select(kept), "validation": raw.train.select(held)}
+    parts["test"], count = raw.test, len(kept) + len(held) + len(raw.test)
+    check_size(raw.name, count, channels=raw.test.images.shape[1], resolution=resolution)
+    sized = {n: ImageSet(resize(part.images, resolution), part.labels) for n, part in parts.items()}
     provenance = f"{raw.provenance}, {100 * holdout:g}% of each class held out for validation"
-    return ImageData(name, raw.class_names, raw.mean, raw.std, *splits, provenance)
+    return ImageData(**{**vars(raw), **sized, "provenance": provenance})
 
 
 def check_size(name: str, count: int, *, channels: int, resolution: int) -> None:
@@ -181,13 +162,11 @@ def resize(images: Tensor, resolution: int) -> Tensor:
 def split_test(whole: ImageSet, name: str) -> tuple[ImageSet, ImageSet]:
     """Training and test images of a data set without a test split; the same for any seed."""
     rng = generator(0, "data", name, "test")
-    kept, held = stratified_split(whole.labels, TEST_FRACTION, generator=rng)
+    kept, held = stratified_split(whole.labels, TEST_FRACTION, rng)
     return whole.select(kept), whole.select(held)
 
 
-def stratified_split(
-    labels: Tensor, fraction: float, *, generator: Generator
-) -> tuple[Tensor, Tensor]:
+def stratified_split(labels: Tensor, fraction: float, generator: Generator) -> tuple[Tensor, ...]:
     """Ascending indices (kept, held) with the same share of each class held, never 0 or all."""
     kept, held = [], []
     for members in _shuffled_classes(labels, generator):
@@ -217,7 +196,6 @@ def sample_per_class(members: list[Tensor], count: int, *, generator: Generator)
 
 
 def _shuffled_classes(labels: Tensor, generator: Generator) -> list[Tensor]:
-    """For each class that occurs, the indices of its images in random order."""
     labels = labels.cpu()
     shuffled = torch.randperm(len(labels), generator=generator)
     return [shuffled[members] for members in class_members(labels[shuffled])]

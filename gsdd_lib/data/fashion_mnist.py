@@ -1,7 +1,6 @@
 """``fashion_mnist``: 60,000 + 10,000 gray images of 28x28 in ten classes (Xiao et al., 2017).
 
-Four IDX files, plain or ``.gz``, whose content must have the published SHA-256, whoever packed
-them. Loading never touches the network; :func:`fetch_fashion_mnist` does, when asked.
+Four IDX files, plain or ``.gz``, whose content must have the published SHA-256.
 """
 
 import http.client
@@ -12,6 +11,7 @@ import sys
 import tempfile
 import urllib.request
 import zlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -50,7 +50,7 @@ FETCH = "run 'make data' or 'python -m gsdd_lib.data fashion_mnist --fetch'"
 
 
 def read_fashion_mnist(config: DataConfig) -> RawData:
-    """All 70,000 images from ``config.folder`` or the usual places."""
+    """All 70,000 images from ``config.folder`` or the usual places; never from the network."""
     try:
         places = _places(config.folder)
         folder = first_complete({p: [_locate(p, stem) for stem in FILES] for p in places})
@@ -60,26 +60,27 @@ def read_fashion_mnist(config: DataConfig) -> RawData:
         raise DataError(f"{error}; {hint}") from None
     source = "the folder given" if config.folder else f"{folder.parent.name}/{folder.name}"
     provenance = f"Fashion-MNIST from {source}, SHA-256 verified"
-    return RawData(CLASS_NAMES, MEAN, STD, train, test, provenance)
+    return RawData("fashion_mnist", CLASS_NAMES, MEAN, STD, train, test, provenance)
 
 
 def fetch_fashion_mnist(folder: str = "") -> None:
     """Fetch the files that are missing or damaged, from the publisher or out of Debian's package.
 
-    Installs nothing. What is fetched from where, and what failed, is said on the error stream.
-
-    Args:
-        folder: where they go; empty: ``fashion-mnist`` in $GSDD_DATA or ``data``.
+    To ``folder`` (empty: ``fashion-mnist`` in $GSDD_DATA or ``data``); nothing is installed.
     """
     target = _places(folder)[0]
     wanted = [target / f"{stem}.gz" for stem in FILES if not _is_sound(target, stem)]
-    ways = {address: partial(_fetch_files, address) for address in ADDRESSES}
+    ways = {address: partial(_from_address, address) for address in ADDRESSES}
     if shutil.which("apt-get") and shutil.which("dpkg-deb"):
-        ways[f"Debian's package {PACKAGE} (apt-get download)"] = _fetch_package
+        ways[f"Debian's package {PACKAGE} (apt-get download)"] = _from_package
     for source, fetch in ways.items():
         print(f"fetching Fashion-MNIST (30 MB) from {source} to {target}", file=sys.stderr)
         try:
-            return fetch(wanted)
+            contents = fetch([path.name for path in wanted])
+            for path, content in zip(wanted, contents, strict=True):
+                _sound(path.stem, path, content)
+                write_atomically(path, content)
+            return
         except (OSError, http.client.HTTPException, subprocess.SubprocessError, DataError) as error:
             print(f"that failed: {getattr(error, 'reason', '') or error}", file=sys.stderr)
     hint = f"where the network is closed, put its four .gz files into {target} by hand"
@@ -95,7 +96,6 @@ def _places(folder: str) -> list[Path]:
 
 
 def _locate(folder: Path, stem: str) -> Path:
-    """The path of one file: the plain one if it is there, else the compressed one."""
     plain = folder / stem
     return plain if plain.is_file() else folder / f"{stem}.gz"
 
@@ -104,7 +104,7 @@ def _read_split(folder: Path, prefix: str) -> ImageSet:
     """An IDX file is 0, 0, 8 (bytes), the number of dimensions, these, the values."""
     tensors = []
     for stem in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"):
-        content = _content(folder, stem)
+        content = _sound(stem, _locate(folder, stem))
         start = 4 + 4 * content[3]
         shape = struct.unpack(f">{content[3]}I", content[4:start])
         values = np.frombuffer(content, np.uint8, offset=start).copy()
@@ -112,56 +112,45 @@ def _read_split(folder: Path, prefix: str) -> ImageSet:
     return ImageSet(tensors[0].unsqueeze(1), tensors[1].long())
 
 
-def _content(folder: Path, stem: str) -> bytes:
-    path = _locate(folder, stem)
-    return _sound(read_bytes(path, MAX_BYTES), stem, path)
-
-
-def _sound(content: bytes, stem: str, source: Path) -> bytes:
+def _sound(stem: str, path: Path, content: bytes | None = None) -> bytes:
     """The content of a file, decompressed, if it is what was published as ``stem``."""
-    if source.suffix == ".gz":
+    content = read_bytes(path, MAX_BYTES) if content is None else content
+    if path.suffix == ".gz":
         stream = zlib.decompressobj(zlib.MAX_WBITS | 16)  # gzip header and checksum expected
         try:
             content = stream.decompress(content, MAX_BYTES)
         except zlib.error as error:
-            raise DataError(f"{source} is not a sound gzip file ({error})") from None
+            raise DataError(f"{path} is not a sound gzip file ({error})") from None
         if not stream.eof:
-            raise DataError(f"{source} is cut off, or too long")
-    return verified(content, FILES[stem], source, algorithm="sha256")
+            raise DataError(f"{path} is cut off, or too long")
+    return verified(content, FILES[stem], path, algorithm="sha256")
 
 
 def _is_sound(folder: Path, stem: str) -> bool:
     try:
-        return bool(_content(folder, stem))
+        return bool(_sound(stem, _locate(folder, stem)))
     except DataError as fault:
         if (folder / stem).is_file():  # it would hide the compressed file that is fetched
             raise DataError(f"{fault}; remove it and run this again") from None
         return False
 
 
-def _keep(content: bytes, path: Path) -> None:
-    """Write a fetched ``.gz`` file, if it is what was published."""
-    _sound(content, path.stem, path)
-    write_atomically(path, content)
-
-
-def _fetch_files(address: str, wanted: list[Path]) -> None:
-    for path in wanted:
-        with urllib.request.urlopen(address + path.name, timeout=TIMEOUT_S) as response:
+def _from_address(address: str, names: list[str]) -> Iterator[bytes]:
+    for name in names:
+        with urllib.request.urlopen(address + name, timeout=TIMEOUT_S) as response:
             content = response.read(MAX_BYTES + 1)
             expected = response.headers.get("Content-Length", "")
         if expected.isdecimal() and len(content) < int(expected):  # read() itself does not tell
             raise DataError(f"the connection broke after {len(content):,} of {expected} bytes")
-        _keep(content, path)
+        yield content
 
 
-def _fetch_package(wanted: list[Path]) -> None:
-    """Take the files out of Debian's package, with package lists in a temporary folder."""
+def _from_package(names: list[str]) -> Iterator[bytes]:
+    """Out of Debian's package, with package lists in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         options = {"cwd": folder, "capture_output": True, "text": True, "timeout": APT_TIMEOUT_S}
         done = subprocess.run(["sh", "-ec", APT], **options)
         if done.returncode:
             raise DataError(done.stderr.strip().rpartition("\n")[2])
-        for path in wanted:
-            unpacked = Path(folder) / DEBIAN_FOLDER.relative_to("/") / path.name
-            _keep(read_bytes(unpacked, MAX_BYTES), path)
+        for name in names:
+            yield read_bytes(Path(folder) / DEBIAN_FOLDER.relative_to("/") / name, MAX_BYTES)

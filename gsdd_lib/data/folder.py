@@ -43,7 +43,7 @@ def read_imagefolder(config: DataConfig) -> RawData:
     shape = f"{config.resize} to " * bool(config.resolution) + f"{size[1]}x{size[0]}"
     source = f"imagefolder, {len(listing.paths):,} images of the folder given"
     statistics = channel_statistics(train.images)
-    return RawData(names, *statistics, train, test, f"{source}, {shape}, {note}")
+    return RawData("imagefolder", names, *statistics, train, test, f"{source}, {shape}, {note}")
 
 
 def _check_tree(tree: Tree, train: Path, test: Path) -> None:

@@ -42,7 +42,7 @@ def read_imagenet_subset(name: str, config: DataConfig) -> RawData:
     splits = decoded(name, listing, (size, size), resize=config.resize)
     about = f"{len(listing.paths):,} images, {config.resize} to {size}x{size}"
     provenance = f"{name} by WordNet id from {source}, {about}"
-    return RawData(tuple(classes.values()), MEAN, STD, *splits, provenance)
+    return RawData(name, tuple(classes.values()), MEAN, STD, *splits, provenance)
 
 
 def _find(name: str, folder: str) -> tuple[Path, str]:

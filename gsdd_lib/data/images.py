@@ -1,7 +1,6 @@
 """Images in files, a folder per class: listed in one order, decoded once and kept in a cache.
 
-A cached file is named by a hash of the content of the encoded images, wherever they are stored, and
-of how they are decoded. It begins with the SHA-256 of the pixels that follow.
+A cached file is named by a hash of the images' content and of how they are decoded.
 """
 
 import io
@@ -30,7 +29,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no other is ever opened
 MAX_BYTES, MAX_PIXELS = 2**26, 2**26  # of one image: encoded, and decoded (200 MB as RGB)
 VERSION = 2  # of how pixels are made: a change decodes everything again
-MARK, SPARE_BYTES = 32, 2**26  # bytes of a SHA-256, and those left on a disk
+MARK, SPARE_BYTES = 32, 2**26  # bytes of the SHA-256 in front, and those left on a disk
 BILINEAR = Image.Resampling.BILINEAR
 
 Tree = dict[str, dict[str, list[str]]]  # split folder -> class folder -> image names, sorted
@@ -38,15 +37,14 @@ Tree = dict[str, dict[str, list[str]]]  # split folder -> class folder -> image 
 
 @dataclass(frozen=True)
 class Listing:
-    """Images below ``root``: training images first, class by class, by file name."""
+    """Images below ``root``: the ``train`` training images first, class by class, by file name."""
 
     root: Path
     paths: list[str]
     labels: list[int]
-    train: int  # number of training images
+    train: int
 
     def read(self, position: int) -> bytes:
-        """The encoded image at ``position``."""
         return read_bytes(self.root / self.paths[position], MAX_BYTES)
 
 
@@ -54,7 +52,11 @@ def folder_tree(root: Path, splits: Sequence[str]) -> Tree:
     """The class folders of each of ``splits`` (``""``: the root itself) that exists."""
     return {
         split: {
-            folder.name: sorted(file.name for file in folder.iterdir() if _is_image(file))
+            folder.name: sorted(
+                file.name
+                for file in folder.iterdir()
+                if not file.name.startswith(".") and file.suffix.lower() in SUFFIXES
+            )
             for folder in sorted((root / split).iterdir())
             if folder.is_dir() and not folder.name.startswith(".")
         }
@@ -82,7 +84,6 @@ def decoded(
 
     Args:
         name: of the data set, for messages and the file's name.
-        listing: what to decode where there is no such file.
         size, channels, resize: see :func:`decode_image`.
 
     Raises:
@@ -114,10 +115,8 @@ def decode_image(
     """Decode one image to uint8 [channels, height, width].
 
     Args:
-        content: the encoded image.
-        size: (height, width).
         channels: 3 for RGB, 1 for gray; transparency is dropped, 16 bits are scaled to 8.
-        resize: bilinear, anti-aliased, ``"crop"``: to cover the size, then cropped at the center;
+        resize: bilinear; ``"crop"``: to cover the size (height, width), then cropped at the center;
             ``"squash"``: both sides, whatever their ratio; ``"exact"``: it must have the size.
         source: name of the image in messages.
 
@@ -148,10 +147,6 @@ def open_image(content: bytes, source: str) -> Image.Image:
     return image
 
 
-def _is_image(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() in SUFFIXES
-
-
 def _in_8_bits(image: Image.Image) -> Image.Image:
     """A gray image of 16 bits scaled to 8; Pillow itself would clip it to white."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
@@ -178,7 +173,6 @@ def _resized(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Im
 
 
 def _is_intact(path: Path, shape: tuple[int, ...]) -> bool:
-    """Whether ``path`` exists and holds what was written, bit for bit."""
     if not path.is_file() or path.stat().st_size != MARK + math.prod(shape):
         return False
     with open(path, "rb") as file:
@@ -195,9 +189,7 @@ def _make_room(path: Path, needed: int) -> None:
         raise DataError(f"the decoded images need {space}; name another folder in $GSDD_CACHE")
 
 
-def _decode_all(
-    listing: Listing, hashes: list[bytes], shape: tuple[int, ...], resize: str
-) -> np.ndarray:
+def _decode_all(listing: Listing, hashes: list[bytes], shape: tuple, resize: str) -> np.ndarray:
     """All images, uint8 of ``shape``; on several cores, for Pillow releases the GIL."""
     pixels = np.empty(shape, np.uint8)
 

@@ -1,11 +1,6 @@
 """Normalization: pixel values to what networks see, and back; by channel, or by ZCA whitening.
 
-ZCA turns images so that their pixels are uncorrelated:
-
-    W = U (S + eps)^(-1/2) U^T,   covariance of the training pixels = U S U^T,   z = (x - mean) W
-
-As kornia's ZCAWhitening (unbiased covariance, eps added to its singular values, which are the
-eigenvalues), with the field's eps of 0.1.
+ZCA as kornia's: z = (x - mean) W, W = U (S + 0.1)^(-1/2) U^T, unbiased covariance U S U^T.
 """
 
 import hashlib
@@ -27,7 +22,7 @@ from gsdd_lib.core.progress import Progress
 
 REGULARIZATION = 0.1
 MAX_VALUES = 3 * 64 * 64  # of an image: its matrices then take 1.2 GB each
-FORMAT, VERSION = "gsdd-whitening", 2
+FORMAT, VERSION, PARTS = "gsdd-whitening", 2, ("mean", "matrix", "inverse")
 CHUNK = 1_024  # images summed in float32: pixels are within 128 of 128, and 1,024 * 128^2 = 2^24
 
 
@@ -46,27 +41,23 @@ class ChannelNormalization:
             raise DataError(f"{needs}, got {list(self.mean)} and {list(self.std)}")
 
     def apply(self, images: Tensor) -> Tensor:
-        """Normalized images, float32 (float64 of float64 images), differentiable.
-
-        Args:
-            images: [..., C, H, W], uint8, or floating point in [0, 1], on any device.
+        """Normalized images, float32 (float64 of float64 images), differentiable, on any device.
 
         Raises:
-            DataError: the images have another shape or an integer type other than uint8.
+            DataError: they are not [..., C, H, W] of uint8, or of floating point in [0, 1].
         """
-        mean, std = self._statistics_for(images)
-        values = _floating(images)
+        values = _fitting(images, (len(self.mean),))
+        mean, std = self._statistics.to(images.device)
         if images.dtype == torch.uint8:
             return values * (1 / (255.0 * std)) - mean / std
         return (values - mean) / std
 
     def invert(self, normalized: Tensor) -> Tensor:
         """Undo :meth:`apply`: [..., C, H, W] back to pixel values in [0, 1], not clamped."""
-        mean, std = self._statistics_for(normalized)
-        return normalized * std + mean
+        mean, std = self._statistics.to(normalized.device)
+        return _fitting(normalized, (len(self.mean),)) * std + mean
 
     def to(self, device: str | torch.device) -> Self:
-        """The same numbers on another device."""
         return replace(self, device=device)
 
     @property
@@ -75,15 +66,8 @@ class ChannelNormalization:
         return hashlib.sha256(json.dumps([self.mean, self.std]).encode()).hexdigest()
 
     @cached_property
-    def _statistics(self) -> Tensor:
-        """Mean and deviation [2, C, 1, 1]."""
+    def _statistics(self) -> Tensor:  # [2, C, 1, 1]
         return torch.tensor([self.mean, self.std], device=self.device).view(2, -1, 1, 1)
-
-    def _statistics_for(self, images: Tensor) -> Tensor:
-        if images.dim() < 3 or images.shape[-3] != len(self.mean):
-            fault = f"images of shape {list(images.shape)} do not fit the normalization"
-            raise DataError(f"{fault}; pass [..., {len(self.mean)}, height, width]")
-        return self._statistics.to(images.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +75,8 @@ class Whitening:
     """ZCA whitening of images of ``shape`` (C, H, W) with D = C * H * W values.
 
     Args:
-        fingerprint: hash of the images that it was fitted to; by rounding the matrices may differ
-            from machine to machine, this does not.
-        read: gives mean [D], of pixel values in [0, 1], and matrix and inverse [D, D], float32;
-            called when they are first needed.
+        fingerprint: hash of the images it was fitted to; the matrices differ by rounding.
+        read: gives mean [D], in [0, 1], matrix and inverse [D, D], float32; called when needed.
     """
 
     shape: tuple[int, int, int]
@@ -109,28 +91,19 @@ class Whitening:
 
     def apply(self, images: Tensor) -> Tensor:
         """Whitened images ``(x - mean) W`` (see :class:`ChannelNormalization`)."""
-        flat = self._flat(images)
+        flat = _fitting(images, self.shape).flatten(-3)
         flat = flat / 255 if images.dtype == torch.uint8 else flat
         mean, matrix, _ = self.parts
         return ((flat - mean.to(flat)) @ matrix.to(flat)).view(images.shape)
 
     def invert(self, normalized: Tensor) -> Tensor:
         """Undo :meth:`apply`: pixel values."""
-        flat = self._flat(normalized)
+        flat = _fitting(normalized, self.shape).flatten(-3)
         mean, _, inverse = self.parts
         return (flat @ inverse.to(flat) + mean.to(flat)).view(normalized.shape)
 
     def to(self, device: str | torch.device) -> Self:
-        """The same matrices on another device."""
         return replace(self, device=device)
-
-    def _flat(self, images: Tensor) -> Tensor:
-        """Floating-point [..., D]."""
-        if tuple(images.shape[-3:]) != self.shape:
-            fault = f"images of shape {list(images.shape)} do not fit the whitening"
-            wanted = f"[..., {', '.join(map(str, self.shape))}]"
-            raise DataError(f"{fault}, which is for {wanted}; resize them")
-        return _floating(images).flatten(-3)
 
 
 Normalization = ChannelNormalization | Whitening
@@ -151,8 +124,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 def fit_whitening(images: Tensor, *, eps: float = REGULARIZATION) -> Whitening:
     """The whitening of uint8 images [N, C, H, W], N at least 2; computed in double."""
-    values = images[0].numel()
-    if values > MAX_VALUES:
+    if (values := images[0].numel()) > MAX_VALUES:
         fault = f"ZCA of images with {values:,} values takes too much memory"
         raise DataError(f"{fault}; choose zca=False or a resolution of 64")
     mean, covariance = _statistics(images)
@@ -165,14 +137,14 @@ def fit_whitening(images: Tensor, *, eps: float = REGULARIZATION) -> Whitening:
 
 def cached_whitening(images: Tensor) -> Whitening:
     """:func:`fit_whitening`, or what it gave for the same images before, from the cache."""
-    folder, shape = cache_folder(), tuple(images.shape[1:])
-    kept = read_whitening(folder / f"zca-{_content_hash(images)}.safetensors", shape)
+    path = cache_folder() / f"zca-{_content_hash(images)}.safetensors"
+    kept = read_whitening(path, tuple(images.shape[1:]))
     try:
         return replace(kept, read=lambda parts=kept.parts: parts)
     except DataError:
         made = fit_whitening(images)
     try:
-        write_whitening(folder, made)
+        write_whitening(path.parent, made)
     except OSError as error:
         warnings.warn(f"The whitening could not be kept for next time ({error}).", stacklevel=2)
     return made
@@ -185,21 +157,15 @@ def write_whitening(folder: Path | str, whitening: Whitening) -> Path:
         _ = read_whitening(path, whitening.shape).parts
     except DataError:
         about = {"format": FORMAT, "version": VERSION, "fingerprint": whitening.fingerprint}
-        parts = dict(zip(("mean", "matrix", "inverse"), whitening.parts, strict=True))
+        parts = dict(zip(PARTS, whitening.parts, strict=True))
         write_tensors(path, parts, about | {"shape": list(whitening.shape)})
     return path
 
 
 def read_whitening(path: Path, shape: tuple[int, int, int], remedy: str = "") -> Whitening:
-    """The whitening in a file of :func:`write_whitening`, which is read when it is first needed.
+    """The whitening of images of ``shape`` in a file, which is read when it is first needed.
 
-    Args:
-        path: the file; it may be missing until then.
-        shape: (C, H, W) of the images that it is wanted for.
-        remedy: how the error goes on that says to copy the file again.
-
-    Raises:
-        DataError: later, where the file is missing, damaged, of another kind or for other images.
+    Then a missing or unusable file raises :class:`DataError`, to which ``remedy`` is added.
     """
     known = {"version": VERSION, "fingerprint": path.stem.removeprefix("zca-"), "shape": [*shape]}
 
@@ -212,7 +178,7 @@ def read_whitening(path: Path, shape: tuple[int, int, int], remedy: str = "") ->
         except DamagedFileError as error:
             fault = f"the whitening '{path.name}' cannot be used ({error}); copy it again{remedy}"
             raise DataError(fault) from None
-        return tensors["mean"], tensors["matrix"], tensors["inverse"]
+        return tuple(tensors[name] for name in PARTS)
 
     return Whitening(shape, known["fingerprint"], read)
 
@@ -236,8 +202,13 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return (mean + 128) / 255, covariance / 255**2
 
 
-def _floating(images: Tensor) -> Tensor:
-    """Images as float32, or as float64 where they are."""
+def _fitting(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Images as float32, or as float64 where they are; ``shape``: (C,) or (C, H, W) of them."""
+    if images.dim() < 3 or images.shape[-3:][: len(shape)] != shape:
+        fault = f"images of shape {list(images.shape)} do not fit the "
+        fault += "whitening" if len(shape) == 3 else "normalization"
+        wanted = ", ".join(map(str, (*shape, "height", "width")[:3]))
+        raise DataError(f"{fault}; pass [..., {wanted}]")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise DataError(f"images are {images.dtype}; pass uint8, or floating point in [0, 1]")
     return images.to(torch.float64 if images.dtype == torch.float64 else torch.float32)

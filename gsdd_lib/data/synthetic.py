@@ -58,7 +58,7 @@ def read_shapes(config: DataConfig) -> RawData:
     check_size("shapes", count, channels=3, resolution=resolution)
     train = make_shapes(TRAIN_PER_CLASS, resolution, seed=0, split="train")
     test = make_shapes(TEST_PER_CLASS, resolution, seed=0, split="test")
-    return RawData(tuple(FIGURES), MEAN, STD, train, test, "shapes, generated")
+    return RawData("shapes", tuple(FIGURES), MEAN, STD, train, test, "shapes, generated")
 
 
 def make_shapes(per_class: int, resolution: int, *, seed: int, split: str = "train") -> ImageSet:
@@ -128,4 +128,4 @@ def read_digits(config: DataConfig) -> RawData:
     whole = ImageSet(images, torch.from_numpy(table[:, 64].copy()))
     provenance = "digits (UCI, handwritten, 8x8), embedded in scikit-learn"
     splits = split_test(whole, "digits")
-    return RawData(tuple("0123456789"), DIGITS_MEAN, DIGITS_STD, *splits, provenance)
+    return RawData("digits", tuple("0123456789"), DIGITS_MEAN, DIGITS_STD, *splits, provenance)

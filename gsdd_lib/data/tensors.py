@@ -27,38 +27,35 @@ def from_tensors(
 
     Args:
         images: [N, C, H, W], C from 1 to 4, uint8, or floating point in [0, 1], rounded to bytes.
-        labels: integers [N] in [0, number of classes), every class at least three times, or twice
-            where there are test images.
+        labels: integers [N] in [0, classes), each three times, or twice where test images are.
         test_images, test_labels: likewise; left out, a fifth is split off, the same for any seed.
-        class_names: one name per class; left out, the numbers.
-        name: of the data set.
-        holdout: fraction of each class, test images aside, held out for validation.
-        seed: of the validation split.
+        class_names: left out, the numbers.
+        holdout: fraction of each class, test images aside, held out for validation, by ``seed``.
 
     Raises:
         DataError: one sentence on what to change.
     """
-    train = _checked(images, labels, "")
-    names = _checked_names(class_names, train.labels)
-    _check_range(train.labels, len(names), "labels")
     if (test_images is None) != (test_labels is None):
         raise DataError("test_images and test_labels go together: give both, or neither")
-    if test_images is None:
-        train, test = split_test(train, "tensors")
-    else:
-        test = _checked(test_images, test_labels, "test_")
-        _check_range(test.labels, len(names), "test_labels")
-        shapes = [list(split.images.shape[1:]) for split in (test, train)]
-        if shapes[0] != shapes[1]:
-            fault = f"test_images are of shape {shapes[0]} but images of {shapes[1]}"
+    sets = {"": _checked(images, labels, "")}
+    names, shape = _checked_names(class_names, sets[""].labels), list(images.shape[1:])
+    if test_images is not None:
+        sets["test_"] = _checked(test_images, test_labels, "test_")
+    for prefix, each in sets.items():
+        low, high = (int(bound) for bound in each.labels.aminmax())
+        if low < 0 or high >= len(names):
+            known = f"0 to {len(names) - 1} for {len(names)} classes"
+            raise DataError(f"{prefix}labels must lie in {known}, got {low} to {high}")
+        if list(each.images.shape[1:]) != shape:
+            fault = f"test_images are of shape {list(each.images.shape[1:])} but images of {shape}"
             raise DataError(f"{fault}; bring them to one shape")
-    statistics = channel_statistics(train.images)
-    raw = RawData(names, *statistics, train, test, f"{name}, tensors in memory")
-    return prepare(name, raw, holdout=holdout, seed=seed)
+    splits = sets.values() if len(sets) > 1 else split_test(sets[""], "tensors")
+    statistics = channel_statistics(next(iter(splits)).images)
+    raw = RawData(name, names, *statistics, *splits, f"{name}, tensors in memory")
+    return prepare(raw, holdout=holdout, seed=seed)
 
 
 def _checked(images: Tensor, labels: Tensor, prefix: str) -> ImageSet:
-    """Images and labels that go together, uint8 and int64 on the CPU."""
     ours, theirs = f"{prefix}images", f"{prefix}labels"
     for name, value in ((ours, images), (theirs, labels)):
         if not isinstance(value, Tensor):
@@ -70,11 +67,10 @@ def _checked(images: Tensor, labels: Tensor, prefix: str) -> ImageSet:
             hint = "; channels are last here, use images.permute(0, 3, 1, 2)"
         fault = f"{ours} must be [N, C, H, W] with C from 1 to 4, got {shape}{hint}"
     elif labels.dtype not in INTEGERS or labels.dim() != 1:
-        found = f"{labels.dtype} of shape {list(labels.shape)}"
-        fault = f"{theirs} must be integers of shape [N], got {found}"
+        fault = f"{theirs} must be integers of shape [N], got {labels.dtype} of shape "
+        fault += str(list(labels.shape))
     elif len(images) != len(labels):
-        lengths = f"{len(images)} and {len(labels)}"
-        fault = f"{ours} and {theirs} must be of one length, got {lengths}"
+        fault = f"{ours} and {theirs} must be of one length, got {len(images)} and {len(labels)}"
     elif images.dtype != torch.uint8 and not images.is_floating_point():
         fault = f"{ours} must be uint8 or floating point in [0, 1], got {images.dtype}"
     elif images.dtype != torch.uint8:
@@ -95,14 +91,7 @@ def _checked_names(class_names: Sequence[str] | None, labels: Tensor) -> tuple[s
             fault = f"labels reach {highest} but there are only {len(labels)} images"
             raise DataError(f"{fault}; number the classes 0, 1, 2, ... without gaps")
         return tuple(map(str, range(highest + 1)))
-    listed = isinstance(class_names, Sequence) and not isinstance(class_names, str)
+    listed = isinstance(class_names, list | tuple)
     if not listed or not all(isinstance(name, str) for name in class_names):
         raise DataError("class_names must be a list with the name of each class")
     return tuple(class_names)
-
-
-def _check_range(labels: Tensor, num_classes: int, what: str) -> None:
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        known = f"0 to {num_classes - 1} for {num_classes} classes"
-        raise DataError(f"{what} must lie in {known}, got {low} to {high}")

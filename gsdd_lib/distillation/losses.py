@@ -6,11 +6,14 @@ class by class, and at most ``micro_batch`` images are in the network at a time.
 classes, or a student's batches (tm); what they compute alike, they hold alike.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from gsdd_lib.config import DistillConfig
+from gsdd_lib.config import OBJECTIVES, DistillConfig
 from gsdd_lib.core import ranks
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData, ImageSet
 from gsdd_lib.data.dataset import class_members, sample_per_class
@@ -178,3 +181,17 @@ def tm_step_loss(state: State, data: ImageData, *, seed: int) -> Tensor:
 
 
 STEP_LOSSES = {"dm": dm_step_loss, "dc": dc_step_loss, "tm": tm_step_loss}
+
+
+def add_objective(name: str, step_loss: Callable[..., Tensor]) -> None:
+    """Let ``DistillConfig(objective=name)`` mean a loss of one's own, for the rest of the process.
+
+    A checkpoint knows the name, not the code: give a changed loss another name or folder.
+
+    Raises:
+        ConfigError: the name is the library's.
+    """
+    if name in ("dm", "dc", "tm"):
+        raise ConfigError(f"objective '{name}' is the library's own; choose another name")
+    STEP_LOSSES[name] = step_loss
+    OBJECTIVES[:] = STEP_LOSSES

@@ -187,7 +187,7 @@ def read_results(folder: str | Path, table: str = "results") -> pd.DataFrame:
     """
     frames = [pd.DataFrame(columns=["notebook", "case"])]
     for path, place in _places(folder, f"{table}.csv"):
-        frame = pd.read_csv(path)
+        frame = pd.read_csv(path) if path.read_bytes().strip() else pd.DataFrame()
         if not place.keys() <= set(frame):
             frames.append(pd.DataFrame(place, frame.index).join(frame))
     return pd.concat(frames[1:] or frames, ignore_index=True)

@@ -16,13 +16,8 @@ BITS: dict[Storage, int] = {"uint2": 2, "uint4": 4, "uint8": 8, "bf16": 16, "fp3
 class StraightThrough(torch.autograd.Function):
     """Forward: ``stored``, what is left of ``values`` in a file. Backward: the identity."""
 
-    @staticmethod
-    def forward(ctx, values: Tensor, stored: Tensor) -> Tensor:
-        return stored.view_as(stored)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+    forward = staticmethod(lambda ctx, values, stored: stored.view_as(stored))
+    backward = staticmethod(lambda ctx, gradient: (gradient, None))
 
 
 def as_stored(values: Tensor, storage: Storage) -> Tensor:
@@ -38,9 +33,9 @@ def as_stored(values: Tensor, storage: Storage) -> Tensor:
 class Parameterization(nn.Module):
     """``N`` labeled images whose parameters are what distillation changes.
 
-    A parameterization of your own implements :meth:`pixels` and :attr:`bits`, and whichever of
-    :meth:`penalty`, :meth:`scale_step_` and :meth:`constrain_` it needs. Called as a function it
-    renders, so that ``torch.func.functional_call(images, snapshot, ())`` renders other parameters.
+    One of your own implements :meth:`pixels`, :attr:`bits`, and of :meth:`penalty`,
+    :meth:`scale_step_` and :meth:`constrain_` what it needs. Called as a function it renders, for
+    ``torch.func.functional_call(images, snapshot, ())``.
 
     Args:
         labels: int64 [N].
@@ -60,20 +55,13 @@ class Parameterization(nn.Module):
 
     @classmethod
     def init_from(cls, images: Tensor, labels: Tensor, **more: Any) -> Self:
-        """Parameters that render to given images, or to something near.
-
-        Args:
-            images: pixel values [N, C, H, W] in [0, 1].
-            labels: int64 [N].
-            more: ``normalization``, and other arguments of the class.
-        """
+        """Parameters that render to pixel values [N, C, H, W] in [0, 1], or to something near."""
         raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def forward(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
-        """:meth:`render`."""
         return self.render(index, resolution)
 
     def render(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
@@ -94,8 +82,7 @@ class Parameterization(nn.Module):
         return next(self.parameters()).new_zeros(())
 
     def scale_step_(self, before: Mapping[str, Tensor], ratio: float) -> None:
-        """Make the last step, from the parameters ``before`` by name, ``ratio`` times as long in
-        what is measured in pixels, if anything is."""
+        """Make the last step, from ``before``, ``ratio`` times as long in what pixels measure."""
 
     def constrain_(self) -> None:
         """Bring the parameters back into their range, if they have one; called after each step."""

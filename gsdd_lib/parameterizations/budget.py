@@ -20,14 +20,7 @@ class BudgetError(GsddError, ValueError):
 
 
 def points_per_image(
-    *,
-    ipc: int,
-    gpc: int,
-    height: int,
-    width: int,
-    channels: int,
-    opacity: bool = True,
-    label_bits: int = 0,
+    *, ipc: int, gpc: int, height: int, width: int, channels: int, opacity=True, label_bits=0
 ) -> int:
     """Gaussians per image that ``ipc`` fp32 images per class buy, spread over ``gpc`` images.
 
@@ -38,19 +31,17 @@ def points_per_image(
         BudgetError: it buys none; names the largest ``gpc`` that fits.
     """
     sizes = {"ipc": ipc, "gpc": gpc, "height": height, "width": width, "channels": channels}
-    for name, value in sizes.items():
-        if value < 1:
-            raise BudgetError(f"{name} must be at least 1, got {value}")
+    if small := [name for name, value in sizes.items() if value < 1]:
+        raise BudgetError(f"{small[0]} must be at least 1, got {sizes[small[0]]}")
     bits = ipc * channels * height * width * PIXEL_BITS
     gaussian_bits = (GEOMETRY + channels + opacity) * GAUSSIAN_BITS
     if points := max(0, bits - gpc * label_bits) // (gpc * gaussian_bits):
         return points
+    reason = "is less than one Gaussian" + " and a learned label" * (label_bits > 0)
+    remedy = "use larger images or a larger ipc"
     if largest := bits // (gaussian_bits + label_bits):
         reason = f"buys no Gaussian for each of gpc={gpc} images"
         remedy = f"the largest gpc that fits is {largest}"
-    else:
-        reason = "is less than one Gaussian" + " and a learned label" * (label_bits > 0)
-        remedy = "use larger images or a larger ipc"
     size = f"{ipc} image{'s' * (ipc > 1)} per class ({channels}x{height}x{width})"
     raise BudgetError(f"a budget of {size} {reason}; {remedy}")
 
@@ -87,19 +78,14 @@ class Budget:
     def describe(self) -> str:
         """One line: IPC, GPC, points, bits per class used and allowed."""
         labels = f" + {self.gpc} labels of {self.label_bits} bits" if self.label_bits else ""
-        return (
-            f"IPC {self.ipc} ({self.budget_bits_per_class:,} bits per class) -> "
-            f"GPC {self.gpc} x {self.points} points x {self.numbers_per_gaussian} bf16 numbers"
-            f"{labels} = {self.bits_per_class:,} bits per class"
-        )
+        gaussians = f"{self.points} points x {self.numbers_per_gaussian} bf16 numbers{labels}"
+        allowed, spent = self.budget_bits_per_class, self.bits_per_class
+        start = f"IPC {self.ipc} ({allowed:,} bits per class) -> GPC {self.gpc}"
+        return f"{start} x {gaussians} = {spent:,} bits per class"
 
 
 def plan_budget(config: BudgetConfig, data: ImageData) -> Budget:
-    """Spend the budget of ``config`` on images of the size of ``data``.
-
-    Raises:
-        BudgetError: it buys no Gaussian per image.
-    """
+    """Spend the budget on images of the size of ``data``; BudgetError as points_per_image."""
     height, width = data.resolution
     spent = {"ipc": config.ipc, "gpc": config.gpc, "opacity": config.opacity}
     spent |= {"height": height, "width": width, "channels": data.channels}

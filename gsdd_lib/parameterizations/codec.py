@@ -1,11 +1,6 @@
-"""A few bits per number: Gaussians on grids, entropy-coded.
+"""A few bits per number: Gaussians on grids, entropy-coded; their order and column signs are free.
 
-    codec = Codec.fit(gaussians.packed, CodecConfig(), channels=1)
-    content = encode(codec.quantize(packed), codec)
-    ints, codec = decode(content)               # exactly the integers, each image's in Morton order
-
-The order of an image's Gaussians is free: they are sorted along a Morton curve and the gaps coded,
-which saves close to ``log2(M!)`` bits per image. So are the signs of a Cholesky factor's columns.
+Sorted along a Morton curve, with the gaps coded, they save close to ``log2(M!)`` bits per image.
 """
 
 import struct
@@ -32,13 +27,12 @@ MANTISSA = 2  # bits of a gap, after its first, that the histogram distinguishes
 class Codec(nn.Module):
     """A grid ``offset + step * k``, ``0 <= k < 2^bits``, for each column of packed Gaussians.
 
-    The means as they are, Cholesky factors as ``asinh(l / 2 px)``, which rounds small Gaussians
-    finely, RGB colors as brightness and two differences, in which channels have little in common.
+    Of means, of ``asinh(l / 2 px)`` of a Cholesky factor, which rounds small Gaussians finely, and
+    of RGB as brightness and two differences, in which channels have little in common.
 
     Args:
         bits: per column, means | companded Cholesky factor | turned colors | opacity.
         offset, step: float32 [D], of each column; ``step`` is positive.
-        channels: colors of a Gaussian.
     """
 
     def __init__(self, bits: Sequence[int], offset: Tensor, step: Tensor, *, channels: int) -> None:
@@ -76,6 +70,10 @@ class Codec(nn.Module):
         """Nearest grid points [..., D], int64."""
         return self._nearest(packed).long()
 
+    def _nearest(self, packed: Tensor) -> Tensor:
+        places = (_to_grids(packed, self.channels) - self.offset) / self.step
+        return places.round().clamp(self.top.new_zeros(()), self.top)
+
     def dequantize(self, ints: Tensor) -> Tensor:
         """The values of grid points, float32."""
         return _from_grids(self.offset + self.step * ints, self.channels)
@@ -83,8 +81,7 @@ class Codec(nn.Module):
     def round_packed(self, packed: Tensor) -> Tensor:
         """Values as stored; the gradient goes straight through to ``packed``."""
         exact = packed.detach()
-        stored = self.dequantize(self._nearest(exact)) * _signs(exact)
-        return StraightThrough.apply(packed, stored)
+        return StraightThrough.apply(packed, self.dequantize(self._nearest(exact)) * _signs(exact))
 
     @torch.no_grad()
     def clip_(self, packed: Tensor) -> None:
@@ -94,10 +91,6 @@ class Codec(nn.Module):
         clipped = _from_grids(inside, self.channels) * _signs(packed)
         outside = (inside != values).any(-1, keepdim=True)
         packed.copy_(torch.where(outside, clipped, packed))
-
-    def _nearest(self, packed: Tensor) -> Tensor:
-        places = (_to_grids(packed, self.channels) - self.offset) / self.step
-        return places.round().clamp(self.top.new_zeros(()), self.top)
 
 
 def encode(ints: Tensor, codec: Codec) -> bytes:
@@ -128,20 +121,6 @@ def decode(content: bytes) -> tuple[Tensor, Codec]:
     Raises:
         DamagedCodeError: for bytes that :func:`encode` did not write; nothing else is raised.
     """
-    codec, shape, start = _read_head(content)
-    decoder, rows = Decoder(content[start:]), np.empty(shape, np.int64)
-    if rows.size:
-        rows[..., :2] = _read_positions(decoder, shape, codec.bits[0])
-        for column in range(2, shape[2]):
-            rows[..., column] = decoder.symbols(shape[0] * shape[1]).reshape(shape[:2])
-        if (rows >> np.array(codec.bits)).any():
-            raise DamagedCodeError("a number is out of range")
-    decoder.finish()
-    return torch.from_numpy(rows), codec
-
-
-def _read_head(content: bytes) -> tuple[Codec, tuple[int, int, int], int]:
-    """The grids, the shape of the integers, and where the coded part begins."""
     channels, width, count, points = read_header(HEADER, content)
     start = HEADER.size + 9 * width
     if not 1 <= channels <= 4 or width - GEOMETRY - channels not in (0, 1):
@@ -150,24 +129,27 @@ def _read_head(content: bytes) -> tuple[Codec, tuple[int, int, int], int]:
         raise DamagedCodeError("it is cut off")
     bits = content[HEADER.size : HEADER.size + width]
     numbers = np.frombuffer(content[start - 8 * width : start], "<f4").astype(np.float32)
-    offset, step = torch.from_numpy(numbers).view(2, width)
     try:
-        codec = Codec(bits, offset, step, channels=channels)
+        codec = Codec(bits, *torch.from_numpy(numbers).view(2, width), channels=channels)
     except ValueError:
         raise DamagedCodeError("its grids are damaged") from None
-    return codec, (count, points, width), start
-
-
-def _read_positions(decoder: Decoder, shape: tuple[int, int, int], bits: int) -> np.ndarray:
-    symbols = decoder.symbols(shape[0] * shape[1])
-    if (symbols >> MANTISSA).max() >= 2 * bits - 1:
-        raise DamagedCodeError("a position is out of range")
-    widths = ((symbols >> MANTISSA) - 1).clip(0)
-    gaps = ((symbols - (widths << MANTISSA)) << widths) + decoder.bits(widths)
-    curve = gaps.reshape(shape[:2]).cumsum(1)
-    if (curve[:, -1] >> 2 * bits).any():
-        raise DamagedCodeError("a position is out of range")
-    return coordinates_at(curve, bits)
+    decoder, rows = Decoder(content[start:]), np.empty((count, points, width), np.int64)
+    if rows.size:
+        symbols = decoder.symbols(count * points)
+        if (symbols >> MANTISSA).max() >= 2 * bits[0] - 1:
+            raise DamagedCodeError("a position is out of range")
+        widths = ((symbols >> MANTISSA) - 1).clip(0)
+        gaps = ((symbols - (widths << MANTISSA)) << widths) + decoder.bits(widths)
+        places = gaps.reshape(count, points).cumsum(1)
+        if (places[:, -1] >> 2 * bits[0]).any():
+            raise DamagedCodeError("a position is out of range")
+        rows[..., :2] = coordinates_at(places, bits[0])
+        for column in range(2, width):
+            rows[..., column] = decoder.symbols(count * points).reshape(count, points)
+        if (rows >> np.array(codec.bits)).any():
+            raise DamagedCodeError("a number is out of range")
+    decoder.finish()
+    return torch.from_numpy(rows), codec
 
 
 def read_header(header: struct.Struct, content: bytes) -> list:
@@ -186,10 +168,7 @@ def padded(content: bytes, integers: int) -> bytes:
 
 
 def places_along(rows: np.ndarray, bits: int) -> np.ndarray:
-    """Places [...] along the Morton curve of coordinates ``rows[..., :2]`` of ``bits`` bits.
-
-    The bits of both alternate, so that places whose numbers are close are mostly close.
-    """
+    """Places [...] of coordinates ``rows[..., :2]`` along the curve that alternates their bits."""
     places = np.zeros(rows.shape[:-1], np.int64)
     for bit in range(2 * bits):
         places |= (rows[..., bit % 2] >> bit // 2 & 1) << bit
@@ -214,20 +193,17 @@ def _signs(packed: Tensor) -> Tensor:
 
 def _to_grids(packed: Tensor, channels: int) -> Tensor:
     """Packed rows [..., D] in the space in which the grids are uniform."""
-    means, factor, colors, rest = _split(packed * _signs(packed), channels)
-    factor = torch.asinh(factor / COMPANDING)
-    return torch.cat([means, factor, colors @ _basis(packed, channels).T, rest], -1)
+    values = packed * _signs(packed)
+    means, factor, colors, rest = values.tensor_split([2, GEOMETRY, GEOMETRY + channels], -1)
+    turned = colors @ _basis(packed, channels).T
+    return torch.cat([means, torch.asinh(factor / COMPANDING), turned, rest], -1)
 
 
 def _from_grids(values: Tensor, channels: int) -> Tensor:
     """Undo :func:`_to_grids`, but for the signs."""
-    means, factor, colors, rest = _split(values, channels)
-    factor = COMPANDING * torch.sinh(factor)
-    return torch.cat([means, factor, colors @ _basis(values, channels), rest], -1)
-
-
-def _split(rows: Tensor, channels: int) -> Sequence[Tensor]:
-    return rows.tensor_split([2, GEOMETRY, GEOMETRY + channels], -1)
+    means, factor, colors, rest = values.tensor_split([2, GEOMETRY, GEOMETRY + channels], -1)
+    turned = colors @ _basis(values, channels)
+    return torch.cat([means, COMPANDING * torch.sinh(factor), turned, rest], -1)
 
 
 def _basis(like: Tensor, channels: int) -> Tensor:

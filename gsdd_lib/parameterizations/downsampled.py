@@ -1,9 +1,8 @@
 """Images of a fraction of the resolution (IDC): ``factor^2`` as many of them in the same bits.
 
-Published (Kim et al., ICML 2022, arXiv 2205.14959; its code at ceac95a): factor 2 up to 64 pixels
-and 3 on ImageNet, float32 pixels clamped to [0, 1], from real images of the class, SGD with
-momentum 0.5 at a learning rate of 5e-3 on CIFAR-10 and 1e-4 on Fashion-MNIST. That code shrinks
-them by taking every other pixel; here the area is averaged, which is no worse.
+Published (Kim et al., ICML 2022, arXiv 2205.14959; its code at ceac95a): float32 pixels clamped to
+[0, 1], from every other pixel of real images of the class; here the area is averaged. SGD with
+momentum 0.5 at a learning rate of 5e-3 on CIFAR-10 and 1e-4 on Fashion-MNIST.
 """
 
 from typing import Any, Self
@@ -22,32 +21,24 @@ FACTOR = 2  # published: up to 64 pixels; 3 on ImageNet
 class DownsampledImages(PixelImages):
     """``N`` images of ``1 / factor`` of the resolution, interpolated where they are rendered.
 
-    Built by :meth:`init_from`, or as :class:`PixelImages` is with a ``resolution`` of more pixels
-    than are stored. As ``uint4`` and without distillation they are the strongest simple rival.
+    Built by :meth:`init_from`, or as :class:`PixelImages` with a larger ``resolution``.
     """
 
     @classmethod
     def init_from(
-        cls,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        factor: float = FACTOR,
-        storage: Storage = "fp32",
-        **more: Any,
+        cls, images: Tensor, labels: Tensor, *, factor: float = FACTOR, **more: Any
     ) -> Self:
-        """Images shrunk by averaging.
+        """Images shrunk by averaging; ``storage`` is ``fp32`` by default, as published.
 
         Args:
             factor: how many times smaller each side is stored, rounded down to whole pixels.
-            storage: of a value; published: ``fp32``.
 
         Raises:
             ValueError: nothing is left of an image.
         """
         size = tuple(images.shape[2:])
         small = F.interpolate(images, stored_size(*size, factor), mode="bilinear", antialias=True)
-        return cls(small, labels, resolution=size, storage=storage, **more)
+        return cls(small, labels, **{"resolution": size, "storage": "fp32"} | more)
 
     @torch.no_grad()
     def constrain_(self) -> None:
@@ -57,8 +48,7 @@ class DownsampledImages(PixelImages):
 
 def stored_size(height: int, width: int, factor: float) -> tuple[int, int]:
     """Height and width that are stored of an image; ValueError where nothing is left of it."""
-    most = min(height, width)
-    if not 1 <= factor <= most:
+    if not 1 <= factor <= (most := min(height, width)):
         what = f"factor {factor} leaves nothing of {height}x{width} pixels"
         raise ValueError(f"{what}; choose 1 to {most}")
     return int(height // factor), int(width // factor)

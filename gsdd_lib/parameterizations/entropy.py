@@ -33,7 +33,7 @@ class Histogram(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Histogram":
-        """Counts of ``values`` relative to the largest; one that occurs gets at least 1 / 255."""
+        """Counts relative to the largest; of a value that occurs at least 1 / 255."""
         if values.size == 0:
             return cls(0, np.ones(1, np.uint8))
         low, counts = int(values.min()), np.bincount(values.ravel())[values.min() :]
@@ -49,10 +49,7 @@ class Histogram(NamedTuple):
 
 
 class Encoder:
-    """Collects values, then writes them all at once.
-
-    Symbol ``i`` of a call belongs to lane ``i % lanes``; all lanes make a step at once in numpy.
-    """
+    """Collects values, then writes all at once: of a call, value ``i`` by lane ``i % lanes``."""
 
     def __init__(self) -> None:
         self._histograms = b""
@@ -118,22 +115,15 @@ class Decoder:
             raise DamagedCodeError("a histogram is damaged")
         starts, sizes = Histogram(low, weights).intervals()
         symbol_at = np.repeat(np.arange(size), sizes.astype(np.int64))
-
-        def find(slot: np.ndarray, _: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            symbol = symbol_at[slot]
-            return symbol, starts[symbol], sizes[symbol]
-
-        return low + self._read(count, find)
+        return low + self._read(count, lambda slot, _: (s := symbol_at[slot], starts[s], sizes[s]))
 
     def bits(self, widths: np.ndarray) -> np.ndarray:
         """The next integers, of ``widths`` bits each, int64."""
-        shifts = (PRECISION - widths.ravel()).astype(np.uint64)
-
-        def find(slot: np.ndarray, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            value = slot >> shifts[part]
-            return value, value << shifts[part], np.uint64(1) << shifts[part]
-
-        return self._read(len(shifts), find)
+        shifts, one = (PRECISION - widths.ravel()).astype(np.uint64), np.uint64(1)
+        return self._read(
+            len(shifts),
+            lambda slot, at: (v := slot >> shifts[at], v << shifts[at], one << shifts[at]),
+        )
 
     def finish(self) -> None:
         """Raises :class:`DamagedCodeError` unless all was read but zeros, and is as written."""

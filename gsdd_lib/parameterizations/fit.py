@@ -1,8 +1,7 @@
 """Fit Gaussians to images by the mean squared error (paper, section 3.4).
 
-By default positions and Cholesky factors take steps in proportion to the spacing of the Gaussians,
-and those that do least move to where most is wrong. ``FitConfig(init="first", fit_relocate=0,
-fit_start="published", fit_rates="uniform", fit_schedule="halving")`` is the published code's fit.
+The published code's fit: ``FitConfig(init="first", fit_relocate=0, fit_start="published",
+fit_rates="uniform", fit_schedule="halving")``.
 """
 
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ LAST_RATE = 0.02  # of the cosine schedule, over the first
 HALF_LIFE = 20_000  # steps of the halving schedule
 MOVES, MOVE_EVERY, STEPS_TO_MOVE = 8, 0.05, 40  # relocations, the fits' share between two, minimum
 CURVE_POINTS = 25
+Row = dict[str, float]  # step, psnr_db
 
 
 @dataclass
@@ -39,15 +39,13 @@ class Fit:
 
     gaussians: GaussianImages
     targets: Tensor  # pixel values [N, C, H, W] in [0, 1]
-    curve: list[dict[str, float]] = field(default_factory=list)  # step, psnr_db
+    curve: list[Row] = field(default_factory=list)
 
 
 def initial_gaussians(
     data: ImageData, budget: Budget, config: FitConfig, *, seed: int, **more: Any
 ) -> Fit:
-    """``budget.gpc`` Gaussian images per class, initialized as ``config`` says.
-
-    Reads the training split only. Equal arguments give equal Gaussians, bit for bit.
+    """``budget.gpc`` Gaussian images per class of the training split, initialized by ``config``.
 
     Args:
         more: ``render_config``, ``space`` and other arguments of :class:`GaussianImages`.
@@ -55,15 +53,13 @@ def initial_gaussians(
     images = choose_images(data, budget.gpc, config.init, seed=seed)
     labels = torch.arange(data.num_classes).repeat_interleave(budget.gpc)
     more |= {"points": budget.points, "opacity": budget.opacity, "start": config.fit_start}
-    more |= {"normalization": data.normalization}
-    gaussians = GaussianImages.init_from(images, labels, seed=seed, **more)
+    more |= {"normalization": data.normalization, "seed": seed}
+    gaussians = GaussianImages.init_from(images, labels, **more)
     curve = [] if config.init == "random" else fit_images(gaussians, images, config)
     return Fit(gaussians, images, curve)
 
 
-def fit_images(
-    gaussians: GaussianImages, targets: Tensor, config: FitConfig
-) -> list[dict[str, float]]:
+def fit_images(gaussians: GaussianImages, targets: Tensor, config: FitConfig) -> list[Row]:
     """Fit ``gaussians`` in place and show the progress; returns the rows of :func:`fit_rows`."""
     curve = []
     with Progress(config.fit_steps, "fit") as progress:
@@ -73,9 +69,7 @@ def fit_images(
     return curve
 
 
-def fit_rows(
-    gaussians: GaussianImages, targets: Tensor, config: FitConfig
-) -> Iterator[dict[str, float]]:
+def fit_rows(gaussians: GaussianImages, targets: Tensor, config: FitConfig) -> Iterator[Row]:
     """Fit ``gaussians`` in place to ``targets`` by the squared error in the Gaussians' own space.
 
     Within the loop nothing waits for the device but the rows that are yielded.
@@ -85,7 +79,7 @@ def fit_rows(
         config: all of it but ``init`` and ``fit_start``, which come before.
 
     Yields:
-        About 25 times, as soon as it is known, ``step`` and the images' mean ``psnr_db``.
+        About 25 times ``step`` and the images' mean ``psnr_db``.
     """
     # All numbers in one tensor, each measured in its own rate: one fused kernel steps them all.
     rates = column_rates(gaussians, config).to(targets.device)
@@ -99,7 +93,7 @@ def fit_rows(
     every, moves = max(1, config.fit_steps // CURVE_POINTS), relocation_steps(config)
     count = max(1, round(config.fit_relocate * gaussians.points))
 
-    def row(step: int, images: Tensor) -> dict[str, float]:
+    def row(step: int, images: Tensor) -> Row:
         pixels = images if unit else normalization.invert(images)
         return {"step": step, "psnr_db": psnr(pixels, targets).mean().item()}
 

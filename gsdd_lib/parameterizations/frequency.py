@@ -2,23 +2,18 @@
 
     pixel(y, x) = 1/2 + sum_(u, v) c(u, v) a(u) a(v) cos(pi u (2y+1) / 2H) cos(pi v (2x+1) / 2W),
 
-``a(0) = 1`` and ``a = sqrt(2)`` otherwise, so that a coefficient is an amplitude in pixel values at
-any resolution. Stored and learned are ``K`` per channel: those whose mean over the channels varies
-most over real images of the class.
-
+``a(0) = 1``, else ``sqrt(2)``: a coefficient is an amplitude in pixel values at any resolution.
 Published (Shin et al., NeurIPS 2023, arXiv 2311.08819; its code at 9f35a7a): float32, variances of
 the initial real images, ``floor(IPC * H * W / K)`` images per class; K = 64 on CIFAR-10 at IPC 1,
-2,048 on ImageNet subsets at 128 pixels; SGD with momentum 0.5. There the mask is not counted; here
-it is, as a bit per frequency and class.
+2,048 on ImageNet subsets at 128 pixels; SGD with momentum 0.5. The mask is not counted there.
 """
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from gsdd_lib.data.normalization import Normalization
 from gsdd_lib.parameterizations.base import BITS, Parameterization, Size, as_stored
 from gsdd_lib.parameterizations.budget import Budget
 
@@ -31,21 +26,13 @@ class FrequencyImages(Parameterization):
     Args:
         coefficients: float [N, C, K], in the order of ``places``.
         places: int64 [classes, K], different numbers ``u * W + v`` in each row: the mask.
-        labels, resolution, normalization: as of every :class:`Parameterization`.
-        storage: what a coefficient is stored as, and rendered from.
+        more: resolution and normalization.
     """
 
     def __init__(
-        self,
-        coefficients: Tensor,
-        labels: Tensor,
-        places: Tensor,
-        *,
-        resolution: tuple[int, int],
-        normalization: Normalization,
-        storage: Literal["bf16", "fp32"] = "fp32",
+        self, coefficients: Tensor, labels: Tensor, places: Tensor, *, storage="fp32", **more: Any
     ) -> None:
-        super().__init__(labels, resolution, normalization)
+        super().__init__(labels, **more)
         self._check(coefficients, "[N, C, K]", storage, ("bf16", "fp32"))
         if coefficients.shape[2] != places.shape[1]:
             raise ValueError(f"{coefficients.shape[2]} coefficients need as many places")
@@ -56,22 +43,12 @@ class FrequencyImages(Parameterization):
     @classmethod
     @torch.no_grad()
     def init_from(
-        cls,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        frequencies: int,
-        real: tuple[Tensor, Tensor] | None = None,
-        **more: Any,
+        cls, images: Tensor, labels: Tensor, *, frequencies: int, real: Any = None, **more: Any
     ) -> Self:
-        """The frequencies of images that vary most within their class.
+        """The ``frequencies`` per channel that vary most within a class; ValueError for too many.
 
         Args:
-            frequencies: K, stored per channel.
             real: images and labels to measure the variance of; left out, ``images``, as published.
-
-        Raises:
-            ValueError: an image has fewer than K frequencies.
         """
         most = images[0, 0].numel()
         if not 1 <= frequencies <= most:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from gsdd_lib.config import RenderConfig
-from gsdd_lib.data.normalization import Normalization
 from gsdd_lib.parameterizations.base import Parameterization, Size, as_stored
 from gsdd_lib.parameterizations.codec import Codec, encode
 from gsdd_lib.parameterizations.initialization import MAX_POSITION, place, place_as_published
@@ -21,16 +20,13 @@ class GaussianImages(Parameterization):
 
     Args:
         packed: float32 [N, M, 5 + C + opacity], rows as :func:`splat` wants them.
-        labels, normalization: as of every :class:`Parameterization`.
-        resolution: (height, width) in pixels at which the Cholesky factors are measured.
-        render_config: switches of the operator.
         opacity: whether a row ends in an opacity.
-        space: what the Gaussians add up to. ``unit``: pixel values, black where no Gaussian is; the
-            rendering is normalized, as published. ``normalized``: normalized values, the space of
-            files written before version 3.
+        space: what the Gaussians add up to: pixel values (``unit``), normalized when rendered, as
+            published; or ``normalized`` values, as in files written before version 3.
         store_bf16: render from values rounded to bf16, as they are stored (paper, section 3.2).
-        codec: grids of a few bits per number that take the place of bf16. It may be set at any
-            moment, as in ``images.codec = Codec.fit(images.packed, config, channels=1)``.
+        codec: grids of a few bits per number in the place of bf16; may be set at any moment.
+        render_config: switches of the operator.
+        more: normalization, and resolution, at which the Cholesky factors are measured in pixels.
     """
 
     def __init__(
@@ -38,15 +34,14 @@ class GaussianImages(Parameterization):
         packed: Tensor,
         labels: Tensor,
         *,
-        resolution: tuple[int, int],
-        normalization: Normalization,
         render_config: RenderConfig | None = None,
         opacity: bool = True,
         space: Space = "unit",
         store_bf16: bool = True,
         codec: Codec | None = None,
+        **more: Any,
     ) -> None:
-        super().__init__(labels, resolution, normalization)
+        super().__init__(labels, **more)
         self._check(packed, "[N, M, 5 + C + opacity]")
         self.packed = nn.Parameter(packed.to(torch.float32))
         self.render_config = render_config or RenderConfig()
@@ -56,58 +51,30 @@ class GaussianImages(Parameterization):
 
     @classmethod
     def init_from(
-        cls,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        points: int,
-        seed: int,
-        start: Literal["detail", "published"] = "detail",
-        opacity: bool = True,
-        **more: Any,
+        cls, images: Tensor, labels: Tensor, *, points: int, seed: int, start="detail", **more: Any
     ) -> Self:
         """Gaussians before any fitting, ``points`` per image.
 
         Args:
             start: where the images have ``detail`` (:func:`place`), or :func:`place_as_published`.
         """
+        opacity = more.get("opacity", True)
         empty = images.new_zeros(len(images), points, GEOMETRY + images.shape[1] + opacity)
-        made = cls(empty, labels, resolution=images.shape[2:], opacity=opacity, **more)
+        made = cls(empty, labels, resolution=images.shape[2:], **more)
         canvas = images if made.space == "unit" else made.normalization.apply(images)
         placed = place if start == "detail" else place_as_published
         with torch.no_grad():
             made.packed.copy_(placed(canvas.cpu(), points, opacity=opacity, seed=seed))
         return made.to(images.device)
 
-    @property
-    def points(self) -> int:
-        """Gaussians per image."""
-        return self.packed.shape[1]
-
-    @property
-    def channels(self) -> int:
-        """Colors of a Gaussian."""
-        return self.packed.shape[2] - GEOMETRY - self.opacity
-
-    @property
-    def means(self) -> Tensor:
-        """Positions [N, M, 2] in [-1, 1], x right and y down; a view."""
-        return self.packed[..., :2]
-
-    @property
-    def cholesky(self) -> Tensor:
-        """Factors [N, M, 3]: l11, l21, l22 in pixels; a view."""
-        return self.packed[..., 2:GEOMETRY]
-
-    @property
-    def colors(self) -> Tensor:
-        """Colors [N, M, C], any number; a view."""
-        return self.packed[..., GEOMETRY : GEOMETRY + self.channels]
-
-    @property
-    def opacities(self) -> Tensor | None:
-        """Opacities [N, M], any number, a view; None where rows have none."""
-        return self.packed[..., -1] if self.opacity else None
+    # Gaussians per image, their colors, and views of the packed tensor: positions in [-1, 1], x
+    # right and y down; l11, l21, l22 in pixels; colors; opacities or None.
+    points = property(lambda self: self.packed.shape[1])
+    channels = property(lambda self: self.packed.shape[2] - GEOMETRY - self.opacity)
+    means = property(lambda self: self.packed[..., :2])
+    cholesky = property(lambda self: self.packed[..., 2:GEOMETRY])
+    colors = property(lambda self: self.packed[..., GEOMETRY : GEOMETRY + self.channels])
+    opacities = property(lambda self: self.packed[..., -1] if self.opacity else None)
 
     @property
     def bits(self) -> int:
@@ -131,10 +98,9 @@ class GaussianImages(Parameterization):
 
         Cholesky rows scale with their axis: l11 with the width, l21 and l22 with the height.
         """
+        packed = as_stored(self.packed, "bf16" if self.store_bf16 else "fp32")
         if self.codec is not None:
             packed = self.codec.round_packed(self.packed)
-        else:
-            packed = as_stored(self.packed, "bf16") if self.store_bf16 else self.packed
         height, width = resolution or self.resolution
         if (height, width) != self.resolution:
             scale = torch.ones(packed.shape[-1], device=packed.device)

@@ -65,8 +65,8 @@ def spacing(points: int, height: int, width: int) -> float:
 def place(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Tensor:
     """Packed Gaussians [N, points, 5 + C + opacity] where the images have detail.
 
-    Positions are sampled by the magnitude of an image's gradient, sizes follow from the spacing of
-    the Gaussians, colors are half of the image's there, since neighbors overlap.
+    Positions are sampled by the magnitude of an image's gradient, sizes follow from the spacing,
+    colors are half of the image's there, since neighbors overlap.
     """
     height, width = images.shape[2:]
     gray = pad(images.mean(1, keepdim=True), (1, 0, 1, 0), mode="replicate")[:, 0]
@@ -82,8 +82,7 @@ def place(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Te
 def place_as_published(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Tensor:
     """Packed Gaussians [N, points, 5 + C + opacity] that do not depend on the images.
 
-    As in the published code: positions uniform in [-1, 1], colors and stored Cholesky factors
-    uniform in [0, 1], to whose diagonal it adds 0.5 pixels, opacities 1.
+    Uniform are positions in [-1, 1], colors and stored Cholesky factors in [0, 1]; opacities are 1.
     """
     draw = generator(seed, "fit", "place")
     packed = torch.rand(len(images), points, GEOMETRY + images.shape[1] + opacity, generator=draw)
@@ -124,9 +123,7 @@ def relocate(
     apart = spacing(packed.shape[1], height, width)
     window = 2 * int(apart / 4) + 1
     smooth = avg_pool2d(missing, window, 1, window // 2, count_include_pad=False)
-    colors, opacity = packed[..., GEOMETRY:].split(
-        [channels, packed.shape[2] - GEOMETRY - channels], -1
-    )
+    colors, opacity = packed[..., GEOMETRY:].tensor_split([channels], -1)
     peak = colors.abs().amax(-1) * opacity.abs().prod(-1)
     area = (packed[..., 2].abs() + 0.3) * (packed[..., 4].abs() + 0.3)  # 0.3: the pre-filter's
     least = (peak.square() * area).topk(count, dim=1, largest=False).indices

@@ -16,11 +16,8 @@ HEADER = struct.Struct("<BBIIf")  # version, bits, images, classes, step
 class LabelCodec:
     """Learned labels on a grid of one ``step`` below the largest logit of each image.
 
-    A softmax does not change when a number is added to all logits of an image.
-
-    Args:
-        step: distance of neighboring levels, positive; the lowest is ``(2^bits - 1) * step`` down.
-        bits: 1 to 8 per logit.
+    The softmax of logits does not change when a number is added to all. The lowest of the levels,
+    of ``bits`` (1 to 8) each, is ``(2^bits - 1) * step`` down.
     """
 
     def __init__(self, step: float, bits: int = 4) -> None:

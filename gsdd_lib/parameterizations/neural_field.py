@@ -2,8 +2,7 @@
 
     h_0 = (row, column) in [-1, 1]^2,   h_l = sin(w_l (W_l h_{l-1} + b_l)),   color = W h_L + b,
 
-Settings, initialization and coordinates follow the published ones (Sitzmann et al. 2020; DDiF,
-table of decoders), whose code calls one network after the other.
+with the published settings, initialization and coordinates (Sitzmann et al. 2020; DDiF).
 """
 
 from itertools import pairwise
@@ -24,9 +23,7 @@ class NeuralFields(Parameterization):
     """``N`` images, each a SIREN of ``layers`` sine layers of ``width`` units.
 
     Args:
-        labels: int64 [N].
         channels: colors of a pixel.
-        resolution, normalization: as of every :class:`Parameterization`.
         layers, width: 3 x 20 at 128 pixels, 2 x 6 at 32 (DDiF at IPC 1 and 10).
         frequency: ``w_l`` of the layers after the first: 40 at 128 pixels, 10 at 32.
         generator: the source of the initial weights, which are uniform.
@@ -62,10 +59,9 @@ class NeuralFields(Parameterization):
         fields = cls(labels, images.shape[1], images.shape[2:], **more).to(images.device)
         adam = torch.optim.Adam(fields.parameters(), lr=FIT_LR)
         for _ in range(steps):
-            adam.zero_grad(set_to_none=True)
             (fields.pixels() - images).square().flatten(1).mean(1).sum().backward()
             adam.step()
-        adam.zero_grad(set_to_none=True)
+            adam.zero_grad(set_to_none=True)
         return fields
 
     @property

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import keep_per_class
-from gsdd_lib.data.normalization import Normalization
 from gsdd_lib.parameterizations.base import BITS, Parameterization, Size, Storage, as_stored
 
 
@@ -18,22 +17,15 @@ class PixelImages(Parameterization):
 
     Args:
         pixels: float [N, C, H, W]; 0 is black and 1 is white.
-        labels, normalization: as of every :class:`Parameterization`.
         storage: what a number is stored as, and rendered from. Integers are kept in [0, 1]; bf16
             and fp32 pixels are free, as the field's are.
-        resolution: (height, width) at which images are rendered by default, if not as stored.
+        more: normalization, and resolution (height, width), if rendered at another than stored.
     """
 
     def __init__(
-        self,
-        pixels: Tensor,
-        labels: Tensor,
-        *,
-        normalization: Normalization,
-        storage: Storage = "uint8",
-        resolution: Size = None,
+        self, pixels: Tensor, labels: Tensor, *, storage: Storage = "uint8", **more: Any
     ) -> None:
-        super().__init__(labels, resolution or pixels.shape[2:], normalization)
+        super().__init__(labels, **{"resolution": pixels.shape[2:]} | more)
         self._check(pixels, "[N, C, H, W]", storage)
         self.packed = nn.Parameter(pixels.to(torch.float32, copy=True))
         self.storage = storage
@@ -52,9 +44,8 @@ class PixelImages(Parameterization):
         """Pixel values as stored [n, C, height, width]; bilinear at other than the stored size."""
         stored = as_stored(self.packed if index is None else self.packed[index], self.storage)
         size = tuple(resolution or self.resolution)
-        if size == stored.shape[2:]:
-            return stored
-        return F.interpolate(stored, size, mode="bilinear", antialias=True)
+        same = size == stored.shape[2:]
+        return stored if same else F.interpolate(stored, size, mode="bilinear", antialias=True)
 
     @torch.no_grad()
     def constrain_(self) -> None:

@@ -160,7 +160,7 @@ def test_a_stack_of_batches_and_gradients_go_through():
 def test_images_of_another_size_do_not_fit():
     with pytest.raises(
         DataError,
-        match=r"\[1, 1, 4, 4\] do not fit the whitening, which is for \[\.\.\., 1, 8, 8\]",
+        match=r"\[1, 1, 4, 4\] do not fit the whitening; pass \[\.\.\., 1, 8, 8\]",
     ):
         load().normalize(torch.rand(1, 1, 4, 4))
 

@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, ExpertConfig, FitConfig
+from gsdd_lib.config import (
+    OBJECTIVES,
+    BudgetConfig,
+    DataConfig,
+    DistillConfig,
+    ExpertConfig,
+    FitConfig,
+)
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.distillation import losses as matching
 from gsdd_lib.distillation import soft_labels
@@ -297,3 +305,24 @@ def test_the_gradient_of_a_step_in_the_labels_is_exact(
         numeric = (loss(start + 1e-5 * way)[0] - loss(start - 1e-5 * way)[0]) / 2e-5
         found = (soft.logits.grad * way).sum()
         torch.testing.assert_close(found, numeric.detach(), rtol=1e-5, atol=1e-9)
+
+
+def test_an_objective_of_one_s_own_is_called_by_its_name(gaussians, data, monkeypatch):
+    monkeypatch.setattr(matching, "STEP_LOSSES", dict(STEP_LOSSES))
+    names = list(OBJECTIVES)
+    try:
+        matching.add_objective(
+            "mine", lambda state, data, *, seed: state.parameterization.packed.sum()
+        )
+        assert DistillConfig(objective="mine").objective == "mine"
+        matching.add_objective("mine", lambda state, data, *, seed: torch.tensor(3.0))
+        assert matching.STEP_LOSSES["mine"](None, None, seed=0) == 3 and OBJECTIVES == [
+            *names,
+            "mine",
+        ]
+        with pytest.raises(ConfigError, match="objective 'dm' is the library's own"):
+            matching.add_objective("dm", lambda: None)
+    finally:
+        OBJECTIVES[:] = names
+    with pytest.raises(ConfigError, match="unknown objective 'mine'"):
+        DistillConfig(objective="mine")

@@ -145,3 +145,9 @@ def test_records_come_back_one_row_each():
         results.write_record(f"figures/demo/x/{case}", results.run_record({}, seconds=2.0))
     records = results.read_records("figures/demo")
     assert records.case.tolist() == ["a", "b"] and records.seconds.tolist() == [2.0, 2.0]
+
+
+def test_a_table_without_rows_has_none_to_read(tmp_path):
+    for case, frame in {"a": pd.DataFrame(), "b": pd.DataFrame({"gain": [1.5]})}.items():
+        results.write_table(tmp_path / "05_x" / case, "paired", frame)
+    assert results.read_results(tmp_path, "paired").gain.tolist() == [1.5]

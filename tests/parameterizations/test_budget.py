@@ -20,7 +20,7 @@ def data_of(channels: int, height: int, width: int, classes: int = 10) -> ImageD
     images = torch.zeros(classes, channels, height, width, dtype=torch.uint8)
     one = ImageSet(images, torch.arange(classes))
     names, half = tuple(map(str, range(classes))), (0.5,) * channels
-    return ImageData("sizes", names, half, half, one, one, one, "generated")
+    return ImageData("sizes", names, half, half, one, one, "generated", one)
 
 
 FASHION = data_of(1, 28, 28)

@@ -11,6 +11,7 @@ from gsdd_lib.parameterizations.frequency import FrequencyImages
 from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.parameterizations.neural_field import NeuralFields
 from gsdd_lib.parameterizations.pixel import PixelImages
+from gsdd_lib.parameterizations.protocol import ProtocolError, check_parameterization
 
 N, C, HEIGHT, WIDTH = 4, 3, 6, 8
 BY_CHANNEL = ChannelNormalization((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
@@ -157,3 +158,110 @@ def test_any_normalization_will_do(name):
     made = MAKE[name](images, torch.arange(N), normalization=WHITENING)
     expected = WHITENING.apply(made.pixels())
     torch.testing.assert_close(made.render(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("normalization", [BY_CHANNEL, WHITENING])
+def test_the_check_passes_all_of_the_library_and_changes_nothing(name, normalization):
+    if name == "Gaussians, normalized space" and normalization is WHITENING:
+        pytest.skip("a whitening has one resolution, and these Gaussians live in it")
+    images = torch.rand(N, C, HEIGHT, WIDTH)
+    made = MAKE[name](images, torch.arange(N), normalization=normalization)
+    before = snapshot(made)
+    check_parameterization(made)
+    assert all(torch.equal(value, before[name]) for name, value in made.named_parameters())
+    assert all(value.grad is None for value in made.parameters())
+
+
+class Mine(Parameterization):
+    """Pixels of one's own, right; below they are broken, one promise at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.tensor([2, 0, 1, 1]), (HEIGHT, WIDTH), BY_CHANNEL)
+        self.values = torch.nn.Parameter(torch.rand(N, C, HEIGHT, WIDTH) * 0.5 + 0.25)
+
+    def pixels(self, index=None, resolution=None):
+        values = self.values if index is None else self.values[index]
+        return torch.nn.functional.interpolate(values, resolution or self.resolution)
+
+    @property
+    def bits(self):
+        return self.values.numel() * 32
+
+
+def broken(**members) -> Parameterization:
+    return type("Mine", (Mine,), members)()
+
+
+def without_parameters(self):
+    Mine.__init__(self)
+    values = self.values.detach()
+    del self.values
+    self.values = values
+
+
+def cached(self, index=None, resolution=None):
+    if not hasattr(self, "first"):
+        self.first = self.values.detach().clone()
+    kept = self.first + self.values - self.values.detach()
+    kept = kept if index is None else kept[index]
+    return torch.nn.functional.interpolate(kept, resolution or self.resolution)
+
+
+def unused(self):
+    Mine.__init__(self)
+    self.other = torch.nn.Parameter(torch.ones(3))
+
+
+BROKEN = {
+    "nothing to distill": ({"__init__": without_parameters}, "has no nn.Parameter"),
+    "shape": (
+        {"pixels": lambda self, *_, **__: self.values[:, 0]},
+        r"pixels\(\) is \[4, 6, 8\], not \[4, 6, 6, 8\]",
+    ),
+    "non-finite": (
+        {"pixels": lambda self, *a, **k: Mine.pixels(self, *a, **k) / 0},
+        "non-finite values",
+    ),
+    "one resolution": (
+        {"pixels": lambda self, index=None, resolution=None: Mine.pixels(self, index)},
+        r"at \(9, 7\) pixels\(\) is \[4, 3, 6, 8\]",
+    ),
+    "no index": (
+        {"pixels": lambda self, index=None, resolution=None: Mine.pixels(self, None, resolution)},
+        r"pixels\(index\) differs",
+    ),
+    "render": ({"render": lambda self, *a: self.pixels(*a)}, "is not normalized pixels"),
+    "bits": ({"bits": property(lambda self: 0.5)}, "bits is 0.5, not an int > 0"),
+    "detached": (
+        {"pixels": lambda self, *a, **k: Mine.pixels(self, *a, **k).detach()},
+        "no finite gradient of .* reaches 'values'",
+    ),
+    "unused": ({"__init__": unused}, "reaches 'other'"),
+    "cached": ({"pixels": cached}, "does not follow its parameters"),
+    "constrain": (
+        {"constrain_": lambda self: self.values.data.mul_(0.5)},
+        "changes what it has constrained",
+    ),
+    "state": (
+        {"load_state_dict": lambda self, state: None},
+        r"state_dict\(\) does not bring it back",
+    ),
+}
+
+
+def test_the_check_passes_a_parameterization_of_one_s_own():
+    check_parameterization(Mine())
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_the_check_says_in_one_sentence_what_is_broken(case):
+    members, sentence = BROKEN[case]
+    with pytest.raises(ProtocolError, match=f"^Mine: .*{sentence}") as error:
+        check_parameterization(broken(**members))
+    assert "\n" not in str(error.value)
+
+
+def test_the_check_wants_a_parameterization():
+    with pytest.raises(ProtocolError, match="Linear: it must be a subclass"):
+        check_parameterization(torch.nn.Linear(2, 2))
