@@ -1,11 +1,16 @@
 """Run a notebook with a parameter file through papermill, checked first, visible throughout. The
 results of ``params/<profile>/<notebook>/<case>.yaml``, with the executed notebook, go to figures/
-under this name; log, checkpoints and experts to runs/, where nothing is ever moved or deleted."""
+under this name; log, checkpoints and experts to runs/, where nothing is ever moved or deleted.
+With ``--ranks``, or under torchrun, each rank executes the notebook in a kernel of its own, and the
+kernels share the work (:mod:`gsdd_lib.core.ranks`). The results are those of the first one."""
 
 import argparse
 import json
+import logging
 import os
+import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +30,12 @@ from gsdd_lib.experiment.results import RECORD
 
 ENGINE = "gsdd"
 UNKNOWN_TIME = "no earlier run says how long this takes"
-INTERRUPTED = "interrupted, the same command goes on from the last checkpoint"
+GOES_ON = "the same command goes on from the last checkpoint"
+INTERRUPTED, ENDED = f"interrupted, {GOES_ON}", f"another rank has ended, {GOES_ON}"
 
 
 class _Lines:
-    """A text stream that passes whole lines on to the terminal and to a log, with a prefix."""
+    """A text stream that passes whole lines on to a log and, with a prefix, to the terminal."""
 
     def __init__(self, prefix: str, log: TextIO) -> None:
         self._prefix, self._log, self._rest = prefix, log, ""
@@ -38,7 +44,8 @@ class _Lines:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             shown = line.rstrip().rsplit("\r", 1)[-1]  # a progress bar: its last state alone
-            print(f"{self._prefix} {shown}", flush=True)
+            if self._prefix:
+                print(f"{self._prefix} {shown}", flush=True)
             print(shown, file=self._log, flush=True)
 
     def flush(self) -> None:
@@ -68,6 +75,11 @@ def run(notebook: Path, params: Path) -> int:
     name = f"[{notebook.stem.partition('_')[0]} {params.stem}]"
     folder, output = project_root() / "runs" / where, project_root() / "figures" / where
     values |= {"output_folder": f"figures/{where}", "run_folder": f"runs/{where}"}
+    if "RANK" in os.environ:
+        signal.signal(signal.SIGTERM, _end)  # from torchrun, when a rank has ended
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of what waits for the kernel
+    if rank := int(os.environ.get("RANK", 0)):
+        return _follow(notebook, folder, values, f"{name[:-1]}, rank {rank}]", rank)
     with lock_folder(folder, "case.lock"):
         seconds, device = _last_run(where)
         length = "under a minute" if seconds < 45 else f"about {round(seconds / 60)} min"
@@ -87,6 +99,45 @@ def run(notebook: Path, params: Path) -> int:
     return 0
 
 
+def _follow(notebook: Path, folder: Path, values: dict[str, Any], name: str, rank: int) -> int:
+    """Execute on a rank that works along: its figures, tables and notebook are not kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        open(folder / f"rank_{rank}.log", "w", encoding="utf-8") as log,
+    ):
+        values |= {"output_folder": scratch}
+        failure = _execute(notebook, Path(scratch, notebook.name), values, _Lines("", log))
+    if failure and not failure.endswith(GOES_ON):  # else the first rank says it
+        print(f"{name} stopped: {failure}.", file=sys.stderr)
+    return int(bool(failure))
+
+
+def _end(*_: object) -> None:
+    raise KeyboardInterrupt(ENDED)
+
+
+def launch(count: int, notebook: Path, params: Path) -> int:
+    """:func:`run` by ``count`` ranks of this machine under torchrun; returns the exit code."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    check(notebook, params)
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # we say it in a sentence
+    where = ["--standalone", f"--nproc-per-node={count}", "-m", "gsdd_lib.experiment.runner"]
+    try:
+        torchrun([*where, str(notebook), str(params)])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if not rank and failure.exitcode < 0:  # no other rank speaks
+            print(f"rank 0 was killed (signal {-failure.exitcode}), {GOES_ON}.", file=sys.stderr)
+        return 1
+    except SignalException:
+        return 130
+    return 0
+
+
 def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], lines: _Lines) -> str:
     os.environ["TQDM_DISABLE"] = "1"  # progress as lines, which papermill passes on
     papermill_engines.register(ENGINE, _AnnouncingEngine)
@@ -100,8 +151,8 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], lines: 
         return f"{error.ename}: {reason}"
     except DeadKernelError:
         return "the kernel died, often for want of memory"
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        return str(error) or INTERRUPTED
     return ""
 
 
@@ -166,6 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check-all", type=Path, metavar="FOLDER", help="check a whole profile")
     parser.add_argument("--data-sets", type=Path, metavar="FOLDER", help="print what it reads")
     parser.add_argument("--only", default="", help="a notebook, a case or a table of the paper")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share the work")
     options = parser.parse_args(arguments)
     if not (options.params or options.check_all or options.data_sets):
         parser.error("a notebook and a parameter file are needed, or --check-all")
@@ -177,6 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.check:
             check(options.notebook, options.params)
             print(f"{options.params}: valid.")
+        elif options.ranks > 1:
+            return launch(options.ranks, options.notebook, options.params)
         else:
             return run(options.notebook, options.params)
     except GsddError as error:
