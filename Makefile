@@ -9,6 +9,8 @@ SHELL := bash
 PROFILE ?= demo
 ONLY ?=
 CORES ?= 2
+NPROC ?= 1
+GPUS ?= $(shell nvidia-smi -L 2>/dev/null | wc -l)
 BASE_PYTHON ?= python3
 VENV := .venv
 PYTHON ?= $(VENV)/bin/python
@@ -26,12 +28,13 @@ RUNNER = $(PYTHON) -m gsdd_lib.experiment.runner
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-reproduce: $(ENVIRONMENT) compiler ## Every figure and table of PROFILE=demo (ONLY=04 or table_15 or ipc1); goes on where it was stopped
+reproduce: $(ENVIRONMENT) compiler ## Every figure and table of PROFILE=demo (ONLY=04 or table_15 or ipc1; NPROC=2 processes each); goes on where it was stopped
 	@$(RUNNER) --check-all params/$(PROFILE) --only '$(ONLY)'
 	@names=$$($(RUNNER) --data-sets params/$(PROFILE) --only '$(ONLY)'); \
 	  for name in $$names; do $(PYTHON) -m gsdd_lib.data "$$name" --fetch || exit 1; done
-	@ONLY='$(ONLY)' $(PYTHON) -m snakemake --cores $(CORES) --nolock --rerun-incomplete \
-	  --quiet all --config profile=$(PROFILE)
+	@ONLY='$(ONLY)' $(PYTHON) -m snakemake --cores $(CORES) --resources gpu=$(GPUS) --nolock \
+	  --rerun-incomplete --quiet all \
+	  --config profile=$(PROFILE) nproc=$(NPROC) gpus=$$(( $(GPUS) ? $(NPROC) : 0 ))
 	@printf '\nFigures and tables: figures/%s/\n' $(PROFILE)
 	@for table in $(REPORT)/*/*.md; do \
 	  if [ -f "$$table" ]; then printf '\n%s\n\n' "$$table"; cat "$$table"; fi; done
@@ -41,8 +44,8 @@ test: $(ENVIRONMENT) compiler ## Lint, unit tests, and every notebook with its s
 	$(PYTHON) -m ruff format --check $(SOURCES)
 	$(PYTHON) -m pytest
 ifneq ($(NOTEBOOKS),)
-	TQDM_DISABLE=1 $(PYTHON) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 \
-	  --nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
+	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(CORES) --dist loadfile --nbval-lax \
+	  --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
 else
 	@echo "notebooks/ holds no notebook: nothing for nbval to run."
 endif

@@ -12,7 +12,11 @@ deletes none of them, and a killed job goes on.
 --unlock. The runner locks each case instead, and the system releases that lock with the process.
 
 A case that names the experts of another (experts_folder: runs/<profile>/<stem>/<case>/experts)
-waits for it. Where there is one GPU, one notebook at a time: --cores 1, or make CORES=1.
+waits for it.
+
+--config nproc=2: a notebook that distills, trains experts or evaluates runs in two processes, which
+share the work; threads=4: of each. gpus=2: a job asks for a GPU per process, two at most, of those
+that --resources gpu=4 says there are. On a Slurm cluster: snakemake --profile profiles/slurm.
 """
 
 import os
@@ -28,7 +32,11 @@ REPORT = "99_report"  # reads the results of all others, so it waits for them
 # as one after the other with two threads each, and never wait for one another's threads (measured:
 # 20 epochs in 6.1 and 7.3 s at once, against 3.4 s with two threads). What is timed runs alone.
 THREADS = {"02_image_fitting": 2, "12_efficiency": 2}
-DEFAULT_THREADS = 1
+DEFAULT_THREADS = int(config.get("threads", 1))
+NPROC, GPUS = int(config.get("nproc", 1)), int(config.get("gpus", 0))  # of a job
+# Nothing in these is shared by processes, or they measure time.
+ALONE = {"01_kernel_validation", "02_image_fitting", "12_efficiency", "13_imagenet1k", REPORT}
+WITHOUT_GPU = {REPORT}
 
 LIBRARY = sorted(str(path) for pattern in SOURCES for path in Path().glob(pattern))
 
@@ -51,6 +59,10 @@ def before(wildcards):
     return [marker] if marker in EVERY else []
 
 
+def ranks(wildcards):
+    return 1 if wildcards.stem in ALONE else NPROC
+
+
 rule all:
     input:
         WANTED,
@@ -66,10 +78,15 @@ rule notebook:
         touch(f"runs/{PROFILE}/{{stem}}/{{case}}/done"),
     log:
         f"runs/{PROFILE}/{{stem}}/{{case}}/run.log",
-    threads: lambda wildcards: THREADS.get(wildcards.stem, DEFAULT_THREADS)
+    params:
+        ranks=ranks,
+        threads=lambda wildcards: THREADS.get(wildcards.stem, DEFAULT_THREADS),
+    threads: lambda wildcards: ranks(wildcards) * THREADS.get(wildcards.stem, DEFAULT_THREADS)
+    resources:
+        gpu=lambda wildcards: 0 if wildcards.stem in WITHOUT_GPU else min(GPUS, ranks(wildcards)),
     shell:
-        "OMP_NUM_THREADS={threads} {sys.executable:q}"
-        " -m gsdd_lib.experiment.runner {input.notebook:q} {input.params:q}"
+        "OMP_NUM_THREADS={params.threads} {sys.executable:q}"
+        " -m gsdd_lib.experiment.runner --ranks {params.ranks} {input.notebook:q} {input.params:q}"
 
 
 # What others wait for comes first.

@@ -129,18 +129,24 @@ def as_image_data(images: Any, labels: Any = None, *, size: int = 0, seed: int =
     if labels is None and isinstance(images, tuple | list) and len(images) == 2:
         images, labels = images
     if isinstance(images, ImageData):
-        data = images
-    elif isinstance(images, str | Path):
+        return images
+    if isinstance(images, str | Path):
         config = DataConfig(dataset="imagefolder", folder=str(images), resolution=size)
-        data = load_data(config, seed)
-    elif labels is None:
+        return load_data(config, seed)
+    if labels is None:
         raise DataError("images need labels: distill_images(images, labels), or a folder per class")
-    else:
-        numbers, names = _numbered(labels)
-        data = from_tensors(_channels_first(images), numbers, class_names=names, seed=seed)
-    if data.num_classes < 2:
-        raise DataError("all images are of one class; distillation needs two to tell apart")
-    return data
+    images = images if isinstance(images, Tensor) else torch.as_tensor(np.asarray(images))
+    if images.dim() == 3:
+        images = images[:, None]
+    elif images.dim() == 4 and images.shape[1] > 4 >= images.shape[3]:  # channels are last
+        images = images.permute(0, 3, 1, 2).contiguous()
+    values = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if values.ndim != 1 or values.dtype.kind not in "iuUS":
+        found = f"{values.dtype} of shape {list(values.shape)}"
+        raise DataError(f"labels must be integers or names of shape [N], got {found}")
+    names, numbers = np.unique(values, return_inverse=True)
+    numbers, names = torch.from_numpy(numbers.reshape(-1)).long(), list(map(str, names))
+    return from_tensors(images, numbers, class_names=names, seed=seed)
 
 
 def suggested_network(resolution: tuple[int, int]) -> str:
@@ -162,21 +168,3 @@ def suggested_gpc(data: ImageData, ipc: int, *, soft_labels: bool = False) -> in
     wanted = POINTS_AT_32 * (math.sqrt(height * width) / 32) ** POINTS_EXPONENT
     label = soft_labels * data.num_classes / (GEOMETRY + data.channels + 1)  # in Gaussians
     return max(1, int(affordable / (max(wanted, 4) + label)))
-
-
-def _channels_first(images: Any) -> Tensor:
-    images = images if isinstance(images, Tensor) else torch.as_tensor(np.asarray(images))
-    if images.dim() == 3:
-        return images[:, None]
-    if images.dim() == 4 and images.shape[1] > 4 >= images.shape[3]:
-        return images.permute(0, 3, 1, 2).contiguous()
-    return images
-
-
-def _numbered(labels: Any) -> tuple[Tensor, list[str]]:
-    values = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if values.ndim != 1 or values.dtype.kind not in "iuUS":
-        found = f"{values.dtype} of shape {list(values.shape)}"
-        raise DataError(f"labels must be integers or names of shape [N], got {found}")
-    names, numbers = np.unique(values, return_inverse=True)
-    return torch.from_numpy(numbers.reshape(-1)).long(), [str(name) for name in names]

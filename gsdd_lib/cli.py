@@ -1,7 +1,4 @@
-"""The library from a shell: options are its settings, chosen as by distill_images if left out.
-
-Exit codes: 0 done, 1 failed, 2 a wrong option, 130 interrupted.
-"""
+"""The library from a shell. Exit codes: 0 done, 1 failed, 2 a wrong option, 130 interrupted."""
 
 import argparse
 import sys

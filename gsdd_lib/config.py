@@ -143,8 +143,7 @@ class FitConfig(Config):
     """How Gaussians are initialized (paper, section 3.4 and table 17).
 
     ``init``: fitted to random real images, the first of each class (as published), k-means
-    representatives or a solid color (warmup); or random. ``cosine`` falls in the second half,
-    ``halving`` every 20,000 steps (as published).
+    representatives or a solid color (warmup); or random. ``halving``: every 20,000 steps.
     """
 
     init: Literal["real", "first", "kmeans", "warmup", "random"] = _field("real", "fitted to what")

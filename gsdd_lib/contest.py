@@ -1,8 +1,6 @@
 """Parameterizations in one contest: the same data, storage, objective, steps and networks for all.
-
 Each starts from :data:`STARTS`, is distilled by :func:`enter` and evaluated by :func:`judge`. A
-method of your own joins by a line: ``STARTS["mine"] = function``, called as the others are.
-"""
+method of your own joins by a line: ``STARTS["mine"] = function``, called as the others are."""
 
 import copy
 import time
@@ -72,7 +70,6 @@ def start_fields(data: ImageData, budget: Budget, _: FitConfig, *, seed: int) ->
 
 
 def _of_real(kind: Any, data: ImageData, count: int, seed: int, **more: Any) -> Parameterization:
-    """``count`` random training images per class in that parameterization."""
     real = random_real_pixels(data, count, seed=seed, storage="uint8")
     more |= {"normalization": data.normalization}
     return kind.init_from(real.pixels().detach(), real.labels, **more).to(data.device)
@@ -105,13 +102,10 @@ class Entry:
 
     @torch.no_grad()
     def render(self, snapshot: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Normalized images [N, C, H, W] as they are, or of a snapshot."""
         return functional_call(self.images, dict(snapshot or {}), ())
 
-    @property
-    def bits_per_class(self) -> float:
-        """Bits of the images as stored, over the classes that occur."""
-        return self.images.bits / len(self.images.labels.unique())
+    # Bits of the images as stored, over the classes that occur.
+    bits_per_class = property(lambda self: self.images.bits / len(self.images.labels.unique()))
 
 
 def enter(
@@ -122,13 +116,9 @@ def enter(
     eval_config: EvalConfig,
     **more: Any,
 ) -> Entry:
-    """Distill ``images`` in place and keep how it went; prints a line per evaluation.
-
-    Args:
-        images: what :data:`STARTS` gives. more: of :func:`~gsdd_lib.distillation.loop.distill`:
-        seed, experts, start, codec, and folder,
-            where checkpoints go under the method's name; the same call goes on from there.
-    """
+    """Distill ``images``, as :data:`STARTS` gives them, in place and keep how it went; prints a
+    line per evaluation. ``more``: of :func:`~gsdd_lib.distillation.loop.distill`, seed, experts,
+    start, codec, and folder, where checkpoints go under the method's name, to go on from."""
     before = {name: value.detach().clone() for name, value in images.named_parameters()}
     folder = more.get("folder")
     began, history, snapshots = time.perf_counter(), [], []
@@ -162,7 +152,7 @@ def judge(
             states[f"{entry.method}, {baselines.INITIAL}"] = (entry.start, eval_config)
         for name, (snapshot, own) in states.items():
             sets[name] = (entry.render(snapshot), entry.images.labels)
-            configs[name] = _equal_steps(own, entries, entry)
+            configs[name] = baselines.equal_steps(own, len(entries[0].images), len(entry.images))
     return baselines.set_rows(sets, data, configs, seed=seed)
 
 
@@ -170,24 +160,18 @@ def compare(
     entries: Sequence[Entry], data: ImageData, eval_config: EvalConfig, *, seed: int, rows=()
 ) -> dict[str, protocols.Protocols]:
     """Both protocols of every entry, by method; the networks are trained as in :func:`judge`.
-
-    Args:
-        rows: of ``judge`` with the same entries, config and seed; not evaluated again.
-    """
+    ``rows``: of ``judge`` with the same entries, config and seed; not evaluated again."""
     found = {}
     for entry in entries:
         judged = [row for row in rows if row["method"] == entry.method]
         known = {protocols.best_row(entry.history): summarize(judged)} if judged else None
         run = (entry.history, entry.snapshots, entry.render, entry.images.labels, data)
-        config, more = _equal_steps(eval_config, entries, entry), {"seed": seed, "known": known}
-        found[entry.method] = protocols.compare_protocols(*run, config, **more)
+        config = baselines.equal_steps(eval_config, len(entries[0].images), len(entry.images))
+        both = protocols.compare_protocols(*run, config, seed=seed, known=known)
+        found[entry.method] = both
     return found
 
 
 def repeat(images: Parameterization) -> Parameterization:
     """A copy to distill in another way from the same start."""
     return copy.deepcopy(images)
-
-
-def _equal_steps(config: EvalConfig, entries: Sequence[Entry], entry: Entry) -> EvalConfig:
-    return baselines.equal_steps(config, len(entries[0].images), len(entry.images))

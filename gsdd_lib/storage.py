@@ -207,11 +207,10 @@ class DistilledSet:
         pixels = self.gaussians.pixels(torch.tensor(firsts, device=self.labels.device))
         png = base64.b64encode(_png(torch.cat([*pixels.clamp(0, 1)], dim=-1))).decode()
         names = html.escape(", ".join(self.class_names[labels[index]] for index in firsts))
-        table = (
-            f"<tr><th>{'</th><th>'.join(head)}</th></tr><tr><td>{'</td><td>'.join(row)}</td></tr>"
-        )
-        img = f'<img src="data:image/png;base64,{png}" alt="{names}" title="{names}" height="56">'
-        return f"<table>{table}</table>{img}"
+        head, row = "</th><th>".join(head), "</td><td>".join(row)
+        table = f"<table><tr><th>{head}</th></tr><tr><td>{row}</td></tr></table>"
+        about = f'alt="{names}" title="{names}" height="56"'
+        return f'{table}<img src="data:image/png;base64,{png}" {about}>'
 
     def _facts(self) -> list[tuple[str, str]]:
         facts = [("data set", self.dataset_name), ("classes", f"{len(self.class_names)}")]
@@ -230,9 +229,7 @@ class _Companion(Config):
     bytes: int = Field(ge=0)
 
 
-class _About(Config):
-    """The description in a file: ``mean`` and ``std``, or ``whitening``."""
-
+class _About(Config):  # in a file, with mean and std, or whitening
     dataset: str
     class_names: list[str] = Field(min_length=1, max_length=2**16)
     resolution: list[Annotated[int, Field(ge=1, le=2**14)]] = Field(min_length=2, max_length=2)

@@ -1,8 +1,6 @@
 """Decoding a distilled set: Gaussians, neural fields and pixels side by side (paper, fig. 1b, 5).
-
 Each makes the same images [B, 3, S, S] from ``storage`` bytes each, as near as its units allow. The
-Gaussians are fitted ones, for random ones would distort what culling saves.
-"""
+Gaussians are fitted ones, for random ones would distort what culling saves."""
 
 import itertools
 from dataclasses import asdict, dataclass
@@ -45,7 +43,6 @@ class Decoding:
 
 
 def field_numbers(width: int) -> int:
-    """Weights and biases of a field of three layers of ``width``."""
     return 3 * width + (FIELD_LAYERS - 1) * width * (width + 1) + (width + 1) * CHANNELS
 
 
@@ -76,13 +73,9 @@ def decode_job(method: str, which: str, case: Decoding, gaussians: Any, *, few=F
 def measure(
     cases: list[Decoding], *, repeats: int, fit_steps: int, memory: bool = True
 ) -> list[dict[str, Any]]:
-    """Time and memory of every case, method and pass.
-
-    Returns:
-        Rows of ``size``, ``batch``, ``storage``, ``method``, ``pass``, the median ``ms`` with the
-        quartiles ``ms_low`` and ``ms_high``, the peak ``mib`` beyond input and output (None where
-        unknown), and for Gaussians ``roofline_ms``, the time no kernel can beat.
-    """
+    """Time and memory of every case, method and pass: rows of ``size``, ``batch``, ``storage``,
+    ``method``, ``pass``, the median ``ms`` with the quartiles ``ms_low`` and ``ms_high``, the peak
+    ``mib`` beyond input and output (None where unknown), and for Gaussians ``roofline_ms``."""
     rows, jobs = [], []
     for case in cases:
         work = Workload(case.batch, case.points, case.size, case.size, CHANNELS)

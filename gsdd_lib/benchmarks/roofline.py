@@ -1,9 +1,7 @@
-"""The roofline of the splatting operator on this CPU: the time that no kernel can beat.
-
-Counted are the fewest vector instructions of each sample inside a Gaussian's support (alive), and
-the colors of its pixels, each as a fused multiply-add of a matrix product; parameters, images and
-gradients pass once through memory as in a copy. Not counted: exponentials, support tests, set-up.
-"""
+"""The roofline of the splatting operator on this CPU: the time that no kernel can beat. Counted are
+the fewest vector instructions of each sample inside a Gaussian's support (alive), and the colors of
+its pixels, each as a fused multiply-add of a matrix product; parameters, images and gradients pass
+once through memory as in a copy. Not counted: exponentials, support tests, set-up."""
 
 import functools
 import timeit

@@ -34,7 +34,6 @@ def time_job(job: Job, repeats: int, device: str = "cpu") -> tuple[float, float,
 
 
 def median_ms(job: Job, repeats: int, device: str = "cpu") -> float:
-    """The median of :func:`time_job`."""
     return time_job(job, repeats, device)[0]
 
 
@@ -42,12 +41,7 @@ def job_of(render: Callable[[], Tensor], leaves: list[Tensor], v_image: Tensor |
     """Renders, and where ``v_image`` is given differentiates by the leaves."""
     if v_image is None:
         return torch.no_grad()(lambda: [render()])
-
-    def forward_backward() -> list[Tensor]:
-        image = render()
-        return [image, *torch.autograd.grad(image, leaves, v_image)]
-
-    return forward_backward
+    return lambda: [image := render(), *torch.autograd.grad(image, leaves, v_image)]
 
 
 def _cpu_ms(job: Job) -> float:
@@ -66,11 +60,9 @@ def _cuda_ms(job: Job) -> float:
 
 
 def peak_mib(job: Job, device: str = "cpu") -> float | None:
-    """Peak memory of ``job`` in MiB, beyond what is allocated before it and what it returns.
-
-    On the CPU the process's resident memory, of which an allocator may have kept some: measure by
-    :func:`peaks_alone`. None where there is no Linux.
-    """
+    """Peak memory of ``job`` in MiB, beyond what is allocated before it and what it returns. On the
+    CPU the process's resident memory, of which an allocator may have kept some: measure by
+    :func:`peaks_alone`. None where there is no Linux."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before, made = torch.cuda.memory_allocated(), job()
@@ -101,8 +93,7 @@ def run_alone(function: Callable, *arguments: Any) -> Any:
 
 def peaks_alone(make: Callable[..., Job], cases: list[tuple], device: str = "cpu") -> list:
     """:func:`peak_mib` of the jobs ``make(*case)`` in a fresh process, each after a small job of
-    the same kind, ``make(*case, few=True)``, which loads what stays loaded.
-    """
+    the same kind, ``make(*case, few=True)``, which loads what stays loaded."""
     return run_alone(_peaks, make, cases, device)
 
 

@@ -70,12 +70,10 @@ class Progress:
         text = f"{self.label}: {self.done}/{self.total}{self._numbers}  ({seconds:.0f} s"
         if self._write is None:
             print(f"{text})", flush=True)
-        elif last:
-            self._write(f"{text})", last)
-        else:
-            left = seconds / max(1, self.done - self._first) * max(0, self.total - self.done)
-            full = WIDTH * self.done // max(1, self.total)
-            self._write(f"{'━' * full:·<{WIDTH}} {text}, {left:.0f} s left)", last)
+            return
+        left = seconds / max(1, self.done - self._first) * max(0, self.total - self.done)
+        bar = f"{'━' * (WIDTH * self.done // max(1, self.total)):·<{WIDTH}}"
+        self._write(f"{text})" if last else f"{bar} {text}, {left:.0f} s left)", last)
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +91,6 @@ def say(text: str) -> None:
 
 
 def _line() -> Callable[[str, bool], None] | None:
-    """What replaces the last line of a running cell or of a terminal; None: nothing can."""
     if os.environ.get("TQDM_DISABLE") == "1":
         return None
     shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()

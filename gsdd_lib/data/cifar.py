@@ -75,15 +75,14 @@ def _read_form(dataset: str, path: Path, name: str) -> RawData:
 def _read_split(contents: dict[str, bytes], form: dict, split: str, classes: int) -> ImageSet:
     parts = [_read_file(contents.pop(file), file, form["label_bytes"]) for file in form[split]]
     images, labels = (torch.cat(both) for both in zip(*parts, strict=True))
-    per_class, fault = torch.bincount(labels, minlength=classes), ""
-    if len(images) != COUNTS[split]:
-        fault = f"{len(images):,} images, expected {COUNTS[split]:,}"
-    elif len(per_class) > classes:
-        fault = f"labels outside of the {classes} classes"
-    elif len(per_class.unique()) > 1:
-        fault = "unequally many images of each class"
-    if fault:
-        raise DataError(f"{', '.join(form[split])} hold {fault}")
+    per_class = torch.bincount(labels, minlength=classes)
+    for wrong, fault in (
+        (len(images) != COUNTS[split], f"{len(images):,} images, expected {COUNTS[split]:,}"),
+        (len(per_class) > classes, f"labels outside of the {classes} classes"),
+        (len(per_class.unique()) > 1, "unequally many images of each class"),
+    ):
+        if wrong:
+            raise DataError(f"{', '.join(form[split])} hold {fault}")
     return ImageSet(images, labels)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from gsdd_lib.config import DataConfig
 from gsdd_lib.core.errors import DataError
 from gsdd_lib.data.dataset import RawData, split_test
-from gsdd_lib.data.images import Listing, Tree, decoded, folder_tree, list_images, open_image
+from gsdd_lib.data.images import Tree, decoded, folder_tree, list_images, open_image
 from gsdd_lib.data.normalization import channel_statistics
 from gsdd_lib.data.sources import roots
 
@@ -29,7 +29,15 @@ def read_imagefolder(config: DataConfig) -> RawData:
     _check_tree(tree, root / train_folder, root / TEST)
     names = tuple(tree[train_folder])
     listing = list_images(root, tree, names, train=train_folder)
-    size, channels = _size_and_channels(listing, config.resolution)
+    first, gray, side = None, True, config.resolution
+    for position, path in enumerate(listing.paths):  # their headers alone
+        with open_image(listing.read(position), path) as image:
+            first, gray = first or image.size, gray and image.mode in GRAY_MODES
+            if image.size != first and not side:
+                found = f"{path} has {image.width}x{image.height}, {listing.paths[0]} another"
+                fault = f"images of the folder differ in size ({found})"
+                raise DataError(f"{fault}; choose a resolution")
+    size, channels = (side, side) if side else first[::-1], 1 if gray else 3
     resize = config.resize if config.resolution else "exact"
     train, test = decoded("imagefolder", listing, size, channels=channels, resize=resize)
     note = "its test split"
@@ -56,17 +64,3 @@ def _check_tree(tree: Tree, train: Path, test: Path) -> None:
         fault = f"{test} holds no images; add some, or remove it"
     if fault:
         raise DataError(fault)
-
-
-def _size_and_channels(listing: Listing, resolution: int) -> tuple[tuple[int, int], int]:
-    """((height, width), channels) to decode at; reads the headers of all images."""
-    first, gray = None, True
-    for position, path in enumerate(listing.paths):
-        with open_image(listing.read(position), path) as image:
-            first, gray = first or image.size, gray and image.mode in GRAY_MODES
-            if image.size != first and not resolution:
-                found = f"{path} has {image.width}x{image.height}, {listing.paths[0]} another"
-                fault = f"images of the folder differ in size ({found})"
-                raise DataError(f"{fault}; choose a resolution")
-    width, height = (resolution, resolution) if resolution else first
-    return (height, width), 1 if gray else 3

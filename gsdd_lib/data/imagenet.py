@@ -11,8 +11,7 @@ from gsdd_lib.data.images import decoded, folder_tree, list_images
 from gsdd_lib.data.sources import roots
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RESOLUTION = 128
-TRAIN, TEST = "train", "val"
+RESOLUTION, TRAIN, TEST = 128, "train", "val"
 SIZES = ("2", "2-320", "2-160")  # fast.ai's folders: the full size, or that of the shorter side
 TABLE = Path(__file__).with_name("imagenet_subsets.yaml")
 SUBSETS: dict[str, dict[str, str]] = {  # WordNet ids and names of the classes, in order
@@ -42,7 +41,6 @@ def read_imagenet_subset(name: str, config: DataConfig) -> RawData:
 
 
 def _find(name: str, folder: str) -> tuple[Path, str]:
-    """The folder to read, of fast.ai's several sizes the largest, and what to call it."""
     places, published = roots(folder), [name + size for size in SIZES]
     for place in places:
         for path in (place, *(place / folder for folder in (*published, "imagenet"))):

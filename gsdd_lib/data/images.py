@@ -50,19 +50,13 @@ class Listing:
 
 def folder_tree(root: Path, splits: Sequence[str]) -> Tree:
     """The class folders of each of ``splits`` (``""``: the root itself) that exists."""
-    return {
-        split: {
-            folder.name: sorted(
-                file.name
-                for file in folder.iterdir()
-                if not file.name.startswith(".") and file.suffix.lower() in SUFFIXES
-            )
-            for folder in sorted((root / split).iterdir())
-            if folder.is_dir() and not folder.name.startswith(".")
-        }
-        for split in splits
-        if (root / split).is_dir()
-    }
+    tree: Tree = {split: {} for split in splits if (root / split).is_dir()}
+    for split, classes in tree.items():
+        for folder in sorted((root / split).iterdir()):
+            if folder.is_dir() and not folder.name.startswith("."):
+                names = sorted(file.name for file in folder.iterdir() if file.name[0] != ".")
+                classes[folder.name] = [n for n in names if n.lower().endswith(SUFFIXES)]
+    return tree
 
 
 def list_images(root: Path, tree: Tree, classes: Sequence[str], *, train: str) -> Listing:
@@ -80,10 +74,7 @@ def list_images(root: Path, tree: Tree, classes: Sequence[str], *, train: str) -
 def decoded(
     name: str, listing: Listing, size: tuple[int, int], *, channels: int = 3, resize: str = "crop"
 ) -> tuple[ImageSet, ImageSet]:
-    """Training and test images of a listing, mapped from a file of the cache.
-
-    ``name`` is the data set's; for the others, and errors, see :func:`decode_image`.
-    """
+    """Training and test images of data set ``name``, mapped from a file; see decode_image."""
     shape = (len(listing.paths), channels, *size)
     check_size(name, shape[0], channels=channels, resolution=max(size))
     with ThreadPoolExecutor(8) as pool:
@@ -181,7 +172,6 @@ def _is_intact(path: Path, shape: tuple[int, ...]) -> bool:
 
 
 def _decode_all(listing: Listing, hashes: list[bytes], shape: tuple, resize: str) -> np.ndarray:
-    """All images, uint8 of ``shape``; on several cores, for Pillow releases the GIL."""
     pixels = np.empty(shape, np.uint8)
 
     def decode(position: int) -> None:
@@ -191,7 +181,7 @@ def _decode_all(listing: Listing, hashes: list[bytes], shape: tuple, resize: str
         how = {"channels": shape[1], "resize": resize, "source": source}
         pixels[position] = decode_image(content, shape[2:], **how)
 
-    workers = min(8, os.cpu_count() or 1)
+    workers = min(8, os.cpu_count() or 1)  # Pillow releases the GIL
     with ThreadPoolExecutor(workers) as pool, Progress(shape[0], "decode images") as progress:
         for _ in pool.map(decode, range(shape[0])):
             progress.update()

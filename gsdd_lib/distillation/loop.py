@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.config import DistillConfig, EvalConfig
+from gsdd_lib.core import ranks
 from gsdd_lib.core.files import lock_folder
 from gsdd_lib.core.progress import Progress, say
 from gsdd_lib.core.schedule import cosine
@@ -50,6 +51,8 @@ def distill(
     matching also syn_lr, the learned learning rate that its networks were trained with. After the
     last row the parameterization is that of the best one, chosen on the validation split; the test
     split is never read. Where memory runs out, a step is repeated with less in memory at once.
+    Ranks (:mod:`gsdd_lib.core.ranks`) share every step, to the same bits as one (tm: to rounding);
+    the first one writes the checkpoint, from which any number of them goes on.
 
     Args:
         parameterization: Gaussians, pixels, neural fields, or your own.
@@ -71,13 +74,16 @@ def distill(
             checkpoint is damaged, or labels do not fit the data.
         ExpertError: there are no experts, or not those that the settings ask for.
         FolderInUseError: another process is at work in ``folder``.
+        RankError: another rank has died.
         KeyboardInterrupt: at Ctrl-C; it names the checkpoint.
     """
     state = State(parameterization, data, config, **more)
-    with lock_folder(folder) if folder else contextlib.nullcontext():
+    ranks.agree(*state.distilled().values())
+    with lock_folder(folder) if folder and not ranks.rank() else contextlib.nullcontext():
         checkpoint = Checkpoint(folder, state, data, eval_config, seed)
         if line := checkpoint.load(state):
             say(line)
+        ranks.meet()  # the first rank writes to the file when all have read it
         yield from state.history
         try:
             yield from _rows(state, data, eval_config, checkpoint, seed, start)
@@ -173,6 +179,7 @@ def take_step(state: State, data: ImageData, *, seed: int) -> Tensor:
         loss = _differentiate(state, data, seed, config.boundary / len(terms), term)
         params = [p for optimizer in state.optimizers for p in optimizer.param_groups[0]["params"]]
         gradients = [param.grad for param in params if param.grad is not None]
+        ranks.agree(loss, *gradients)
         if not all(value.isfinite().all() for value in [loss, *gradients]):
             raise _non_finite(state)
         if state.log_syn_lr.grad is not None:  # one student gone astray must not end the run
@@ -224,6 +231,11 @@ def _use_less_memory(state: State, data: ImageData) -> None:
         raise DistillError(
             f"Memory does not suffice for step {step} even with {name}={now}: run again with a "
             f"smaller {smaller}, which starts anew"
+        )
+    if ranks.world() > 1:  # the others are in the middle of the step
+        raise DistillError(
+            f"Memory does not suffice for step {step} on rank {ranks.rank()}: run again with "
+            f"{name}={now // 2}, which goes on"
         )
     state.config = config.model_copy(update={name: now // 2})
     gc.collect()

@@ -2,7 +2,8 @@
 
 Every random number of step ``t`` comes from generators made for ``(seed, t)``. Memory is bounded
 and the gradient exact: the synthetic images are rendered once, the loss is differentiated in them
-class by class, and at most ``micro_batch`` images are in the network at a time.
+class by class, and at most ``micro_batch`` images are in the network at a time. Ranks share the
+classes, or a student's batches (tm); what they compute alike, they hold alike.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gsdd_lib.config import OBJECTIVES, DistillConfig
+from gsdd_lib.core import ranks
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData, ImageSet
@@ -60,23 +62,29 @@ def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None =
     def embed(pixels: Tensor, labels: Tensor) -> Tensor:
         return network.embed(apply_dsa(data.normalize(pixels), augmentation, labels))
 
-    classes, own = batch.labels.unique(return_inverse=True)
-    with torch.no_grad():
-        embedded = map_micro_batches(embed, config.micro_batch, batch.images, batch.labels)
-    means = class_means(embedded, own, len(classes))
+    @torch.no_grad()
+    def embed_real(real: ImageSet) -> Tensor:
+        return map_micro_batches(embed, config.micro_batch, real.images, real.labels)
+
     if state.soft_labels is not None:  # all images have a share in every class's mean
+        classes, own = batch.labels.unique(return_inverse=True)
+        means = class_means(embed_real(batch), own, len(classes))
         synthetic = apply_dsa(images.render(), augmentation, images.labels)
         embeddings = map_micro_batches(network.embed, config.micro_batch, synthetic)
         return dm_loss(means, embeddings, state.soft_labels.probabilities()[:, classes])
 
     def group_loss(group: Tensor, index: Tensor) -> Tensor:
         own = labels[index]
+        classes, members = own.unique(return_inverse=True)
+        real = batch.select(torch.isin(batch.labels, classes))
+        embedded = embed_real(real)
         group = apply_dsa(group, augmentation, own)
         embeddings = map_micro_batches(network.embed, config.micro_batch, group)
         if config.dm_match == "kernel":
-            return kernel_loss(embedded, batch.labels, embeddings, own)
-        present, own = own.unique(return_inverse=True)
-        return dm_loss(means[torch.searchsorted(classes, present)], embeddings, own)
+            return kernel_loss(embedded, real.labels, embeddings, own)
+        real_members = torch.searchsorted(classes, real.labels)
+        means = class_means(embedded, real_members, len(classes))
+        return dm_loss(means, embeddings, members)
 
     index = None if only is None else (images.labels == only).nonzero().flatten()
     labels = images.labels if index is None else images.labels[index]
@@ -134,6 +142,7 @@ def _train_inner(
             grads = batch_gradients(network, params, batch, targets[index], **few)
             moved = zip(params.items(), grads, strict=True)
             params = {name: value.detach() - config.inner_lr * g for (name, value), g in moved}
+    ranks.agree(*params.values())
     return params
 
 
@@ -165,7 +174,7 @@ def tm_step_loss(state: State, data: ImageData, *, seed: int) -> Tensor:
         state.targets(used.to(device)),
         state.log_syn_lr.exp().to(device),
         batches=[torch.searchsorted(used, batch).to(device) for batch in batches],
-        augment=lambda images, *, step: apply_dsa(images, augmentations[step]),
+        augment=lambda images, which, *, step: apply_dsa(images, augmentations[step], which),
         keep_steps=config.keep_steps,
     )
     return tm_loss(student, start, target)

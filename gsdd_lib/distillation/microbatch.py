@@ -6,19 +6,25 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gsdd_lib.core import ranks
 from gsdd_lib.data.dataset import class_members
 
+GROUPS = 16  # of classes in a step; so many ranks can share it
 Recomputable = Callable[..., Sequence[Tensor]]  # see :func:`recomputed`
 
 
 def class_groups(labels: Tensor, limit: int) -> list[Tensor]:
     """Indices of whole classes, as many together as stay within ``limit`` images.
 
-    A class of more than ``limit`` images is a group of its own.
+    A class of more than ``limit`` images is a group of its own. There are :data:`GROUPS` or more
+    where there are so many classes, however many ranks share them: so their number changes no bit.
     """
     groups: list[list[Tensor]] = []
-    for members in class_members(labels):
-        if not groups or sum(map(len, groups[-1])) + len(members) > limit:
+    classes = class_members(labels)
+    most = -(-len(classes) // GROUPS)
+    for members in classes:
+        full = groups and len(groups[-1]) == most
+        if not groups or full or sum(map(len, groups[-1])) + len(members) > limit:
             groups.append([])
         groups[-1].append(members)
     return [torch.cat(group) for group in groups]
@@ -32,6 +38,8 @@ def sum_over_groups(
 ) -> Tensor:
     """``sum over groups of loss(images[group], group)``, one group's graph in memory at a time.
 
+    Ranks share the groups.
+
     Args:
         images: [N, ...], with a graph behind them.
         groups: indices; no image in two of them.
@@ -42,13 +50,16 @@ def sum_over_groups(
     """
     sources = [images] if labels is None else [images, labels]
     gradients = [torch.zeros_like(source) for source in sources]
-    total = torch.zeros((), dtype=images.dtype, device=images.device)
-    for index in groups:
+    values = torch.zeros(len(groups), dtype=images.dtype, device=images.device)
+    for number in ranks.share(range(len(groups))):
+        index = groups[number]
         leaves = [source.detach()[index].requires_grad_() for source in sources]
         value = loss(*leaves, index)
         for gradient, own in zip(gradients, torch.autograd.grad(value, leaves), strict=True):
             gradient[index] = own
-        total += value.detach()
+        values[number] = value.detach()
+    ranks.combine(values, *gradients)
+    total = sum(values.unbind())
     for source, gradient in zip(sources, gradients, strict=True):
         total = total + ((source - source.detach()) * gradient).sum()  # 0, with the gradient
     return total

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gsdd_lib.config import CodecConfig, Config, DistillConfig, EvalConfig
+from gsdd_lib.core import ranks
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import checksum, seal, unseal, write_atomically
 from gsdd_lib.data import ImageData
@@ -222,12 +223,12 @@ class Checkpoint:
         return f"resuming at step {state.step} of {state.config.steps}"
 
     def save(self, state: State) -> None:
-        """Write ``state`` in the place of what was there."""
-        if self.path is not None:
+        """Write ``state`` in the place of what was there; the first rank does."""
+        if self.path is not None and not ranks.rank():
             buffer = io.BytesIO()
             torch.save({"settings": self.settings, **state.content()}, buffer)
             write_atomically(self.path, seal(buffer.getvalue()))
-            self.step = state.step
+        self.step = state.step if self.path else None
 
     def __str__(self) -> str:
         if self.step is None:

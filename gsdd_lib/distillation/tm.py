@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from gsdd_lib.core import ranks
 from gsdd_lib.distillation.microbatch import recomputed
 from gsdd_lib.networks import unflatten
 from gsdd_lib.training.experts import ExpertError
@@ -40,10 +41,10 @@ def student_path(
     lr: Tensor,
     *,
     batches: Sequence[Tensor],
-    augment: Callable[..., Tensor] = lambda images, *, step: images,
+    augment: Callable[..., Tensor] = lambda images, which, *, step: images,
     keep_steps: int = 0,
 ) -> Tensor:
-    """Where SGD on synthetic images leads from ``start``.
+    """Where SGD on synthetic images leads from ``start``; ranks share the batch of every step.
 
     Args:
         network: its structure alone is used.
@@ -51,7 +52,8 @@ def student_path(
         labels: int64 [N], or probabilities [N, K].
         lr: scalar, the learning rate of every inner step.
         batches: for each inner step the indices of its images (:func:`synthetic_batches`).
-        augment: ``augment(images, step=t)``, the same whenever it is called for step t.
+        augment: ``augment(images, which, step=t)`` of those at ``which`` places in the batch of
+            step t, the same whenever it is called.
         keep_steps: how many of the last steps keep their activations for the gradient; the others
             are computed again, one at a time. The gradient is exact either way.
 
@@ -62,12 +64,18 @@ def student_path(
     def step(number: int, *inputs: Tensor, create_graph: bool) -> list[Tensor]:
         params, images, labels, lr = inputs
         params = params if params.requires_grad else params.detach().requires_grad_()
-        chosen = augment(images[batches[number]], step=number)
-        logits = functional_call(network, unflatten(params, network), (chosen,))
-        loss = F.cross_entropy(logits, labels[batches[number]])
-        (gradient,) = torch.autograd.grad(loss, params, create_graph=create_graph)
-        return [params - lr * gradient]
+        (own,), batch = ranks.fan_out(params), batches[number]
+        which = ranks.share(torch.arange(len(batch), device=batch.device))
+        if len(which):
+            chosen = augment(images[batch[which]], which, step=number)
+            logits = functional_call(network, unflatten(own, network), (chosen,))
+            loss = F.cross_entropy(logits, labels[batch[which]]) * (len(which) / len(batch))
+            (gradient,) = torch.autograd.grad(loss, own, create_graph=create_graph)
+        else:  # a rank without images must join in the sums, forward and back
+            gradient = 0 * own + 0 * images.sum()
+        return [params - lr * ranks.sum_up(gradient)]
 
+    images, labels = ranks.fan_out(images, labels)
     params = start
     for number in range(len(batches)):
         own = partial(step, number)

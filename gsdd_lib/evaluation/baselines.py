@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.config import EvalConfig
+from gsdd_lib.core import ranks
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import class_members, keep_per_class
@@ -104,12 +105,14 @@ def real_rows(
 
     Their spread is that of the choice and of the networks together.
     """
-    rival, one, rows = REAL[method], config.model_copy(update={"networks": 1}), []
-    for index in range(config.networks):
+    rival, one = REAL[method], config.model_copy(update={"networks": 1})
+
+    def row(index: int) -> Row:
         images, labels = rival.choose(data, rival.per_class(budget), seed=seed + index)
         (row,) = evaluate(images, labels, data, one, seed=seed + index, split="test")
-        rows.append(row | {"network_index": index})
-    return _named(method, rows)
+        return row | {"network_index": index}
+
+    return _named(method, ranks.spread(row, range(config.networks)))
 
 
 def whole_data_rows(

@@ -15,6 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from gsdd_lib.config import EvalConfig
+from gsdd_lib.core import ranks
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
@@ -37,7 +38,7 @@ def evaluate(
     """Train ``config.networks`` networks on a set of images and test each.
 
     Network i has generators of its own: the same rows come out whatever was evaluated before, and
-    the first rows are the same for any number of networks.
+    the first rows are the same for any number of networks. Ranks share the networks.
 
     Args:
         images: [N, C, H, W], normalized; or real ones as uint8, normalized batch by batch.
@@ -56,22 +57,24 @@ def evaluate(
         raise EvaluationError(fault)
     images, labels = images.detach().to(data.device), labels.detach().to(data.device)
     normalize = data.normalize if images.dtype == torch.uint8 else None
-    real, rows = getattr(data, split), []
     kind, choices = (config.eval_network, config.eval_width), _choices(config)
-    with Progress(config.networks * passes(config), f"evaluate on {split}") as progress:
-        for index in range(config.networks):
-            started = time.perf_counter()
-            weights, order = (
-                generator(seed, "evaluate", index, what) for what in ("weights", "training")
-            )
-            network = network_for(data, *kind, generator=weights, **choices)
-            how = {"generator": order, "normalize": normalize, "progress": progress}
-            loss = train_network(images, labels, network, config, **how)
-            percent = accuracy(network, real.images, real.labels, normalize=data.normalize)
-            row = {"network_index": index, "seed": seed, "split": split, "accuracy": percent}
-            seconds = time.perf_counter() - started
-            rows.append(row | {"train_loss": loss, "seconds": seconds})
-    return rows
+
+    def row(index: int) -> Row:
+        started, real = time.perf_counter(), getattr(data, split)
+        weights, order = (
+            generator(seed, "evaluate", index, what) for what in ("weights", "training")
+        )
+        network = network_for(data, *kind, generator=weights, **choices)
+        how = {"generator": order, "normalize": normalize, "progress": progress}
+        loss = train_network(images, labels, network, config, **how)
+        percent = accuracy(network, real.images, real.labels, normalize=data.normalize)
+        row = {"network_index": index, "seed": seed, "split": split, "accuracy": percent}
+        return row | {"train_loss": loss, "seconds": time.perf_counter() - started}
+
+    networks = range(config.networks)
+    epochs = len(ranks.share(networks)) * passes(config)
+    with Progress(epochs, f"evaluate on {split}") as progress:
+        return ranks.spread(row, networks)
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

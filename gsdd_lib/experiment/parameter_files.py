@@ -1,7 +1,5 @@
 """Parameter files: flat YAML that overrides a notebook's parameters, checked before it runs.
-
-papermill only warns of an unknown parameter and then runs with the default, for hours.
-"""
+papermill only warns of an unknown parameter and then runs with the default, for hours."""
 
 import ast
 import json
@@ -45,11 +43,7 @@ for _tag, _pattern in {
 
 def load_parameters(path: Path) -> dict[str, Any]:
     """The file's flat mapping of names to numbers, booleans, texts or flat lists of them.
-
-    Raises:
-        ParameterError: the file cannot be read, is no such mapping, or holds what has no place in
-            one; whatever the YAML reader raised becomes the same one sentence.
-    """
+    Raises ParameterError, in one sentence, whatever is wrong with it."""
     try:
         values = yaml.load(path.read_text("utf-8"), Loader=_Loader)
     except OSError as error:

@@ -36,11 +36,8 @@ class ParameterError(GsddError, ValueError):
 
 
 class Settings(SimpleNamespace):
-    """A notebook's settings: one per model, called by its name (``data`` is a DataConfig).
-
-    ``values``: every parameter and field by name, as for ``DistillConfig.pick(values,
-    prefix="dm_")``.
-    """
+    """A notebook's settings: one per model, called by its name (``data`` is a DataConfig), and
+    ``values``, every parameter and field by name."""
 
     values: dict[str, Any]
     run: RunConfig
@@ -142,7 +139,6 @@ def pick(
 
 
 def _executed(where: str, namespace: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """Types of the parameters cell as it was last run, and the names that papermill's cell sets."""
     cells = namespace.get("_ih", ())
     if ours := [at for at, cell in enumerate(cells) if re.search(r"(?m)^output_folder\s*:", cell)]:
         added = [cell for cell in cells[ours[-1] :] if cell.startswith("# Parameters")]
@@ -155,7 +151,6 @@ def _executed(where: str, namespace: Mapping[str, Any]) -> tuple[dict[str, str],
 
 
 def _target(line: ast.stmt) -> str:
-    """The name that a statement assigns, or nothing."""
     targets = getattr(line, "targets", None) or [getattr(line, "target", None)]
     return getattr(targets[0], "id", "")
 

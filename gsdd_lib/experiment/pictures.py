@@ -1,7 +1,5 @@
-"""Pictures: images in a grid, Gaussians as ellipses, and what became of each class.
-
-Images are [.., C, H, W], tensors or arrays, C = 1 or 3, clipped to [0, 1].
-"""
+"""Pictures: images in a grid, Gaussians as ellipses, and what became of each class. Images are
+[.., C, H, W], tensors or arrays, C = 1 or 3, clipped to [0, 1]."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -31,11 +29,8 @@ def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, 
 
 
 def image_grid(images: Any, *, rows=1, titles: Sequence[str] = (), width=PAGE) -> Figure:
-    """``images`` [N, C, H, W] in ``rows``, in a figure of ``width`` inches.
-
-    Args:
-        titles: one per image, or one per column, above the first row only.
-    """
+    """``images`` [N, C, H, W] in ``rows``, in a figure of ``width`` inches. ``titles``: one per
+    image, or one per column, above the first row only."""
     pictures = _array(images)
     count, channels, height, wide = pictures.shape
     columns = -(-count // rows)
@@ -124,7 +119,7 @@ def class_panels(
 def class_rows(
     images: Any, labels: Any, class_names: Sequence[str], *, classes: int, per_class: int
 ) -> Figure:
-    """The first images [C, H, W] of the first classes, a named row per class (paper, figures 10 to 12)."""
+    """The first images of the first classes, a named row per class (paper, figures 10 to 12)."""
     images, labels = _array(images), _array(labels)
     cell = min((PAGE - NAMES) / per_class, 0.85)
     size = (cell * per_class + NAMES, cell * classes * images.shape[2] / images.shape[3])
@@ -138,13 +133,11 @@ def class_rows(
 
 
 def _wrapped(name: str, inches: float) -> str:
-    """A class's name in lines that fit ``inches``; of synonyms, the first."""
     first = name.partition(",")[0].replace("_", " ")
     return textwrap.fill(first, max(6, int(inches / LETTER)))
 
 
 def _array(values: Any) -> np.ndarray:
-    """A float array of an array or of a tensor on any device, in any precision."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().float()
     return np.asarray(values, dtype=float)

@@ -1,8 +1,6 @@
-"""Figures of numbers: DataFrames in, a matplotlib Figure out; pictures have their own module.
-
-A method has one color and an objective one line and marker in all figures; sizes are a paper's
-column widths in inches; a saved file has the same bytes whenever it is made again.
-"""
+"""Figures of numbers: DataFrames in, a matplotlib Figure out; pictures have their own module. A
+method has one color and an objective one line and marker in all figures; sizes are a paper's column
+widths in inches; a saved file has the same bytes whenever it is made again."""
 
 import sys
 from collections.abc import Mapping
@@ -50,32 +48,26 @@ METHODS: Mapping[str, tuple[str, Any]] = {
 OBJECTIVES = {"dm": ("-", "o"), "dc": ("--", "s"), "tm": (":", "^")}  # lines and markers
 
 
-def _method(name: str) -> tuple[str, str, bool]:
-    """A method by itself, its objective or "", and whether it is not yet distilled."""
-    plain = name.removesuffix(", initial")
+def _look(method: str) -> dict[str, Any]:
+    plain = method.removesuffix(", initial")
     base, _, objective = plain.rpartition(" ")
     if not base or objective not in OBJECTIVES:
         base, objective = plain, ""
-    return base, objective, plain != name
+    name, shade = METHODS.get(base, (base, _GREY))
+    line, marker = OBJECTIVES.get(objective, ("-", "o"))
+    name += f" by {objective.upper()}" * bool(objective)
+    look = {"color": shade, "ls": line, "marker": marker, "label": name}
+    before = {"mfc": "white", "label": f"{name}, before distillation"}
+    return look | before if plain != method else look
 
 
 def color(method: str) -> Any:
     """The method's color in every figure; one that it does not know is grey."""
-    return METHODS.get(_method(method)[0], ("", _GREY))[1]
+    return _look(method)["color"]
 
 
 def label(method: str) -> str:
-    """The method's name as figures print it."""
-    base, objective, initial = _method(method)
-    by = f" by {objective.upper()}" if objective else ""
-    return METHODS.get(base, (base,))[0] + by + ", before distillation" * initial
-
-
-def _look(method: str) -> dict[str, Any]:
-    _, objective, initial = _method(method)
-    line, marker = OBJECTIVES.get(objective, ("-", "o"))
-    look = {"color": color(method), "ls": line, "marker": marker, "label": label(method)}
-    return look | {"mfc": "white"} if initial else look
+    return _look(method)["label"]
 
 
 def use_style() -> None:
@@ -127,13 +119,8 @@ def psnr_curve(frame: pd.DataFrame, *, hue: str = "points") -> Figure:
 
 
 def history(frame: pd.DataFrame, *, hue: str = "method") -> Figure:
-    """Validation accuracy over distillation steps: mean line and 95 % interval.
-
-    Args:
-        frame: columns ``step``, ``mean`` and ``ci95`` (half-width), percent; where there are
-        several
-            runs, ``hue`` names them.
-    """
+    """Validation accuracy over distillation steps: mean line and 95 % interval. ``frame``: columns
+    ``step``, ``mean`` and ``ci95`` (half-width), percent; of several runs, ``hue`` names each."""
     figure, ax = _curves("distillation step", "validation accuracy (%)")
     runs = frame.groupby(hue, sort=False) if hue in frame else [("distilled", frame)]
     for name, rows in runs:
@@ -188,15 +175,12 @@ def accuracy_bars(frame: pd.DataFrame, *, published: pd.DataFrame | None = None)
 
 
 def annotate_value(ax: Axes, x: float, y: float, text: str) -> None:
-    """A number printed just right of its mark."""
     ax.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", fontsize=7)
 
 
 def efficiency(frame: pd.DataFrame, x: str, y: str, *, xlabel: str, ylabel: str) -> Figure:
     """A panel per ``pass``, a line per ``method`` over ``x``, logarithmic axes; dashed: roofline.
-
-    Where ``y`` is "ms", ``frame`` has ``roofline_ms`` (NaN where a method has none).
-    """
+    Where ``y`` is "ms", ``frame`` has ``roofline_ms`` (NaN where a method has none)."""
     passes = frame.groupby("pass", sort=False)
     figure, axes = plt.subplots(1, len(passes), figsize=(PAGE, 2.3), sharey=True, squeeze=False)
     for ax, (name, rows) in zip(axes[0], passes, strict=True):

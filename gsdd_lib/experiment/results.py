@@ -1,7 +1,5 @@
-"""What a run leaves behind: its record (``run.json``) and its tables (csv, Markdown and LaTeX).
-
-A record says nothing of whose machine it was: an absolute path is reduced to its last part.
-"""
+"""What a run leaves behind: its record (``run.json``) and its tables (csv, Markdown and LaTeX). A
+record says nothing of whose machine it was: an absolute path is reduced to its last part."""
 
 import json
 import os
@@ -33,11 +31,8 @@ def open_folder(folder: str | Path) -> Path:
 
 
 def open_run(output_folder: str, run_folder: str) -> Path:
-    """Make ``run_folder``; print where results go, and whose checkpoints serve there.
-
-    Checkpoints are used where settings, data and seed are the same, whatever the code is; the
-    record then says ``resumed_from``.
-    """
+    """Make ``run_folder``; print where results go, and whose checkpoints serve there: those of the
+    same settings, data and seed, whatever the code is; the record then says ``resumed_from``."""
     folder = open_folder(run_folder)
     print(f"Figures and tables: {output_folder}; checkpoints: {run_folder}")
     now = _commit()["commit"]
@@ -71,7 +66,6 @@ class Recorder:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds so far, or of the finished block."""
         return (self._stop or time.perf_counter()) - self._start
 
     @property
@@ -111,7 +105,6 @@ def run_record(parameters: Mapping[str, Any], *, seconds: float, extra=None, dev
 
 
 def _version(package: str) -> str:
-    """Of the module that is loaded, which tells its build too, else of what is installed."""
     try:
         return getattr(sys.modules.get(package), "__version__", None) or metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -119,7 +112,6 @@ def _version(package: str) -> str:
 
 
 def _portable(value: Any) -> Any:
-    """``value`` as JSON can hold it, with no path of this machine in it."""
     if isinstance(value, Mapping):
         return {str(name): _portable(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -132,7 +124,6 @@ def _portable(value: Any) -> Any:
 
 
 def _commit() -> dict[str, Any]:
-    """The source's commit, and whether the sources differ from it; results do not count."""
     look = {"capture_output": True, "text": True, "check": True, "timeout": 30}
     git = ["git", "-C", str(project_root())]
     try:
@@ -163,10 +154,8 @@ def write_table(folder: str | Path, name: str, frame: pd.DataFrame, *, digits: i
 
 
 def read_results(folder: str | Path, table: str = "results") -> pd.DataFrame:
-    """Every ``<notebook>/<case>/<table>.csv`` under ``folder`` in one frame, these columns first.
-
-    A table that has them already was gathered from others, by the report, and is left out.
-    """
+    """Every ``<notebook>/<case>/<table>.csv`` under ``folder`` in one frame, these columns first. A
+    table that has them already was gathered from others, by the report, and is left out."""
     frames = [pd.DataFrame(columns=["notebook", "case"])]
     for path, place in _places(folder, f"{table}.csv"):
         frame = pd.read_csv(path) if path.read_bytes().strip() else pd.DataFrame()

@@ -1,14 +1,16 @@
-"""Run a notebook with a parameter file through papermill, checked first, visible throughout.
-
-The results of ``params/<profile>/<notebook>/<case>.yaml``, the executed notebook among them, go to
-``figures/<profile>/<notebook>/<case>/``; log, checkpoints and experts to the same place in runs/.
-Nothing there is ever moved or deleted: a distillation goes on from a checkpoint of its settings.
-"""
+"""Run a notebook with a parameter file through papermill, checked first, visible throughout. The
+results of ``params/<profile>/<notebook>/<case>.yaml``, with the executed notebook, go to figures/
+under this name; log, checkpoints and experts to runs/, where nothing is ever moved or deleted.
+With ``--ranks``, or under torchrun, each rank executes the notebook in a kernel of its own, and the
+kernels share the work (:mod:`gsdd_lib.core.ranks`). The results are those of the first one."""
 
 import argparse
 import json
+import logging
 import os
+import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +30,12 @@ from gsdd_lib.experiment.results import RECORD
 
 ENGINE = "gsdd"
 UNKNOWN_TIME = "no earlier run says how long this takes"
-INTERRUPTED = "interrupted, the same command goes on from the last checkpoint"
+GOES_ON = "the same command goes on from the last checkpoint"
+INTERRUPTED, ENDED = f"interrupted, {GOES_ON}", f"another rank has ended, {GOES_ON}"
 
 
 class _Lines:
-    """A text stream that passes whole lines on to the terminal and to a log, with a prefix."""
+    """A text stream that passes whole lines on to a log and, with a prefix, to the terminal."""
 
     def __init__(self, prefix: str, log: TextIO) -> None:
         self._prefix, self._log, self._rest = prefix, log, ""
@@ -41,7 +44,8 @@ class _Lines:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             shown = line.rstrip().rsplit("\r", 1)[-1]  # a progress bar: its last state alone
-            print(f"{self._prefix} {shown}", flush=True)
+            if self._prefix:
+                print(f"{self._prefix} {shown}", flush=True)
             print(shown, file=self._log, flush=True)
 
     def flush(self) -> None:
@@ -71,6 +75,11 @@ def run(notebook: Path, params: Path) -> int:
     name = f"[{notebook.stem.partition('_')[0]} {params.stem}]"
     folder, output = project_root() / "runs" / where, project_root() / "figures" / where
     values |= {"output_folder": f"figures/{where}", "run_folder": f"runs/{where}"}
+    if "RANK" in os.environ:
+        signal.signal(signal.SIGTERM, _end)  # from torchrun, when a rank has ended
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of what waits for the kernel
+    if rank := int(os.environ.get("RANK", 0)):
+        return _follow(notebook, folder, values, f"{name[:-1]}, rank {rank}]", rank)
     with lock_folder(folder, "case.lock"):
         seconds, device = _last_run(where)
         length = "under a minute" if seconds < 45 else f"about {round(seconds / 60)} min"
@@ -90,8 +99,46 @@ def run(notebook: Path, params: Path) -> int:
     return 0
 
 
+def _follow(notebook: Path, folder: Path, values: dict[str, Any], name: str, rank: int) -> int:
+    """Execute on a rank that works along: its figures, tables and notebook are not kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        open(folder / f"rank_{rank}.log", "w", encoding="utf-8") as log,
+    ):
+        values |= {"output_folder": scratch}
+        failure = _execute(notebook, Path(scratch, notebook.name), values, _Lines("", log))
+    if failure and not failure.endswith(GOES_ON):  # else the first rank says it
+        print(f"{name} stopped: {failure}.", file=sys.stderr)
+    return int(bool(failure))
+
+
+def _end(*_: object) -> None:
+    raise KeyboardInterrupt(ENDED)
+
+
+def launch(count: int, notebook: Path, params: Path) -> int:
+    """:func:`run` by ``count`` ranks of this machine under torchrun; returns the exit code."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    check(notebook, params)
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # we say it in a sentence
+    where = ["--standalone", f"--nproc-per-node={count}", "-m", "gsdd_lib.experiment.runner"]
+    try:
+        torchrun([*where, str(notebook), str(params)])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if not rank and failure.exitcode < 0:  # no other rank speaks
+            print(f"rank 0 was killed (signal {-failure.exitcode}), {GOES_ON}.", file=sys.stderr)
+        return 1
+    except SignalException:
+        return 130
+    return 0
+
+
 def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], lines: _Lines) -> str:
-    """Execute in a kernel of this Python; returns what went wrong, or nothing."""
     os.environ["TQDM_DISABLE"] = "1"  # progress as lines, which papermill passes on
     papermill_engines.register(ENGINE, _AnnouncingEngine)
     more = {"engine_name": ENGINE, "kernel_name": "python3", "progress_bar": False}
@@ -104,13 +151,12 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], lines: 
         return f"{error.ename}: {reason}"
     except DeadKernelError:
         return "the kernel died, often for want of memory"
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        return str(error) or INTERRUPTED
     return ""
 
 
 def _last_run(where: Path) -> tuple[float, str]:
-    """Seconds and device of the record beside the results of a case; 0 and "" without one."""
     try:
         record = json.loads((project_root() / "figures" / where / RECORD).read_text("utf-8"))
         return float(record["seconds"]), str(record["device"])
@@ -123,12 +169,9 @@ def _clock(seconds: float) -> str:
 
 
 def cases(folder: Path, only: str = "") -> list[Path]:
-    """The parameter files of a profile, ``params/<profile>``; ParameterError if there is none.
-
-    Args:
-        only: those of one notebook ("04", or its whole name), of one item of the paper
-            ("table_15") or of one name ("ipc1"); empty: all.
-    """
+    """The parameter files of a profile, ``params/<profile>``; raises ParameterError without any.
+    ``only``: those of one notebook ("04", or its whole name), of one item of the paper ("table_15")
+    or of one name ("ipc1"); empty: all."""
 
     def chosen(path: Path) -> bool:
         names = path.parent.name, str(load_parameters(path).get("paper_item", ""))
@@ -161,14 +204,12 @@ def check_all(folder: Path, only: str = "") -> int:
 
 
 def data_sets(folder: Path, only: str = "") -> list[str]:
-    """The data sets that the parameter files of a profile name."""
     values = [load_parameters(path) for path in cases(folder, only)]
     named = {name for one in values for name in [one.get("dataset"), *one.get("datasets", [])]}
     return sorted(named - {None})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m gsdd_lib.experiment.runner")
     parser.add_argument("notebook", type=Path, nargs="?", help="notebooks/<stem>.ipynb")
     parser.add_argument("params", type=Path, nargs="?", help="a parameter file, in params/ or not")
@@ -176,6 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check-all", type=Path, metavar="FOLDER", help="check a whole profile")
     parser.add_argument("--data-sets", type=Path, metavar="FOLDER", help="print what it reads")
     parser.add_argument("--only", default="", help="a notebook, a case or a table of the paper")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share the work")
     options = parser.parse_args(arguments)
     if not (options.params or options.check_all or options.data_sets):
         parser.error("a notebook and a parameter file are needed, or --check-all")
@@ -187,6 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.check:
             check(options.notebook, options.params)
             print(f"{options.params}: valid.")
+        elif options.ranks > 1:
+            return launch(options.ranks, options.notebook, options.params)
         else:
             return run(options.notebook, options.params)
     except GsddError as error:

@@ -49,9 +49,6 @@ def make_network(
         width: filters per convolution of a ConvNet; the other networks' are fixed.
         choices: ``norm``, ``pooling`` and ``activation`` of a ConvNet (:func:`blocks`).
 
-    Returns:
-        A map of images [N, C, H, W] to logits, and by ``.embed`` to [N, features].
-
     Raises:
         ConfigError: the name or a choice is unknown, or the images are too small.
     """

@@ -48,10 +48,11 @@ def blocks(
     Raises:
         ConfigError: a choice is unknown, or nothing is left of an image.
     """
-    choices = {"norm": "instance", "pooling": "avg", "activation": "relu"} | choices
-    for (what, choice), known in zip(choices.items(), (NORMS, POOLINGS, ACTIVATIONS), strict=True):
-        check_choice(what, known, choice)
-    norm, pooling, activation = choices.values()
+    tables = {"norm": NORMS, "pooling": POOLINGS, "activation": ACTIVATIONS}
+    for what, choice in choices.items():
+        check_choice(what, tables[check_choice("choice", tables, what)], choice)
+    chosen = {"norm": "instance", "pooling": "avg", "activation": "relu"} | choices
+    norm, pooling, activation = chosen.values()
     extra = 2 if tuple(shape) == (1, 28, 28) else 0  # as published, which pads any gray image
     channels, *size = shape[0], *(side + 2 * extra for side in shape[1:])
     times = 0 if pooling == "none" else sum(pooled for _, _, pooled in plan)
@@ -60,7 +61,8 @@ def blocks(
         needs = f"{name} halves an image {times} times and needs {2**times} pixels per side"
         hint = f"ConvNetD{deepest} or " * (deepest > 0) + "larger images"
         raise ConfigError(f"{needs}, not {shape[1]}x{shape[2]}; choose {hint}")
-    image_bytes, layers = 4 * plan[0][0] * size[0] * size[1], nn.Sequential()
+    layers = nn.Sequential()
+    image_bytes = 0 if norm == "batch" else 4 * plan[0][0] * size[0] * size[1]
     for filters, kernel, pooled in plan:
         if norm == "group" and filters % GROUPS:
             raise ConfigError(f"group norm needs a width divisible by {GROUPS}, got {filters}")
@@ -72,8 +74,7 @@ def blocks(
     if grid and size != [1, 1]:
         layers.append(nn.AdaptiveMaxPool2d(grid))
         size = [grid, grid]
-    memory = 0 if norm == "batch" else image_bytes  # a batch norm sees all images
-    return Network(shape, num_classes, layers, channels * size[0] * size[1], memory)
+    return Network(shape, num_classes, layers, channels * size[0] * size[1], image_bytes)
 
 
 class Block(nn.Module):

@@ -23,18 +23,12 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self,
-        shape: Shape,
-        num_classes: int,
-        features: nn.Module,
-        num_features: int,
-        image_bytes: int,
+        self, shape: Shape, classes: int, features: nn.Module, num_features: int, image_bytes: int
     ) -> None:
         super().__init__()
-        self.input_shape, self.num_classes = tuple(shape), num_classes
+        self.input_shape, self.num_classes = tuple(shape), classes
         self.num_features, self.image_bytes = num_features, image_bytes
-        self.features = features
-        self.classifier = nn.Linear(num_features, num_classes)
+        self.features, self.classifier = features, nn.Linear(num_features, classes)
 
     def embed(self, images: Tensor) -> Tensor:
         """[N, C, H, W] to the features before the linear layer, [N, num_features]."""
@@ -52,7 +46,7 @@ class Network(nn.Module):
 
 def mean_pool(x: Tensor) -> Tensor:
     """Mean of 2x2 pixels, an odd last row or column left out: [N, C, H, W] to half the size."""
-    if x.device.type != "cpu":  # there a depthwise convolution is vectorized, and this is not
+    if x.device.type != "cpu":  # on a CPU the convolution is vectorized, where this is not
         return F.avg_pool2d(x, 2)
     channels = x.shape[1]
     return F.conv2d(x, x.new_full((channels, 1, 2, 2), 0.25), stride=2, groups=channels)

@@ -84,7 +84,6 @@ class Parameterization(nn.Module):
         """Bring the parameters back into their range, if they have one; called after each step."""
 
     def _check(self, values: Tensor, form: str, storage: str = "fp32", known: Any = BITS) -> None:
-        """Refuse values that are not of ``form``, as "[N, C, H, W]", or not stored as is known."""
         if values.dim() != form.count(",") + 1 or len(values) != len(self):
             shapes = f"values {list(values.shape)} and labels {list(self.labels.shape)}"
             raise ValueError(f"{shapes} do not fit: expected {form} and [N].")

@@ -1,7 +1,5 @@
-"""From images per class to Gaussians: all byte arithmetic of the library (paper, section 3.2).
-
-points = floor(H * W * C * IPC * 4 / (GPC * (5 + C + opacity) * 2))    Gaussians per image
-"""
+"""From images per class to Gaussians: all byte arithmetic of the library (paper, section 3.2), as
+points per image = floor(H * W * C * IPC * 4 / (GPC * (5 + C + opacity) * 2))."""
 
 from dataclasses import dataclass
 
@@ -23,7 +21,7 @@ def points_per_image(
     *, ipc: int, gpc: int, height: int, width: int, channels: int, opacity=True, label_bits=0
 ) -> int:
     """Gaussians per image that ``ipc`` fp32 images per class buy, spread over ``gpc`` images, whose
-    learned labels take ``label_bits`` each. BudgetError: none; it names the largest ``gpc``.
+    learned labels take ``label_bits`` each; raises BudgetError, with what fits, where it is none.
     """
     sizes = {"ipc": ipc, "gpc": gpc, "height": height, "width": width, "channels": channels}
     if small := [name for name, value in sizes.items() if value < 1]:
@@ -54,14 +52,11 @@ class Budget:
     opacity: bool = True
     label_bits: int = 0
 
-    @property
-    def numbers_per_gaussian(self) -> int:
-        """The last dimension of the packed tensor."""
-        return GEOMETRY + self.channels + self.opacity
+    # The last dimension of the packed tensor, and what a class may and does spend.
+    numbers_per_gaussian = property(lambda self: GEOMETRY + self.channels + self.opacity)
 
     @property
     def budget_bits_per_class(self) -> int:
-        """The bits of ``ipc`` fp32 images."""
         return self.ipc * self.channels * self.height * self.width * PIXEL_BITS
 
     @property

@@ -1,8 +1,6 @@
-"""Fit Gaussians to images by the mean squared error (paper, section 3.4).
-
-The published code's fit: ``FitConfig(init="first", fit_relocate=0, fit_start="published",
-fit_rates="uniform", fit_schedule="halving")``.
-"""
+"""Fit Gaussians to images by the mean squared error (paper, section 3.4). The published code's fit:
+``FitConfig(init="first", fit_relocate=0, fit_start="published", fit_rates="uniform",
+fit_schedule="halving")``."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -45,8 +43,7 @@ def initial_gaussians(
     data: ImageData, budget: Budget, config: FitConfig, *, seed: int, **more: Any
 ) -> Fit:
     """``budget.gpc`` Gaussian images per class of the training split, initialized by ``config``;
-    ``more`` goes to :class:`GaussianImages`, as ``render_config`` and ``space``.
-    """
+    ``more`` goes to :class:`GaussianImages`, as ``render_config`` and ``space``."""
     images = choose_images(data, budget.gpc, config.init, seed=seed)
     labels = torch.arange(data.num_classes).repeat_interleave(budget.gpc)
     more |= {"points": budget.points, "opacity": budget.opacity, "start": config.fit_start}
@@ -68,10 +65,8 @@ def fit_images(gaussians: GaussianImages, targets: Tensor, config: FitConfig) ->
 
 def fit_rows(gaussians: GaussianImages, targets: Tensor, config: FitConfig) -> Iterator[Row]:
     """Fit in place to ``targets`` [N, C, H, W] in [0, 1], by the error in the Gaussians' own space.
-
     ``config.init`` and ``fit_start`` come before. Yields about 25 times ``step`` and the images'
-    mean ``psnr_db``; nothing else waits for the device.
-    """
+    mean ``psnr_db``; nothing else waits for the device."""
     # All numbers in one tensor, each measured in its own rate: one fused kernel steps them all.
     rates = column_rates(gaussians, config).to(targets.device)
     packed, scaled = gaussians.packed, (gaussians.packed.detach() / rates).requires_grad_()

@@ -45,8 +45,7 @@ class FrequencyImages(Parameterization):
         cls, images: Tensor, labels: Tensor, *, frequencies: int, real: Any = None, **more: Any
     ) -> Self:
         """The ``frequencies`` per channel that vary most within a class of ``real`` images and
-        labels, by default these, as published; ValueError for too many.
-        """
+        labels, by default these, as published; ValueError for too many."""
         most = images[0, 0].numel()
         if not 1 <= frequencies <= most:
             raise ValueError(f"{frequencies} frequencies of {most} pixels; choose 1 to {most}")
@@ -93,9 +92,8 @@ def cosines(frequencies: int, pixels: int) -> Tensor:
 
 
 def varying_most(images: Tensor, labels: Tensor, classes: int, count: int) -> Tensor:
-    """The ``count`` frequencies of each class that vary most: int64 [classes, count], ascending;
-    of equal variance, as where a class has a single image, the lower ones.
-    """
+    """The ``count`` frequencies of each class that vary most: int64 [classes, count], ascending; of
+    equal variance, as where a class has a single image, the lower ones."""
     height, width = images.shape[2:]
     rows, columns = torch.arange(height) / height, torch.arange(width) / width
     rising = (rows.square()[:, None] + columns.square()).flatten().argsort(stable=True)

@@ -19,10 +19,10 @@ class GaussianImages(Parameterization):
     """``N`` images of ``M`` Gaussians each, in one packed tensor.
 
     Args:
-        packed: float32 [N, M, 5 + C + opacity], rows as :func:`splat` wants them, for
-        ``resolution``. opacity: whether a row ends in an opacity. space: whether the Gaussians add
-        up to pixel values (``unit``), as published, or, as in files
-            written before version 3, to ``normalized`` ones.
+        packed: float32 [N, M, 5 + C + opacity], rows as :func:`splat` wants them.
+        opacity: whether a row ends in an opacity.
+        space: the Gaussians add up to pixel values (``unit``), as published, or, in files written
+            before version 3, to ``normalized`` ones.
         store_bf16: render from values rounded to bf16, as they are stored (paper, section 3.2).
         codec: grids of a few bits per number in the place of bf16; may be set at any moment.
     """
@@ -52,8 +52,7 @@ class GaussianImages(Parameterization):
         cls, images: Tensor, labels: Tensor, *, points: int, seed: int, start="detail", **more: Any
     ) -> Self:
         """``points`` Gaussians per image before any fitting, where there is ``detail``
-        (:func:`place`) or as in the published code (:func:`place_as_published`).
-        """
+        (:func:`place`) or as in the published code (:func:`place_as_published`)."""
         opacity = more.get("opacity", True)
         empty = images.new_zeros(len(images), points, GEOMETRY + images.shape[1] + opacity)
         made = cls(empty, labels, resolution=images.shape[2:], **more)
@@ -87,10 +86,8 @@ class GaussianImages(Parameterization):
         return images if self.space == "unit" else self.normalization.invert(images)
 
     def splat(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
-        """The bare sum of the Gaussians, in their own space: [n, C, height, width].
-
-        Cholesky rows scale with their axis: l11 with the width, l21 and l22 with the height.
-        """
+        """The bare sum of the Gaussians, in their own space: [n, C, height, width]. Cholesky rows
+        scale with their axis: l11 with the width, l21 and l22 with the height."""
         packed = as_stored(self.packed, "bf16" if self.store_bf16 else "fp32")
         if self.codec is not None:
             packed = self.codec.round_packed(self.packed)

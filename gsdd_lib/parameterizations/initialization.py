@@ -20,12 +20,9 @@ PUBLISHED_OFFSET = 0.5  # that the published code adds to the diagonal of a stor
 
 def choose_images(data: ImageData, count: int, init: str, *, seed: int) -> Tensor:
     """Pixel values [classes * count, C, H, W] of training images to fit (paper, table 17).
-
-    Args:
-        init: ``real``, random images of each class; ``first``, its first ones, as published;
-            ``kmeans``, the ones nearest to k-means centers of the class; ``warmup`` and
-            ``random``, the data set's mean color. A small class gives its images again.
-    """
+    ``init``: ``real``, random images of each class; ``first``, its first ones, as published;
+    ``kmeans``, the ones nearest to k-means centers of the class; ``warmup`` and ``random``, the
+    data set's mean color. A small class gives its images again."""
     if init in ("warmup", "random"):
         solid = torch.tensor(data.mean, device=data.device).view(1, -1, 1, 1)
         return solid.expand(count * data.num_classes, -1, *data.resolution).contiguous()
@@ -59,9 +56,7 @@ def spacing(points: int, height: int, width: int) -> float:
 
 def place(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Tensor:
     """Packed Gaussians [N, points, 5 + C + opacity], sampled where the images have steep gradients.
-
-    Sizes follow from the spacing; colors are half of the image's there, since neighbors overlap.
-    """
+    Sizes follow from the spacing; colors are half of the image's there, since neighbors overlap."""
     height, width = images.shape[2:]
     gray = pad(images.mean(1, keepdim=True), (1, 0, 1, 0), mode="replicate")[:, 0]
     vertical = (gray[:, 1:, 1:] - gray[:, :-1, 1:]).abs()
@@ -75,8 +70,7 @@ def place(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Te
 
 def place_as_published(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Tensor:
     """Packed Gaussians [N, points, 5 + C + opacity] that do not depend on the images: uniform are
-    positions in [-1, 1], colors and stored Cholesky factors in [0, 1]; opacities are 1.
-    """
+    positions in [-1, 1], colors and stored Cholesky factors in [0, 1]; opacities are 1."""
     draw = generator(seed, "fit", "place")
     packed = torch.rand(len(images), points, GEOMETRY + images.shape[1] + opacity, generator=draw)
     packed[..., :2] = 2 * packed[..., :2] - 1
@@ -86,7 +80,6 @@ def place_as_published(images: Tensor, points: int, *, opacity: bool = True, see
 
 
 def _gaussians_at(pixel: Tensor, images: Tensor, size: float, opacity: bool) -> Tensor:
-    """Round Gaussians at the given pixels [N, M], with the colors of ``images`` there."""
     channels, height, width = images.shape[1:]
     packed = images.new_ones(*pixel.shape, GEOMETRY + channels + opacity)
     packed[..., 0] = (pixel % width + 0.5) / width * 2 - 1
@@ -98,14 +91,10 @@ def _gaussians_at(pixel: Tensor, images: Tensor, size: float, opacity: bool) -> 
 
 
 def relocate(packed: Tensor, missing: Tensor, count: int, draw: Any) -> tuple[Tensor, Tensor]:
-    """Indices [N, count, 1] and new rows of the Gaussians that do least, now where most is wrong.
-
-    A Gaussian does as much as the square of its peak times its area. It starts again, small and
+    """Indices [N, count, 1] and new rows of the Gaussians that do least, now where most is wrong. A
+    Gaussian does as much as the square of its peak times its area. It starts again, small and
     round, at a pixel sampled by the fourth power of the smoothed error, with the error's color.
-
-    Args:
-        missing: the images less what is rendered of ``packed``, [N, C, H, W].
-    """
+    ``missing``: the images less what is rendered of ``packed``, [N, C, H, W]."""
     channels, height, width = missing.shape[1:]
     apart = spacing(packed.shape[1], height, width)
     window = 2 * int(apart / 4) + 1

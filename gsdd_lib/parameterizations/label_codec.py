@@ -14,10 +14,8 @@ HEADER = struct.Struct("<BBIIf")  # version, bits, images, classes, step
 
 
 class LabelCodec:
-    """Learned labels on a grid of ``2^bits`` levels, a ``step`` apart, below the largest logit.
-
-    The softmax of logits does not change when a number is added to all.
-    """
+    """Learned labels on a grid of ``2^bits`` levels, a ``step`` apart, below the largest logit. The
+    softmax of logits does not change when a number is added to all."""
 
     def __init__(self, step: float, bits: int = 4) -> None:
         if not 1 <= bits <= MAX_BITS or not 0 < step < float("inf"):
@@ -40,7 +38,6 @@ class LabelCodec:
         return (below / self.step).round().clamp(max=2**self.bits - 1).long()
 
     def dequantize(self, levels: Tensor) -> Tensor:
-        """Logits of levels, at most 0, float32."""
         return -self.step * levels.to(torch.float32)
 
     def round(self, logits: Tensor) -> Tensor:

@@ -63,13 +63,8 @@ class NeuralFields(Parameterization):
             adam.zero_grad(set_to_none=True)
         return fields
 
-    @property
-    def numbers_per_image(self) -> int:
-        return sum(part[0].numel() for part in self.parameters())
-
-    @property
-    def bits(self) -> int:
-        return len(self) * self.numbers_per_image * 32
+    numbers_per_image = property(lambda self: sum(part[0].numel() for part in self.parameters()))
+    bits = property(lambda self: len(self) * self.numbers_per_image * 32)
 
     def pixels(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
         height, width = resolution or self.resolution
@@ -86,7 +81,6 @@ class NeuralFields(Parameterization):
 
 def pixel_coordinates(height: int, width: int) -> Tensor:
     """(row, column) of each pixel [height * width, 2], from -1 to 1 between the centers of the
-    outer ones, as in the published code; 0 of a single one.
-    """
+    outer ones, as in the published code; 0 of a single one."""
     ends = (torch.linspace(-1, 1, size) if size > 1 else torch.zeros(1) for size in (height, width))
     return torch.cartesian_prod(*ends)

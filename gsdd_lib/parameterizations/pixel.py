@@ -31,9 +31,7 @@ class PixelImages(Parameterization):
     def init_from(cls, images: Tensor, labels: Tensor, **more: Any) -> Self:
         return cls(images, labels, **more)
 
-    @property
-    def bits(self) -> int:
-        return self.packed.numel() * BITS[self.storage]
+    bits = property(lambda self: self.packed.numel() * BITS[self.storage])
 
     def pixels(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
         """As stored; bilinear at other than the stored size."""

@@ -1,6 +1,5 @@
 """Independent checks of the splatting operator, and the error between two of its implementations:
-gsplat's torch code for the footprint of a single Gaussian, and the exact mean over each pixel.
-"""
+gsplat's torch code for the footprint of a single Gaussian, and the exact mean over each pixel."""
 
 import sys
 from collections.abc import Callable
@@ -19,12 +18,8 @@ Pair = tuple[Tensor, Tensor]  # image and gradient
 
 def exact_pixels(params: Tensor, height: int, width: int, *, per_axis: int = 16) -> Tensor:
     """What a perfect camera sees: Gaussians ``[B, M, 6 + C]`` averaged over each pixel's square.
-
     There is no pre-filter; the variance that keeps Sigma invertible is added on the fine grid.
-
-    Args:
-        per_axis: samples per pixel and axis, even.
-    """
+    ``per_axis``: samples per pixel and axis, even."""
     factor = per_axis // 2  # pixels of the fine grid have two samples
     scale = torch.ones_like(params[0, 0])
     scale[2:GEOMETRY] = factor
@@ -33,10 +28,8 @@ def exact_pixels(params: Tensor, height: int, width: int, *, per_axis: int = 16)
 
 
 def keep_light(params: Tensor) -> Tensor:
-    """Opacities times ``sqrt(det(L L^T) / det(L L^T + I / 12))``, gsplat's "compensation".
-
-    So the pre-filter does not make a Gaussian's total light grow. The paper does not do this.
-    """
+    """Opacities times ``sqrt(det(L L^T) / det(L L^T + I / 12))``, gsplat's "compensation", which
+    the paper does not have: the pre-filter does not make a Gaussian's total light grow."""
     grown = oracle.covariance_matrix(params[..., 2:GEOMETRY]).det().sqrt()
     factor = (params[..., 2] * params[..., 4]).abs() / grown
     return torch.cat([params[..., :-1], params[..., -1:] * factor[..., None]], dim=-1)
@@ -56,10 +49,8 @@ def fullest_tile(params: Tensor, height: int, width: int) -> int:
 
 
 def gsplat_scene(params: Tensor, height: int, width: int, *, samples=2, prefilter=True) -> dict:
-    """Gaussians ``[B, M, 6 + C]`` as gsplat's rasterizer takes them, all but the image's size.
-
-    An orthographic camera per image, all Gaussians at one depth, ``samples`` per axis and pixel.
-    """
+    """Gaussians ``[B, M, 6 + C]`` as gsplat's rasterizer takes them, all but the image's size. An
+    orthographic camera per image, all Gaussians at one depth, ``samples`` per axis and pixel."""
     l11, l21, l22 = params[..., 2:GEOMETRY].unbind(-1)
     flat = torch.stack([l11**2, l11 * l21, l11 * l21, l21**2 + l22**2], -1).unflatten(-1, (2, 2))
     camera = torch.diag(params.new_tensor([samples, samples, 1.0]))
@@ -82,16 +73,9 @@ def gsplat_images(
     params: Tensor, height: int, width: int, *, prefilter: bool = True, supersample: bool = True
 ) -> Tensor:
     """Render with the torch code inside gsplat, one Gaussian at a time, and add up; differentiable.
-
     gsplat's are projection, added variance, conic, and ``alpha = opacity exp(-sigma)``. Ours are
-    ``L L^T``, the support, the sum, and the samples, pixels of an image twice as large.
-
-    Args:
-        params: ``[B, M, 6 + C]``, opacities in [0, 0.999), where gsplat clamps a weight.
-
-    Raises:
-        ImportError: gsplat is not installed.
-    """
+    ``L L^T``, the support, the sum, and the samples, pixels of an image twice as large. ``params``:
+    ``[B, M, 6 + C]``, opacities in [0, 0.999). Raises ImportError without gsplat."""
     from gsplat.cuda import _torch_impl
 
     samples = 2 if supersample else 1
@@ -112,10 +96,8 @@ def gsplat_images(
 
 
 def _gsplat_alpha(centers, conics, opacities, colors, size, samples) -> Tensor:
-    """``alpha * color`` of I single Gaussians at the given samples: ``[I, height, width, C]``.
-
-    gsplat has nerfacc composite; of one Gaussian there is nothing to: a stand-in takes its place.
-    """
+    # ``alpha * color`` of single Gaussians at the given samples, [I, height, width, C]. gsplat
+    # has nerfacc composite; of one Gaussian there is nothing to: a stand-in takes its place.
     from gsplat.cuda import _torch_impl
 
     def add_up(weights, values, ray_indices, n_rays):
@@ -142,16 +124,10 @@ def image_and_gradient(render: Callable, params: Tensor, cotangent: Tensor) -> P
 
 
 def agreement(result: Pair, reference: Pair, decided: Tensor) -> dict[str, float]:
-    """Largest errors of one implementation (image and gradient) against another.
-
-    Args:
-        decided: ``[B, 1, H, W]``, pixels that count (:func:`decided_pixels`); the gradients must
-            be of a cotangent that is zero at the others.
-
-    Returns:
-        ``image``: the largest absolute error. ``position``, ``cholesky``, ``color``, ``opacity``:
-        that of the gradient, over the attribute's largest gradient.
-    """
+    """Largest errors of one implementation (image and gradient) against another: absolute of the
+    ``image``; of ``position``, ``cholesky``, ``color``, ``opacity`` over their largest gradient.
+    ``decided``: ``[B, 1, H, W]``, pixels that count (:func:`decided_pixels`); the gradients must be
+    of a cotangent that is zero at the others."""
     pairs = zip(result, reference, strict=True)
     image, gradient = ((one.cpu().double() - two.cpu().double()).abs() for one, two in pairs)
     errors = {"image": (image * decided).max().item()}
@@ -171,11 +147,9 @@ def attributes(params_row: int) -> dict[str, slice]:
 def decided_pixels(
     params: Tensor, height: int, width: int, *, margin: float = 2e-5, **switches: bool
 ) -> Tensor:
-    """Pixels ``[B, 1, H, W]`` on which two exact renderers with these switches must agree.
-
-    The operator jumps at the rim of the support and bends where a weight reaches 1. A sample
-    within ``margin`` of either may be rounded to the other side; its pixel is left out.
-    """
+    """Pixels ``[B, 1, H, W]`` on which two exact renderers with these switches must agree. The
+    operator jumps at the rim of the support and bends where a weight reaches 1. A sample within
+    ``margin`` of either may be rounded to the other side; its pixel is left out."""
     opacity, saturate = (switches.pop(name, True) for name in ("opacity", "saturate"))
     per_pixel = 4 if switches.get("supersample", True) else 1
     size = (len(params), height * width * per_pixel)

@@ -1,8 +1,6 @@
-"""The splatting operator in plain torch: the oracle that every kernel is tested against.
-
-``image(x) = mean over samples of sum_k opacity_k * exp(-sigma_k(x)) * color_k`` (paper, eq. 2-4)
-with ``sigma = 0.5 * d^T Sigma^-1 d``, ``d = x - center``, line by line, for any dtype and device.
-"""
+"""The splatting operator in plain torch: the oracle that every kernel is tested against, line by
+line ``image(x) = mean over samples of sum_k opacity_k * exp(-sigma_k(x)) * color_k`` (paper, eq.
+2-4) with ``sigma = 0.5 * d^T Sigma^-1 d``, ``d = x - center``, for any dtype and device."""
 
 from collections.abc import Iterator
 
@@ -19,10 +17,7 @@ def splat_reference(
     params: Tensor, height: int, width: int, *, index=None, published_support=False, **switches
 ) -> Tensor:
     """Render as :func:`gsdd_lib.splatting.splat.splat`, densely, in any number of colors.
-
-    Args:
-        published_support: use the published kernel's support rule (:func:`published_mask`).
-    """
+    ``published_support``: use the published kernel's support rule (:func:`published_mask`)."""
     if index is not None:
         params = params.index_select(0, index)
     samples = height * width * (4 if switches.get("supersample", True) else 1)
@@ -71,10 +66,8 @@ def covariance_matrix(cholesky: Tensor, prefilter: bool = True) -> Tensor:
 
 
 def sample_grid(height: int, width: int, per_axis: int) -> Tensor:
-    """Sample positions ``[height * width * per_axis**2, 2]`` as (x, y), a pixel's samples together.
-
-    One sample lies at the pixel's center; two per axis lie at 0.25 and 0.75 (paper, section 3.3).
-    """
+    """Sample positions ``[height * width * per_axis**2, 2]`` as (x, y), a pixel's samples together:
+    one at its center; two per axis at 0.25 and 0.75 (paper, section 3.3)."""
     inside = (torch.arange(per_axis, dtype=torch.float64) + 0.5) / per_axis
     rows, columns = (torch.arange(size, dtype=torch.float64) for size in (height, width))
     y, x, dy, dx = torch.meshgrid(rows, columns, inside, inside, indexing="ij")
@@ -97,11 +90,9 @@ def published_mask(
     weight: Tensor, center: Tensor, covariance: Tensor, height: int, width: int, tile: int = 16
 ) -> Tensor:
     """Where the published kernel adds a Gaussian, its two faults included; for notebook 01 only.
-
     Beside the cut at 1/255 of the ``weight`` [B, M, S] it drops a Gaussian (1) in every 16-pixel
     tile that the square of ``ceil(3 sqrt(lambda_max))`` around its center does not touch, and (2)
-    where 256 Gaussians came before it in the tile.
-    """
+    where 256 Gaussians came before it in the tile."""
     radius = (3 * torch.linalg.eigvalsh(covariance)[..., -1].sqrt()).ceil()[..., None]
     low = ((center - radius) / tile).floor() * tile  # first pixel of the first tile touched
     high = ((center + radius) / tile).floor() * tile + tile

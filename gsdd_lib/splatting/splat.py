@@ -1,8 +1,6 @@
-"""The differentiable splatting operator: ``splat(params, height, width) -> images``.
-
-Its conventions are stated in ``cuda_ext/splat_math.h``; ``splat_reference`` is the same in torch.
-Arguments are checked before C is called, whose exceptions could end the process.
-"""
+"""The differentiable splatting operator: ``splat(params, height, width) -> images``. Its
+conventions are stated in ``cuda_ext/splat_math.h``; ``splat_reference`` is the same in torch.
+Arguments are checked before C is called, whose exceptions could end the process."""
 
 import functools
 import warnings
@@ -132,8 +130,7 @@ def _described(value: object) -> str:
 
 def _unobserved(params: Tensor, index: Tensor | None) -> bool:
     """Whether no subclass, mode, transformation or trace has to see a call: most of a small call's
-    time is the dispatcher's, which is then left out.
-    """
+    time is the dispatcher's, which is then left out."""
     return (
         type(params) in (Tensor, torch.nn.Parameter)
         and (index is None or type(index) is Tensor)
@@ -173,10 +170,8 @@ def _backward(ctx, v_images):
 
 
 def _refuse_forward_mode(ctx, *tangents):
-    raise RuntimeError(
-        "splat has no forward-mode derivative (jvp, jacfwd, forward_ad): use reverse mode (grad, "
-        "vjp, jacrev), or splat_reference, which has both."
-    )
+    instead = "use reverse mode (grad, vjp, jacrev), or splat_reference, which has both."
+    raise RuntimeError(f"splat has no forward-mode derivative (jvp, jacfwd, forward_ad): {instead}")
 
 
 class _Splat(torch.autograd.Function):
@@ -210,10 +205,8 @@ class _SplatBackward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, v_params):
-        raise RuntimeError(
-            "splat is differentiable once: differentiate twice through the network, never through "
-            "the renderer, or use splat_reference."
-        )
+        instead = "through the network, never through the renderer, or use splat_reference."
+        raise RuntimeError(f"splat is differentiable once: differentiate twice {instead}")
 
 
 def _register(name: str, first: str, check, kernel, fake, function) -> None:

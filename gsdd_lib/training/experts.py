@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gsdd_lib.config import ExpertConfig
+from gsdd_lib.core import ranks
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import DamagedFileError, checksum, read_tensors, write_tensors
 from gsdd_lib.core.progress import Progress
@@ -166,7 +167,7 @@ def train_experts(
     """Train what ``folder`` does not have yet, in the :func:`settings_folder` of these settings.
 
     Expert i has generators of its own: where a run was stopped, and how many there are, changes
-    nothing.
+    nothing. Ranks share the experts, as many at a time as there are ranks.
 
     Yields:
         A row per expert and epoch, also of experts that were there: expert, epoch, train_loss (0
@@ -176,19 +177,30 @@ def train_experts(
         ExpertError: a file is damaged, or the training diverges.
     """
     home, settings = settings_folder(data, config, folder, seed=seed), _settings(data, config, seed)
+    paths = [expert_path(home, index) for index in range(config.num_experts)]
+    there = [path.exists() for path in paths]
+    ranks.meet()  # all look before one writes
+
+    def train(index: int) -> list[Row]:
+        snapshots, rows = _train_expert(data, config, seed, index, progress)
+        about = {"settings": settings, "parameters": len(snapshots[0]), "rows": rows}
+        tensors = {_key(epoch): params for epoch, params in enumerate(snapshots)}
+        write_tensors(paths[index], tensors, {"format": FORMAT, "version": VERSION, **about})
+        return rows
+
+    def rows_of(index: int) -> list[Row]:
+        if not there[index]:
+            return train(index)
+        about = read_about(paths[index])
+        _require(paths[index], about["settings"], settings)
+        progress.update(config.train_epochs)
+        return about["rows"]
+
     with Progress(config.num_experts * config.train_epochs, "experts") as progress:
-        for index in range(config.num_experts):
-            path = expert_path(home, index)
-            if path.exists():
-                about = read_about(path)
-                _require(path, about["settings"], settings)
-                progress.update(config.train_epochs)
-            else:
-                snapshots, rows = _train_expert(data, config, seed, index, progress)
-                about = {"settings": settings, "parameters": len(snapshots[0]), "rows": rows}
-                tensors = {_key(epoch): params for epoch, params in enumerate(snapshots)}
-                write_tensors(path, tensors, {"format": FORMAT, "version": VERSION, **about})
-            yield from about["rows"]
+        for first in range(0, config.num_experts, ranks.world()):
+            at_once = range(config.num_experts)[first : first + ranks.world()]
+            for rows in ranks.spread(rows_of, at_once):
+                yield from rows
 
 
 def expert_path(folder: Path | str, index: int) -> Path:

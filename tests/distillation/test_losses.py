@@ -220,8 +220,10 @@ def test_tm_wants_experts_that_fit(gaussians, data, experts):
 def test_groups_hold_whole_classes():
     labels = torch.tensor([2, 0, 1, 0, 2, 2])
     assert [g.tolist() for g in class_groups(labels, 1)] == [[1, 3], [2], [0, 4, 5]]
-    assert [g.tolist() for g in class_groups(labels, 3)] == [[1, 3, 2], [0, 4, 5]]
-    assert [g.tolist() for g in class_groups(labels, 100)] == [[1, 3, 2, 0, 4, 5]]
+    assert [g.tolist() for g in class_groups(labels, 100)] == [[1, 3], [2], [0, 4, 5]]
+    labels = torch.tensor([1, 0, 2] + 3 * list(range(3, 40)))  # 40 classes, three to a group
+    assert [len(g) for g in class_groups(labels, 100)] == [3, *12 * [9], 3]
+    assert [len(g) for g in class_groups(labels, 6)] == [3, *18 * [6], 3]
 
 
 # Learned labels

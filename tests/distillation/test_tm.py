@@ -102,7 +102,7 @@ def path_gradients(keep_steps: int, labels: Tensor) -> tuple[list[Tensor], int]:
             labels,
             lr,
             batches=batches,
-            augment=lambda images, *, step: apply_dsa(images, augmentations[step]),
+            augment=lambda images, which, *, step: apply_dsa(images, augmentations[step], which),
             keep_steps=keep_steps,
         )
     kept = {box.tensor.data_ptr(): box.tensor.numel() for box in alive}

@@ -165,3 +165,43 @@ def test_only_that_chooses_nothing_says_so(project, capsys):
     write_case(project, "{}")
     assert runner.main(["--check-all", "params/demo", "--only", "99"]) == 1
     assert "no case is called '99', nor its notebook, nor its table" in capsys.readouterr().err
+
+
+RANKED = """import json, os, pathlib, time
+rank, place = os.environ["RANK"], pathlib.Path.cwd().parent / output_folder
+place.mkdir(parents=True, exist_ok=True)
+(place / "seen.json").write_text(json.dumps([rank, os.environ["WORLD_SIZE"], run_folder]))
+print(f"here is rank {rank}")
+"""
+
+
+@pytest.fixture
+def from_here(monkeypatch) -> None:
+    """The kernels and torchrun's processes find the library, whatever the working directory."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(runner.__file__).parents[2]))
+
+
+def test_the_first_of_two_ranks_leaves_the_results(project, from_here, capfd):
+    notebook = write_notebook(project, CELL, RANKED)
+    assert runner.main([str(notebook), str(write_case(project, "{}")), "--ranks", "2"]) == 0
+    seen = json.loads((project / "figures/demo/04_x/ipc1/seen.json").read_text())
+    assert seen == ["0", "2", "runs/demo/04_x/ipc1"]
+    shown = capfd.readouterr().out
+    assert shown.count("[04 ipc1] here is rank 0\n") == 1 and "rank 1" not in shown
+    assert "here is rank 1" in (project / "runs/demo/04_x/ipc1/rank_1.log").read_text()
+    kept = [path.name for path in (project / "figures/demo/04_x/ipc1").iterdir()]
+    assert sorted(kept) == ["ipc1.ipynb", "seen.json"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_one_sentence(rank: int, project, from_here, capfd):
+    code = f"if rank == '{rank}': os.kill(os.getppid(), 9)\ntime.sleep(60)"
+    cell = CELL.replace("a name = a data set", "a data set")  # which papermill cannot parse
+    notebook = write_notebook(project, cell, RANKED + code)
+    assert runner.main([str(notebook), str(write_case(project, "{}")), "--ranks", "2"]) == 1
+    (sentence,) = capfd.readouterr().err.strip().splitlines()
+    assert sentence.startswith(
+        "rank 0 was killed (signal 9), the same command goes on from the last checkpoint."
+        if rank == 0
+        else "[04 ipc1] stopped: another rank has ended, the same command goes on from the last"
+    )
