@@ -1,6 +1,7 @@
 """The form of a run: filled from a file, refused, run, watched, stopped and gone on with."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -85,14 +86,14 @@ def test_a_finished_run_links_to_its_notebook_and_figures(form: Lab, project: Pa
     enter(form, "steps", "61")
     press(form, "Run")
     form.until(lambda: "results in figures/own" in said(form), "result", RUN)
-    form.js(f"document.querySelector('{SCROLLER}').scrollTop = 1000")
+    form.js(f"document.querySelector('{SCROLLER}').scrollTop = 420")
     form.shot("form_done")
-    (made,) = (project / "figures/own/00_quickstart").iterdir()  # of the stopped run: nothing
-    assert "steps = 61" in (made / f"{made.name}.ipynb").read_text("utf-8")
+    case = re.search(r"results in figures/own/00_quickstart/(\w+)", said(form))[1]
+    path = f"figures/own/00_quickstart/{case}/{case}.ipynb"
+    assert "steps = 61" in (project / path).read_text("utf-8")
     links = {link.text: link for link in form.all(".jp-OutputArea a")}
-    assert {f"{made.name}.ipynb", "history.png"} <= set(links)
-    links[f"{made.name}.ipynb"].click()
-    path = f"figures/own/00_quickstart/{made.name}/{made.name}.ipynb"
+    assert {f"{case}.ipynb", "history.png"} <= set(links)
+    links[f"{case}.ipynb"].click()
     form.until(lambda: form.js("return panel.context.path") == path, "executed notebook")
 
 
