@@ -1,12 +1,4 @@
-"""One call that distills your own images, with settings that suit most of them.
-
-    from gsdd_lib import distill_images
-    small = distill_images("my_photos/", resolution=32)     # a folder with a folder per class
-    small = distill_images(images, labels, ipc=1)           # tensors, or arrays
-    small.save("small.safetensors"); small.render(64); small.dataset()
-
-Every step is a public function of the library; notebook 00 takes them one by one.
-"""
+"""One call that distills your own images; notebook 00 takes its steps one by one."""
 
 import math
 import operator
@@ -55,45 +47,35 @@ def distill_images(
     soft_labels: bool = False,
     **settings: Any,
 ) -> DistilledSet:
-    """Distill a labeled set of images into Gaussians.
-
-    Prints what is held out, what the budget buys, and how long the rest will take.
+    """Distill a labeled set of images into Gaussians; says what it holds out and how long it takes.
 
     Args:
         images: a folder with a folder per class; a tensor or array [N, H, W], [N, C, H, W] or
-            [N, H, W, C], uint8 or floating point in [0, 1]; a pair of images and labels; or an
-            :class:`ImageData`.
+            [N, H, W, C], uint8 or in [0, 1]; a pair of images and labels; or :class:`ImageData`.
         labels: of a tensor or array, [N]: integers or names of classes.
         ipc: budget, in fp32 images per class.
         gpc: Gaussian images per class; left out, as many as leave each the paper's detail.
         objective: what is matched: distributions (dm), gradients (dc), or trajectories (tm).
         experts: the folder of the experts that ``tm`` follows (``train_experts``, notebook 03).
-        steps: of the distillation.
-        folder: where checkpoints go; the same call goes on from there after an interruption. A
-            relative one is counted from the project's root.
+        folder: of checkpoints, from the project's root; the same call goes on from there.
         resolution: pixels per side of images from a folder (0: their own).
         width: filters per convolution of the networks; ``tm`` takes that of the experts.
         epochs: passes of a network over the distilled set; left out, fewer for larger sets.
-        soft_labels: whether labels are learned too, from what a small network says that is trained
-            here on some of the images; their bytes are taken from the budget.
+        soft_labels: whether labels are learned too, from a small network's; the budget pays.
         settings: more of ``BudgetConfig``, ``FitConfig``, ``DistillConfig`` and ``EvalConfig``.
 
     Returns:
         The set, with the data it was made from and the rows of the run as ``history``.
-
-    Raises:
-        GsddError: one sentence on what to change.
     """
     numbers = {"ipc": ipc, "steps": steps, "seed": seed, "resolution": resolution, "width": width}
     ipc, steps, seed, resolution, width = (_whole(*item) for item in numbers.items())
     known = {name for model in MODELS for name in model.model_fields}
     if wrong := min(settings.keys() - known, default=""):
         raise ConfigError(f"unknown setting '{wrong}'{config.nearest(wrong, known)}")
-    data = as_image_data(images, labels, resolution=resolution, seed=seed)
-    say(
-        f"{len(data.train):,} images of {data.num_classes} classes are distilled; held out:"
-        f" {len(data.validation):,} to choose the best step, {len(data.test):,} to test"
-    )
+    data = as_image_data(images, labels, size=resolution, seed=seed)
+    held = f"{len(data.validation):,} to choose the best step, {len(data.test):,} to test"
+    given = f"{len(data.train):,} images of {data.num_classes} classes"
+    say(f"{given} are distilled; held out: {held}")
     gpc = suggested_gpc(data, ipc, soft_labels=soft_labels) if gpc is None else _whole("gpc", gpc)
     most = max(1, len(data.train) // data.num_classes)
     if gpc > most:
@@ -119,112 +101,70 @@ def distill_images(
     if soft_labels:
         with torch.no_grad():
             pictures = gaussians.render()
-        soft = labels_of_teacher(
-            train_teacher(data, evaluation, seed=seed), pictures, gaussians.labels
-        )
+        teacher = train_teacher(data, evaluation, seed=seed)
+        soft = labels_of_teacher(teacher, pictures, gaussians.labels)
     more = {"folder": folder and _in_project(folder), "soft_labels": soft, "experts": followed}
     history = list(distill(gaussians, data, matched, evaluation, seed=seed, **more))
     best = max(history, key=lambda row: row["mean"])
     about = {"made_by": "distill_images", "objective": objective, "seed": seed, "ipc": ipc}
     about["accuracy"] = {"mean": best["mean"], "n": 1, "split": "validation"}
-    return DistilledSet.of(
-        gaussians,
-        data,
-        about | {"steps": best["step"]},
-        eval_config=learned_eval_config(evaluation, history),
-        soft_labels=soft,
-        syn_lr=best.get("syn_lr"),
-        history=history,
-    )
+    more = {"soft_labels": soft, "syn_lr": best.get("syn_lr"), "history": history}
+    more |= {"eval_config": learned_eval_config(evaluation, history)}
+    return DistilledSet.of(gaussians, data, about | {"steps": best["step"]}, **more)
 
 
 def _whole(name: str, value: Any) -> int:
-    """A whole number of any kind, numpy's too, as an int."""
     try:
-        return operator.index(value)
+        return operator.index(value)  # takes numpy's too
     except TypeError:
         raise ConfigError(f"{name} must be a whole number, got {value!r}") from None
 
 
 def _in_project(folder: Path | str) -> Path:
-    """A relative folder counts from the project's root, as in the notebooks."""
     return project_root() / Path(folder).expanduser()
 
 
-def as_image_data(
-    images: Any, labels: Any = None, *, resolution: int = 0, seed: int = 0
-) -> ImageData:
-    """An :class:`ImageData` of anything that :func:`distill_images` takes.
-
-    Raises:
-        DataError: it cannot be used, or is of a single class.
-    """
+def as_image_data(images: Any, labels: Any = None, *, size: int = 0, seed: int = 0) -> ImageData:
+    """An :class:`ImageData` of anything that :func:`distill_images` takes."""
     if labels is None and isinstance(images, tuple | list) and len(images) == 2:
         images, labels = images
     if isinstance(images, ImageData):
-        data = images
-    elif isinstance(images, str | Path):
-        config = DataConfig(dataset="imagefolder", folder=str(images), resolution=resolution)
-        data = load_data(config, seed)
-    elif labels is None:
+        return images
+    if isinstance(images, str | Path):
+        config = DataConfig(dataset="imagefolder", folder=str(images), resolution=size)
+        return load_data(config, seed)
+    if labels is None:
         raise DataError("images need labels: distill_images(images, labels), or a folder per class")
-    else:
-        numbers, names = _numbered(labels)
-        data = from_tensors(_channels_first(images), numbers, class_names=names, seed=seed)
-    if data.num_classes < 2:
-        raise DataError("all images are of one class; distillation needs two to tell apart")
-    return data
+    images = images if isinstance(images, Tensor) else torch.as_tensor(np.asarray(images))
+    if images.dim() == 3:
+        images = images[:, None]
+    elif images.dim() == 4 and images.shape[1] > 4 >= images.shape[3]:  # channels are last
+        images = images.permute(0, 3, 1, 2).contiguous()
+    values = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if values.ndim != 1 or values.dtype.kind not in "iuUS":
+        found = f"{values.dtype} of shape {list(values.shape)}"
+        raise DataError(f"labels must be integers or names of shape [N], got {found}")
+    names, numbers = np.unique(values, return_inverse=True)
+    numbers, names = torch.from_numpy(numbers.reshape(-1)).long(), list(map(str, names))
+    return from_tensors(images, numbers, class_names=names, seed=seed)
 
 
 def suggested_network(resolution: tuple[int, int]) -> str:
-    """The ConvNet whose last features are about 4x4: D3 for 28 and 32 pixels, D5 for 128.
-
-    >>> [suggested_network((side, side)) for side in (8, 28, 32, 64, 128, 256)]
-    ['ConvNetD1', 'ConvNetD3', 'ConvNetD3', 'ConvNetD4', 'ConvNetD5', 'ConvNetD6']
-    """
+    """The ConvNet whose last features are about 4x4: D3 for 28 and 32 pixels, D5 for 128."""
     depth = round(math.log2(min(resolution))) - 2
     return f"ConvNetD{min(max(depth, 1), 6)}"
 
 
 def suggested_epochs(images: int) -> int:
-    """Passes over a set of so many images that train a network well enough to compare sets.
-
-    >>> [suggested_epochs(count) for count in (10, 100, 300, 1000)]
-    [300, 300, 100, 50]
-    """
+    """Passes over a set of so many images that train a network well enough to compare sets."""
     return min(MOST_EPOCHS, max(LEAST_EPOCHS, round(IMAGES_SEEN / images)))
 
 
 def suggested_gpc(data: ImageData, ipc: int, *, soft_labels: bool = False) -> int:
-    """Gaussian images per class that leave each about as many Gaussians as the paper's have.
-
-    soft_labels: whether each image pays for a learned label too.
-    """
+    """Gaussian images per class, paid-for labels included, that leave each the paper's detail."""
     height, width = data.resolution
     sizes = {"height": height, "width": width, "channels": data.channels}
     affordable = points_per_image(ipc=ipc, gpc=1, **sizes)
     wanted = POINTS_AT_32 * (math.sqrt(height * width) / 32) ** POINTS_EXPONENT
     label = soft_labels * data.num_classes / (GEOMETRY + data.channels + 1)  # in Gaussians
     return max(1, int(affordable / (max(wanted, 4) + label)))
-
-
-def _channels_first(images: Any) -> Tensor:
-    """[N, C, H, W] of a tensor or array that may lack its channel or have it last."""
-    images = images if isinstance(images, Tensor) else torch.as_tensor(np.asarray(images))
-    if images.dim() == 3:
-        return images[:, None]
-    if images.dim() == 4 and images.shape[1] > 4 >= images.shape[3]:
-        return images.permute(0, 3, 1, 2).contiguous()
-    return images
-
-
-def _numbered(labels: Any) -> tuple[Tensor, list[str]]:
-    """int64 [N] in [0, classes), and the names of the classes in their sorted order."""
-    values = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if values.ndim != 1 or values.dtype.kind not in "iuUS":
-        raise DataError(
-            f"labels must be integers or names of shape [N], got {values.dtype} of shape"
-            f" {list(values.shape)}"
-        )
-    names, numbers = np.unique(values, return_inverse=True)
-    return torch.from_numpy(numbers.reshape(-1)).long(), [str(name) for name in names]

@@ -1,8 +1,4 @@
-"""``gsdd distill | evaluate | render | export``: the library from a shell.
-
-Options are the settings of ``gsdd_lib/config.py``; what is left out is chosen as ``distill_images``
-chooses it. Paths count from here. Exit codes: 0 done, 1 failed, 2 a wrong option, 130 interrupted.
-"""
+"""The library from a shell. Exit codes: 0 done, 1 failed, 2 a wrong option, 130 interrupted."""
 
 import argparse
 import sys
@@ -35,11 +31,11 @@ def distill(given: dict[str, Any]) -> None:
     from gsdd_lib.api import distill_images
 
     output = _writable(given.pop("output", "distilled.safetensors"), ".safetensors")
-    paths = {"folder": given.pop("checkpoints", None), "experts": given.pop("experts", None)}
-    more = {name: Path(path).absolute() for name, path in paths.items() if path}
     data = _data(given, given.get("seed", 0))
-    elsewhere = {"device", *DataConfig.model_fields}
-    more |= {name: value for name, value in given.items() if name not in elsewhere}
+    elsewhere = {"device", "checkpoints", *DataConfig.model_fields}
+    more = {name: value for name, value in given.items() if name not in elsewhere}
+    paths = {"folder": given.get("checkpoints"), "experts": given.get("experts")}
+    more |= {name: Path(path).absolute() for name, path in paths.items() if path}
     made = distill_images(data, **more)
     print(f"{output}: {made.save(output):,} bytes; {made}")
 
@@ -52,7 +48,7 @@ def evaluate(given: dict[str, Any]) -> None:
 
     small, split = load(given["set"]), given.get("split", "test")
     seed, (height, width) = small.provenance.get("seed", 0), small.gaussians.resolution
-    about = {"dataset": small.dataset_name, "resolution": height if height == width else 0}
+    about = {"dataset": small.dataset_name, "resolution": height * (height == width)}
     about["zca"] = not isinstance(small.gaussians.normalization, ChannelNormalization)
     data = _data(about | given, seed if isinstance(seed, int) else 0)
     how = EvalConfig.pick(small.training | given)
@@ -106,7 +102,6 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _read(arguments: Sequence[str]) -> dict[str, Any]:
-    """The command and the options that were given, by name; every value is checked."""
     parser = _Parser(prog="gsdd", description=__doc__)
     commands, known = parser.add_subparsers(dest="command", required=True, metavar="COMMAND"), {}
     for name, command in COMMANDS.items():
@@ -131,21 +126,16 @@ def _read(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _option(field: Any) -> dict[str, Any]:
-    """How argparse reads a field of a model."""
     kind = type(field.default)
     flag = {"nargs": "?", "const": True} if kind is bool else {}
-    return {
-        "type": partial(_typed, kind),
-        "help": field.description,
-        "metavar": kind.__name__,
-    } | flag
+    how = {"type": partial(_typed, kind), "metavar": kind.__name__}
+    return how | flag | {"help": field.description}
 
 
 def _typed(kind: type, text: str) -> Any:
-    """The value that ``text`` says; text that says none is left for the settings to refuse."""
     try:
         return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError):  # for the settings to refuse
         return text
 
 
@@ -160,9 +150,8 @@ def _data(given: dict[str, Any], seed: int) -> Any:
 
 
 def _writable(name: str, *suffixes: str) -> Path:
-    """A file to write when the work is done, refused before it begins."""
     path = Path(name)
     if path.is_dir() or not path.parent.is_dir() or path.suffix not in suffixes:
-        kinds = " or ".join(suffixes)
-        raise ConfigError(f"--output: '{name}' must be a {kinds} file in a folder that exists")
+        wanted = f"a {' or '.join(suffixes)} file in a folder that exists"
+        raise ConfigError(f"--output: '{name}' must be {wanted}")
     return path

@@ -1,7 +1,4 @@
-"""Frozen, strict settings: one model per consumer, built from a notebook's flat parameters.
-
-An unknown name is an error that names the nearest one, before any work is done.
-"""
+"""Frozen, strict settings: one model per consumer, built from a notebook's flat parameters."""
 
 import difflib
 import reprlib
@@ -16,11 +13,8 @@ from gsdd_lib.core.errors import ConfigError
 IMAGENET_SUBSETS = ("nette", "woof", "fruit", "yellow", "meow", "squawk")  # as tables list them
 # Channels and native pixels per side of each data set by name; None: known once files are read.
 DATASETS: Mapping[str, tuple[int, int] | None] = {
-    "digits": (1, 8),
-    "shapes": (3, 32),
-    "fashion_mnist": (1, 28),
-    "cifar10": (3, 32),
-    "cifar100": (3, 32),
+    **{"digits": (1, 8), "fashion_mnist": (1, 28)},
+    **dict.fromkeys(("shapes", "cifar10", "cifar100"), (3, 32)),
     **{f"image{name}": (3, 128) for name in IMAGENET_SUBSETS},
     "imagefolder": None,
 }
@@ -66,11 +60,7 @@ ProjectFolder = Annotated[str, AfterValidator(_inside)]
 
 
 class Config(BaseModel):
-    """Base of all settings: immutable, no unknown names, no silent change of type, all finite.
-
-    Raises:
-        ConfigError: a wrong name, type or value; one sentence per fault.
-    """
+    """Base of all settings: immutable, known names, strict types, finite; else a ConfigError."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -83,15 +73,9 @@ class Config(BaseModel):
 
     @classmethod
     def pick(cls, parameters: Mapping[str, Any], *, prefix: str = "", **others: Any) -> Self:
-        """Build from a flat mapping that may hold more than this model's fields.
+        """Build from a flat mapping that may hold more, or less, than this model's fields.
 
-        Args:
-            parameters: values by name; missing fields keep their defaults.
-            prefix: with ``"dm_"``, ``dm_steps`` goes before ``steps``.
-            others: fields set here, in place of what ``parameters`` says.
-
-        Raises:
-            ConfigError: a wrong type or value, or a name in ``others`` that is no field.
+        ``prefix``: with ``"dm_"``, ``dm_steps`` goes before ``steps``; ``others`` go before both.
         """
         plain, fields = {**parameters}, cls.model_fields
         plain |= {name: plain[prefix + name] for name in fields if prefix + name in plain}
@@ -99,7 +83,7 @@ class Config(BaseModel):
 
     @classmethod
     def _sentence(cls, fault: Any) -> str:
-        name = ".".join(str(part) for part in fault["loc"])
+        name = ".".join(map(str, fault["loc"]))
         if fault["type"] == "extra_forbidden":
             return f"unknown parameter {reprlib.repr(name)}{nearest(name, cls.model_fields)}"
         message = fault["msg"].removeprefix("Value error, ")
@@ -159,8 +143,7 @@ class FitConfig(Config):
     """How Gaussians are initialized (paper, section 3.4 and table 17).
 
     ``init``: fitted to random real images, the first of each class (as published), k-means
-    representatives or a solid color (warmup); or not fitted at all (random). ``fit_schedule``:
-    falls in the second half; stays; or is halved every 20,000 steps (as published).
+    representatives or a solid color (warmup); or random. ``halving``: every 20,000 steps.
     """
 
     init: Literal["real", "first", "kmeans", "warmup", "random"] = _field("real", "fitted to what")
@@ -175,10 +158,8 @@ class FitConfig(Config):
 class DistillConfig(Config):
     """The outer loop (paper, section 4.1).
 
-    The published code halves the boundary loss and adds it once per class in dm and dc: its 0.1
-    is a ``boundary`` of 0.05 times the classes there, and of 0.05 in tm. It learns the student's
-    rate itself: its ``lr_lr`` is ours times the square of the rate, 1e-5 at the published 0.01.
-    It updates per class, as DDiF's; DM's takes all classes at once.
+    The published code's boundary of 0.1 is one of 0.05 here, times the classes in dm and dc; its
+    ``lr_lr`` is ours times the square of the rate; and it updates per class, where DM does not.
     """
 
     objective: Objective = _field("dm", "distributions, gradients, trajectories")
@@ -227,9 +208,8 @@ class ExpertConfig(Config):
 class EvalConfig(Config):
     """How a distilled set is evaluated: fresh networks trained on nothing else.
 
-    ``protocol``: the test accuracy of the row that is best on validation, or the best of all, as
-    the paper reports. ``eval_schedule``: a tenth after half the epochs; to 0 by cosine; or as the
-    published codes, one epoch more and a new optimizer at the fall.
+    ``clean``: test accuracy of the row that is best on validation; ``paper``: the best of all.
+    ``step``: a tenth after half the epochs; ``published``: with an epoch more, a new optimizer.
     """
 
     protocol: Literal["clean", "paper"] = _field("clean", "which accuracy of a run is reported")

@@ -1,18 +1,11 @@
 """Parameterizations in one contest: the same data, storage, objective, steps and networks for all.
-
-    budget = plan_budget(BudgetConfig(ipc=1, gpc=10), data)
-    starts = {m: STARTS[m](data, budget, FitConfig(), seed=0) for m in ("gaussians", "pixels")}
-    entries = [enter(m, start, data, config, eval_config, seed=0) for m, start in starts.items()]
-    rows = judge(entries, data, eval_config, seed=1)
-
-A method of your own joins by a line: ``STARTS["mine"] = function``, called as the others are.
-"""
+Each starts from :data:`STARTS`, is distilled by :func:`enter` and evaluated by :func:`judge`. A
+method of your own joins by a line: ``STARTS["mine"] = function``, called as the others are."""
 
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,14 +63,13 @@ def start_fields(data: ImageData, budget: Budget, _: FitConfig, *, seed: int) ->
     """Small SIRENs fitted to random real images (DDiF): 2 x 6 to 32 pixels, 3 x 20 above."""
     layers, width, rate = (2, 6, 10.0) if budget.height <= 32 else (3, 20, 40.0)
     shape = {"layers": layers, "width": width, "frequency": rate}
-    labels, more = torch.zeros(1, dtype=torch.int64), {"normalization": data.normalization}
-    one = NeuralFields(labels, data.channels, data.resolution, **more, **shape)
+    more = {"normalization": data.normalization, **shape}
+    one = NeuralFields(torch.zeros(1), data.channels, data.resolution, **more)
     count = max(1, budget.budget_bits_per_class // one.bits)
     return _of_real(NeuralFields, data, count, seed, steps=FIELD_STEPS, **shape)
 
 
 def _of_real(kind: Any, data: ImageData, count: int, seed: int, **more: Any) -> Parameterization:
-    """``count`` random training images per class in that parameterization."""
     real = random_real_pixels(data, count, seed=seed, storage="uint8")
     more |= {"normalization": data.normalization}
     return kind.init_from(real.pixels().detach(), real.labels, **more).to(data.device)
@@ -110,13 +102,10 @@ class Entry:
 
     @torch.no_grad()
     def render(self, snapshot: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Normalized images [N, C, H, W] as they are, or of a snapshot."""
         return functional_call(self.images, dict(snapshot or {}), ())
 
-    @property
-    def bits_per_class(self) -> float:
-        """Bits of the images as stored, over the classes that occur."""
-        return self.images.bits / len(self.images.labels.unique())
+    # Bits of the images as stored, over the classes that occur.
+    bits_per_class = property(lambda self: self.images.bits / len(self.images.labels.unique()))
 
 
 def enter(
@@ -125,40 +114,27 @@ def enter(
     data: ImageData,
     config: DistillConfig,
     eval_config: EvalConfig,
-    *,
-    folder: Path | None = None,
     **more: Any,
 ) -> Entry:
-    """Distill ``images`` in place and keep how it went; prints a line per evaluation.
-
-    Args:
-        images: what :data:`STARTS` gives.
-        folder: where checkpoints go, under the method's name; the same call goes on from there.
-        more: of :func:`~gsdd_lib.distillation.loop.distill`: seed, experts, start, codec.
-    """
+    """Distill ``images``, as :data:`STARTS` gives them, in place and keep how it went; prints a
+    line per evaluation. ``more``: of :func:`~gsdd_lib.distillation.loop.distill`, seed, experts,
+    start, codec, and folder, where checkpoints go under the method's name, to go on from."""
     before = {name: value.detach().clone() for name, value in images.named_parameters()}
+    folder = more.get("folder")
     began, history, snapshots = time.perf_counter(), [], []
     more |= {"folder": folder and folder / method.replace(" ", "_"), "snapshots": snapshots}
     for row in distill(images, data, config, eval_config, **more):
         history.append(row)
-        seconds = time.perf_counter() - began
         shown = f"step {row['step']:5d}: {format_accuracy(row)} on validation"
-        print(f"{method}, {shown}  ({seconds:.0f} s)", flush=True)
-    learned, seconds = (
-        protocols.learned_eval_config(eval_config, history),
-        time.perf_counter() - began,
-    )
+        print(f"{method}, {shown}  ({time.perf_counter() - began:.0f} s)", flush=True)
+    learned = protocols.learned_eval_config(eval_config, history)
+    seconds = time.perf_counter() - began
     facts = {"objective": config.objective, "steps": config.steps, "images": len(images)}
     return Entry(method, images, before, history, snapshots, learned, seconds, facts)
 
 
 def judge(
-    entries: Sequence[Entry],
-    data: ImageData,
-    eval_config: EvalConfig,
-    *,
-    seed: int,
-    initial: Sequence[str] = (),
+    entries: Sequence[Entry], data: ImageData, eval_config: EvalConfig, *, seed: int, initial=()
 ) -> list[baselines.Row]:
     """A row per method and network: accuracy on the test split, networks trained on it alone.
 
@@ -176,39 +152,26 @@ def judge(
             states[f"{entry.method}, {baselines.INITIAL}"] = (entry.start, eval_config)
         for name, (snapshot, own) in states.items():
             sets[name] = (entry.render(snapshot), entry.images.labels)
-            configs[name] = _equal_steps(own, entries, entry)
+            configs[name] = baselines.equal_steps(own, len(entries[0].images), len(entry.images))
     return baselines.set_rows(sets, data, configs, seed=seed)
 
 
 def compare(
-    entries: Sequence[Entry],
-    data: ImageData,
-    eval_config: EvalConfig,
-    *,
-    seed: int,
-    rows: Sequence[baselines.Row] = (),
+    entries: Sequence[Entry], data: ImageData, eval_config: EvalConfig, *, seed: int, rows=()
 ) -> dict[str, protocols.Protocols]:
     """Both protocols of every entry, by method; the networks are trained as in :func:`judge`.
-
-    Args:
-        rows: of ``judge`` with the same entries, config and seed; not evaluated again.
-    """
+    ``rows``: of ``judge`` with the same entries, config and seed; not evaluated again."""
     found = {}
     for entry in entries:
         judged = [row for row in rows if row["method"] == entry.method]
         known = {protocols.best_row(entry.history): summarize(judged)} if judged else None
-        run = (entry.history, entry.snapshots, entry.render, entry.images.labels)
-        config = _equal_steps(eval_config, entries, entry)
-        found[entry.method] = protocols.compare_protocols(
-            *run, data, config, seed=seed, known=known
-        )
+        run = (entry.history, entry.snapshots, entry.render, entry.images.labels, data)
+        config = baselines.equal_steps(eval_config, len(entries[0].images), len(entry.images))
+        both = protocols.compare_protocols(*run, config, seed=seed, known=known)
+        found[entry.method] = both
     return found
 
 
 def repeat(images: Parameterization) -> Parameterization:
     """A copy to distill in another way from the same start."""
     return copy.deepcopy(images)
-
-
-def _equal_steps(config: EvalConfig, entries: Sequence[Entry], entry: Entry) -> EvalConfig:
-    return baselines.equal_steps(config, len(entries[0].images), len(entry.images))

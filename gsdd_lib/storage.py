@@ -1,18 +1,10 @@
 """A distilled set, and the file that says everything needed to use it.
 
-    small = load("set.safetensors")
-    small.render(64)            # pixel values [N, C, 64, 64] in [0, 1]
-    small.dataset()             # (normalized image, label) pairs to train on
-    small.normalize(images)     # your own images, for networks so trained
-
-A file holds a description (:class:`_About`), a checksum over everything, and as tensors
-
-    packed        the Gaussians, bf16 [N, M, 5 + C + opacity], or the bytes of their codec
-    labels        uint8 or int32 [N], or, with a codec, images per class: ``counts`` int32 [K]
-    label_logits  bf16 [N, K], or the bytes of their codec, where labels are learned
-
-Nothing in it can be executed. A whitening, many times its size, is a file beside it. Files of
-versions 1 and 2 had no checksum, and Gaussians of whitened images added up to normalized values.
+A file holds :class:`_About` and, as tensors, ``packed`` (the Gaussians: bf16 [N, M, 5 + C +
+opacity], or the bytes of their codec), ``labels`` (uint8 or int32 [N], or, with a codec, ``counts``
+int32 [K] of images per class) and, where labels are learned, ``label_logits`` (bf16 [N, K], or
+bytes). A whitening is a file beside it. Files of versions 1 and 2 had no checksum, and Gaussians of
+whitened images added up to normalized values.
 """
 
 import base64
@@ -52,6 +44,7 @@ from gsdd_lib.splatting.splat import GEOMETRY
 
 FORMAT, VERSION, OLD_VERSIONS = "gsdd-distilled-set", 3, {"1": 1, "2": 2}
 EVALUATION_ONLY = {"protocol", "networks"}  # fields of EvalConfig that do not say how to train
+OWN = ("provenance", "training", "syn_lr")  # fields that a file holds as they are
 SHOWN = 10  # pictures in a notebook
 
 Resolution = int | tuple[int, int] | None
@@ -78,25 +71,16 @@ class DistilledSet:
 
     @classmethod
     def of(
-        cls,
-        gaussians: GaussianImages,
-        data: ImageData,
-        provenance: dict[str, Any] | None = None,
-        *,
-        eval_config: EvalConfig | None = None,
-        **more: Any,
+        cls, gaussians: GaussianImages, data: ImageData, provenance: Any = None, **more: Any
     ) -> Self:
         """A set distilled from ``data``.
 
         Args:
-            provenance: anything JSON can hold: settings, seed, commit, accuracy.
-            eval_config: how networks are to be trained on the set.
-            more: other fields of the class.
-
-        Raises:
-            StorageError: the learned labels do not fit.
+            provenance: anything JSON can hold by name: settings, seed, commit, accuracy.
+            more: other fields of the class; ``eval_config``: how to train networks on the set.
         """
-        training = eval_config.model_dump(exclude=EVALUATION_ONLY) if eval_config else {}
+        how = more.pop("eval_config", None)
+        training = how.model_dump(exclude=EVALUATION_ONLY) if how else {}
         more |= {"provenance": provenance or {}, "training": training, "data": data}
         made = cls(gaussians, data.name, data.class_names, **more)
         logits = [] if made.soft_labels is None else list(made.soft_labels.logits.shape)
@@ -132,10 +116,7 @@ class DistilledSet:
 
     @torch.no_grad()
     def dataset(self, resolution: Resolution = None) -> TensorDataset:
-        """Pairs of a normalized image [C, height, width] and its label, to train on.
-
-        A whitened set has one resolution here, that of its whitening.
-        """
+        """Pairs of a normalized image [C, H, W] (whitened: at its own size) and a label."""
         return TensorDataset(self.gaussians.render(resolution=_size(resolution)), self.targets)
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -143,21 +124,14 @@ class DistilledSet:
         return self.gaussians.normalization.apply(images).float()
 
     def evaluate(
-        self,
-        data: ImageData | None = None,
-        *,
-        split: Literal["test", "validation"] = "test",
-        config: EvalConfig | None = None,
-        seed: int = 1,
+        self, data: ImageData | None = None, *, config: EvalConfig | None = None, **more: Any
     ) -> dict[str, float]:
         """Mean, std, n and ci95 of the accuracy in percent of fresh networks trained on the set.
 
         Args:
             data: real images to test on; left out, those the set was just made from.
             config: how to train; left out, as :attr:`training` says.
-
-        Raises:
-            StorageError: there are no data, or it is not known how to train.
+            more: ``seed`` (1), ``split`` ("test", or "validation").
         """
         from gsdd_lib.evaluation.evaluate import evaluate, summarize  # scipy takes a second
 
@@ -166,15 +140,12 @@ class DistilledSet:
         _require(isinstance(data, ImageData), need)
         need = "this set does not say how to train; pass evaluate(..., config=EvalConfig(...))"
         _require(config or self.training, need)
-        config = config or EvalConfig.pick(self.training)
-        return summarize(evaluate(*self.dataset().tensors, data, config, seed=seed, split=split))
+        config, more = config or EvalConfig.pick(self.training), {"seed": 1, "split": "test"} | more
+        return summarize(evaluate(*self.dataset().tensors, data, config, **more))
 
     @torch.no_grad()
     def coded(self, config: CodecConfig, *, label_bits: int = 4) -> Self:
-        """The same set in a few bits per number: rounded, rendered, counted and saved so.
-
-        Grids that the Gaussians or the learned labels have already are kept.
-        """
+        """The same set in a few bits per number; grids that it has already are kept."""
         made = copy.deepcopy(self, {id(x): x for x in (self.data, self.gaussians.normalization)})
         gaussians, soft = made.gaussians, made.soft_labels
         if gaussians.codec is None:
@@ -184,20 +155,12 @@ class DistilledSet:
         return made
 
     def save(self, path: Path | str) -> int:
-        """Write the file atomically, after the whitening of a whitened set beside it.
-
-        Returns:
-            The file's size in bytes, that of the whitening not included.
-        """
+        """Write the file atomically, after the whitening beside it; returns the file's bytes."""
         gaussians, soft, classes = self.gaussians, self.soft_labels, self.class_names
-        about: dict[str, Any] = {
-            "dataset": self.dataset_name,
-            "class_names": list(classes),
-            "resolution": list(gaussians.resolution),
-            "render": gaussians.render_config.model_dump(),
-            **{name: getattr(gaussians, name) for name in ("opacity", "space")},
-            **{name: getattr(self, name) for name in ("provenance", "training", "syn_lr")},
-        }
+        about: dict[str, Any] = {"dataset": self.dataset_name, "class_names": list(classes)}
+        about |= {"resolution": [*gaussians.resolution], "render": dict(gaussians.render_config)}
+        about |= {name: getattr(gaussians, name) for name in ("opacity", "space")}
+        about |= {name: getattr(self, name) for name in OWN}
         normalization, labels = gaussians.normalization, self.labels
         if isinstance(normalization, ChannelNormalization):
             about |= {"mean": list(normalization.mean), "std": list(normalization.std)}
@@ -214,14 +177,7 @@ class DistilledSet:
         return write_tensors(Path(path), tensors, about | {"format": FORMAT, "version": VERSION})
 
     def export(self, folder: Path | str, resolution: Resolution = None) -> Path:
-        """Write the set in formats that need no library, to a new folder.
-
-        ``images.pt`` and ``labels.pt`` are the tensors of :meth:`dataset`, for ``torch.load``;
-        ``png/<number>_<class>/<index>.png`` the pictures of :meth:`render`, for ``ImageFolder``.
-
-        Raises:
-            StorageError: there is something in the folder.
-        """
+        """Write :meth:`dataset` as two .pt files and :meth:`render` as png, to a new folder."""
         folder = Path(folder)
         free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
         _require(free, f"'{folder}' exists and is not empty; choose a new folder.")
@@ -245,27 +201,21 @@ class DistilledSet:
 
     @torch.no_grad()
     def _repr_html_(self) -> str:
-        """A table of facts above a strip of pictures, one of each of the first classes."""
         labels, columns = self.labels.tolist(), zip(*self._facts(), strict=True)
         head, row = ([html.escape(text) for text in column] for column in columns)
         firsts = [labels.index(label) for label in sorted(set(labels))[:SHOWN]]
         pixels = self.gaussians.pixels(torch.tensor(firsts, device=self.labels.device))
         png = base64.b64encode(_png(torch.cat([*pixels.clamp(0, 1)], dim=-1))).decode()
         names = html.escape(", ".join(self.class_names[labels[index]] for index in firsts))
-        return (
-            f"<table><tr><th>{'</th><th>'.join(head)}</th></tr>"
-            f"<tr><td>{'</td><td>'.join(row)}</td></tr></table>"
-            f'<img src="data:image/png;base64,{png}" alt="{names}" title="{names}" height="56">'
-        )
+        head, row = "</th><th>".join(head), "</td><td>".join(row)
+        table = f"<table><tr><th>{head}</th></tr><tr><td>{row}</td></tr></table>"
+        about = f'alt="{names}" title="{names}" height="56"'
+        return f'{table}<img src="data:image/png;base64,{png}" {about}>'
 
     def _facts(self) -> list[tuple[str, str]]:
-        facts = [
-            ("data set", self.dataset_name),
-            ("classes", f"{len(self.class_names)}"),
-            ("images", f"{len(self)}"),
-            ("Gaussians each", f"{self.gaussians.points}"),
-            ("bits per class", f"{self.bits_per_class:,}"),
-        ]
+        facts = [("data set", self.dataset_name), ("classes", f"{len(self.class_names)}")]
+        facts += [("images", f"{len(self)}"), ("Gaussians each", f"{self.gaussians.points}")]
+        facts += [("bits per class", f"{self.bits_per_class:,}")]
         accuracy = self.provenance.get("accuracy")
         with contextlib.suppress(TypeError, ValueError, KeyError):  # a file may say anything
             mean, interval = accuracy["mean"], accuracy.get("ci95", math.nan)
@@ -275,15 +225,11 @@ class DistilledSet:
 
 
 class _Companion(Config):
-    """The whitening's file."""
-
     file: str = Field(pattern=r"^zca-[0-9a-f]+\.safetensors$")
     bytes: int = Field(ge=0)
 
 
-class _About(Config):
-    """The description in a file: ``mean`` and ``std``, or ``whitening``."""
-
+class _About(Config):  # in a file, with mean and std, or whitening
     dataset: str
     class_names: list[str] = Field(min_length=1, max_length=2**16)
     resolution: list[Annotated[int, Field(ge=1, le=2**14)]] = Field(min_length=2, max_length=2)
@@ -299,11 +245,7 @@ class _About(Config):
 
 
 def load(path: Path | str) -> DistilledSet:
-    """Read a distilled set.
-
-    Raises:
-        StorageError: any other file, or one in which a bit has changed; one sentence.
-    """
+    """Read a distilled set; any other file, or one with a changed bit, is a StorageError."""
     path = Path(path)
     _require(path.is_file(), f"There is no distilled set at '{path}'; check the path.")
     try:
@@ -326,18 +268,13 @@ def load(path: Path | str) -> DistilledSet:
     logits, soft = tensors.get("label_logits"), None
     if logits is not None:
         soft = SoftLabels(logits, codecs["label_logits"]).requires_grad_(False)
-    return DistilledSet(
-        gaussians.requires_grad_(False),
-        about.dataset,
-        tuple(about.class_names),
-        soft_labels=soft,
-        file_bytes=path.stat().st_size,
-        **{name: getattr(about, name) for name in ("provenance", "training", "syn_lr")},
-    )
+    more = {name: getattr(about, name) for name in OWN} | {"file_bytes": path.stat().st_size}
+    gaussians, names = gaussians.requires_grad_(False), tuple(about.class_names)
+    return DistilledSet(gaussians, about.dataset, names, soft_labels=soft, **more)
 
 
 def _read_old(path: Path, error: Exception) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and description of a file that is not of version 3, for which ``error`` says why."""
+    """Tensors and description of a file that is of another version; ``error`` says why."""
     metadata = {METADATA_KEY: ""}
     with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
@@ -380,7 +317,6 @@ def _decode(tensors: dict[str, Tensor], classes: int) -> dict[str, Any]:
 
 
 def _check(tensors: dict[str, Tensor], about: _About, codecs: dict[str, Any]) -> None:
-    """Raise :class:`StorageError` where the tensors and the description do not fit."""
     required, classes = {"packed", "labels"}, len(about.class_names)
     fits = required <= tensors.keys() <= required | {"label_logits"}
     _require(fits, f"it holds {reprlib.repr(sorted(tensors))} in place of Gaussians and labels")
@@ -415,22 +351,14 @@ def _gaussians(
         normalization = ChannelNormalization(tuple(about.mean), tuple(about.std))
     else:
         name, channels = about.whitening.file, tensors["packed"].shape[2] - GEOMETRY - about.opacity
-        remedy = (
-            f" to the set's folder, or make it again: write_whitening(folder, load_data(DataConfig("
-            f"dataset='{about.dataset}', zca=True)).normalization) writes '{name}' there"
-        )
+        data = f"load_data(DataConfig(dataset='{about.dataset}', zca=True))"
+        remedy = f" to the set's folder, or make it again: write_whitening(folder, {data}"
+        remedy += f".normalization) writes '{name}' there"
         normalization = read_whitening(folder / name, (channels, *about.resolution), remedy)
         space = space if version == VERSION else "normalized"  # whatever older versions say
-    return GaussianImages(
-        tensors["packed"].float(),
-        tensors["labels"].long(),
-        resolution=tuple(about.resolution),
-        normalization=normalization,
-        render_config=about.render,
-        opacity=about.opacity,
-        space=space,
-        codec=codec,
-    )
+    more = {"render_config": about.render, "opacity": about.opacity, "space": space, "codec": codec}
+    more |= {"resolution": tuple(about.resolution), "normalization": normalization}
+    return GaussianImages(tensors["packed"].float(), tensors["labels"].long(), **more)
 
 
 def _require(fits: object, fault: str) -> None:

@@ -94,6 +94,8 @@ def test_what_is_taken_becomes_the_same_data(shapes):
 
 
 def test_the_paper_s_depths_and_counts():
+    sides = {8: 1, 28: 3, 32: 3, 64: 4, 128: 5, 256: 6}
+    assert [suggested_network((s, s)) for s in sides] == [f"ConvNetD{d}" for d in sides.values()]
     assert suggested_network((12, 40)) == "ConvNetD2"
     assert suggested_network((512, 512)) == "ConvNetD6"
     cifar = as_image_data(torch.randint(0, 256, (30, 3, 32, 32)).byte(), torch.arange(30) % 3)
@@ -195,7 +197,13 @@ def test_a_relative_folder_counts_from_the_project(shapes, tmp_path, monkeypatch
 
 
 def test_epochs_follow_from_the_size_of_the_set():
-    assert [suggested_epochs(count) for count in (8, 100, 1000, 10**5)] == [300, 300, 50, 50]
+    assert [suggested_epochs(count) for count in (8, 100, 300, 1000, 10**5)] == [
+        300,
+        300,
+        100,
+        50,
+        50,
+    ]
 
 
 def test_learned_labels(shapes, tmp_path):

@@ -1,4 +1,4 @@
-"""The Snakefile in dry runs: processes and GPUs of a job, and the profile for Slurm without it."""
+"""The Snakefile's dry runs: processes and GPUs of a job, and the profile for Slurm."""
 
 import os
 import subprocess

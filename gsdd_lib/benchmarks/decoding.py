@@ -1,14 +1,11 @@
 """Decoding a distilled set: Gaussians, neural fields and pixels side by side (paper, fig. 1b, 5).
-
-Every method makes the same images [B, 3, S, S] from ``storage`` bytes each, as near as its units
-allow. The Gaussians are fitted ones, for random ones would distort what culling saves.
-"""
+Each makes the same images [B, 3, S, S] from ``storage`` bytes each, as near as its units allow. The
+Gaussians are fitted ones, for random ones would distort what culling saves."""
 
 import itertools
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
@@ -34,38 +31,22 @@ class Decoding:
     batch: int
     storage: int
 
-    @property
-    def points(self) -> int:
-        """Gaussians that the bytes buy."""
-        return max(1, self.storage // GAUSSIAN_BYTES)
+    # What the bytes buy: Gaussians, the side of an fp32 image in RGB, which is enlarged.
+    points = property(lambda self: max(1, self.storage // GAUSSIAN_BYTES))
+    pixel_side = property(lambda self: max(1, min(self.size, int((self.storage / 12) ** 0.5))))
 
     @property
     def field_width(self) -> int:
         """Units per layer of the widest field of three layers in fp32 within the bytes."""
-        fits = lambda width: 4 * field_numbers(width) <= self.storage  # noqa: E731
-        return next(width for width in itertools.count(1) if not fits(width + 1))
-
-    @property
-    def pixel_side(self) -> int:
-        """Side of the fp32 image that the bytes hold; it is enlarged to the full size."""
-        return max(1, min(self.size, int((self.storage / (4 * CHANNELS)) ** 0.5)))
+        wider = (width for width in itertools.count(2) if 4 * field_numbers(width) > self.storage)
+        return next(wider) - 1
 
 
 def field_numbers(width: int) -> int:
-    """Weights and biases of a field of three layers of ``width``."""
-    hidden = (FIELD_LAYERS - 1) * width * (width + 1)
-    return 3 * width + hidden + (width + 1) * CHANNELS
+    return 3 * width + (FIELD_LAYERS - 1) * width * (width + 1) + (width + 1) * CHANNELS
 
 
-def fitted(case: Decoding, steps: int) -> np.ndarray:
-    """Eight fitted images of Gaussians, to be repeated through the batch."""
-    work = Workload(case.batch, case.points, case.size, case.size, CHANNELS)
-    return fitted_gaussians(work, steps=steps).numpy()
-
-
-def decode_job(
-    method: str, which: str, case: Decoding, gaussians: np.ndarray, *, few: bool = False
-) -> Job:
+def decode_job(method: str, which: str, case: Decoding, gaussians: Any, *, few=False) -> Job:
     """Makes the batch once, or one image of it; differentiates it where ``which`` says so."""
     batch, size = 1 if few else case.batch, (case.size, case.size)
     random = generator(0, "efficiency", method)
@@ -92,22 +73,19 @@ def decode_job(
 def measure(
     cases: list[Decoding], *, repeats: int, fit_steps: int, memory: bool = True
 ) -> list[dict[str, Any]]:
-    """Time and memory of every case, method and pass.
-
-    Returns:
-        Rows of ``size``, ``batch``, ``storage``, ``method``, ``pass``, the median ``ms`` with the
-        quartiles ``ms_low`` and ``ms_high``, the peak ``mib`` beyond input and output (None where
-        the system does not tell), and for Gaussians ``roofline_ms``, the time no kernel can beat.
-    """
+    """Time and memory of every case, method and pass: rows of ``size``, ``batch``, ``storage``,
+    ``method``, ``pass``, the median ``ms`` with the quartiles ``ms_low`` and ``ms_high``, the peak
+    ``mib`` beyond input and output (None where unknown), and for Gaussians ``roofline_ms``."""
     rows, jobs = [], []
     for case in cases:
-        gaussians = fitted(case, fit_steps)
+        work = Workload(case.batch, case.points, case.size, case.size, CHANNELS)
+        gaussians = fitted_gaussians(work, steps=fit_steps).numpy()
         alive = alive_samples(torch.from_numpy(gaussians), case.size, case.size)
         for method, which in itertools.product(METHODS, PASSES):
             jobs.append((method, which, case, gaussians))
             rows.append(asdict(case) | {"method": method, "pass": which})
             if method == "Gaussians":
-                work = (case.batch, case.points, CHANNELS, (case.size, case.size))
-                rows[-1]["roofline_ms"] = roofline_ms(alive, *work, which)
+                sizes = (case.batch, case.points, CHANNELS, (case.size, case.size))
+                rows[-1]["roofline_ms"] = roofline_ms(alive, *sizes, which)
     found = measure_jobs(decode_job, jobs, repeats, "cpu", memory=memory)
     return [row | measured for row, measured in zip(rows, found, strict=True)]

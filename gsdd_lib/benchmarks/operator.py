@@ -1,8 +1,6 @@
-"""The splatting operator against the dense oracle: python -m gsdd_lib.benchmarks.operator
-
-Both render the same fitted Gaussians in the same process. Where the oracle would take minutes for
-a whole batch, it renders some of the images and its time is scaled; the table says how many. On a
-GPU gsplat's rasterizer is measured too: it blends, so only its time and memory are compared.
+"""The splatting operator against the dense oracle: python -m gsdd_lib.benchmarks.operator. The
+oracle may render some of the images and its time is scaled. On a GPU gsplat's rasterizer is
+measured too: it blends, so only its time and memory are compared.
 """
 
 import argparse
@@ -10,16 +8,16 @@ import importlib.util
 import itertools
 import json
 import math
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from gsdd_lib.benchmarks.fitting import FITTING, QUICK_FITTING, call_costs, measure_fitting
+from gsdd_lib.benchmarks import timing
 from gsdd_lib.benchmarks.roofline import alive_samples, roofline_ms
 from gsdd_lib.benchmarks.timing import PASSES, Job, job_of, machine, markdown, measure_jobs
 from gsdd_lib.core.files import write_atomically
@@ -50,7 +48,6 @@ class Workload:
     channels: int
 
     def rendered_by(self, renderer: str) -> int:
-        """How many of the images ``renderer`` renders."""
         each = self.points * self.height * self.width * 4  # samples per pixel
         few = min(self.images, max(1, ORACLE_ELEMENTS // each))
         return few if renderer == "oracle" else self.images
@@ -84,7 +81,6 @@ def fitted_gaussians(work: Workload, *, steps: int = 100) -> Tensor:
 
 
 def _discs(work: Workload, random: torch.Generator) -> Tensor:
-    """``[8, C, H, W]``: twelve discs of random place, size and color, one over the other."""
     y = torch.arange(work.height)[:, None] / work.height
     x = torch.arange(work.width) / work.width
     image = torch.zeros(FITTED, work.channels, work.height, work.width)
@@ -115,10 +111,7 @@ def without_gsplat(device: str) -> str:
     return "" if importlib.util.find_spec("gsplat") else "gsplat is not installed"
 
 
-def _job(
-    renderer: str, which: str, fitted: np.ndarray, work: Workload, device: str, *, few: bool = False
-) -> Job:
-    """Renders a batch, or one image, and differentiates it where ``which`` says so."""
+def _job(renderer, which, fitted, work: Workload, device: str, *, few: bool = False) -> Job:
     count, size = 1 if few else work.rendered_by(renderer), (work.height, work.width)
     params = torch.from_numpy(fitted).repeat(math.ceil(count / FITTED), 1, 1)[:count].to(device)
     params = params.contiguous().requires_grad_()
@@ -144,6 +137,99 @@ def measure(work: Workload, *, repeats: int, device: str = "cpu") -> list[dict[s
         rows.append(asdict(work) | what | row | {"roofline_ms": limit})
     oracle = {row["pass"]: row["ms"] for row in rows if row["renderer"] == "oracle"}
     return [row | {"ratio": oracle[row["pass"]] / row["ms"]} for row in rows]
+
+
+PAPER_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A fit of ``images`` images of ``size`` x ``size`` by ``points`` Gaussians each."""
+
+    images: int
+    points: int
+    size: int
+    steps: int
+
+
+FITTING = {"cpu": Fitting(100, 170, 128, 1000), "cuda": Fitting(1000, 170, 128, 1000)}
+QUICK_FITTING = Fitting(3, 5, 12, 40)
+
+
+def photographs(count: int, size: int) -> Tensor:
+    """``[count, 3, size, size]`` in [0, 1], cut at random from the two photographs of sklearn."""
+    from sklearn.datasets import load_sample_images
+
+    random = generator(0, "benchmark", "photographs")
+    sources, crops = load_sample_images().images, []
+    for number in range(count):
+        source = torch.tensor(sources[number % len(sources)]).permute(2, 0, 1)
+        ends = [side - size + 1 for side in source.shape[1:]]
+        top, left = (int(torch.randint(end, (), generator=random)) for end in ends)
+        crops.append(source[:, top : top + size, left : left + size] / 255)
+    return torch.stack(crops)
+
+
+def _start(case: Fitting, device: str) -> tuple[Any, Tensor]:
+    from gsdd_lib.data.normalization import ChannelNormalization  # needs more than torch
+    from gsdd_lib.parameterizations.gaussian import GaussianImages
+
+    targets = photographs(case.images, case.size).to(device)
+    labels = torch.zeros(case.images, dtype=torch.int64)
+    identity = ChannelNormalization((0.0,) * 3, (1.0,) * 3)
+    more = {"points": case.points, "normalization": identity, "seed": 0}
+    return GaussianImages.init_from(targets, labels, **more), targets
+
+
+def _fit(gaussians: Any, targets: Tensor, steps: int) -> list[dict[str, float]]:
+    from gsdd_lib.config import FitConfig
+    from gsdd_lib.parameterizations.fit import fit_rows
+
+    return list(fit_rows(gaussians, targets, FitConfig(fit_steps=steps)))
+
+
+def _fit_job(case: Fitting, device: str, *, few: bool = False) -> Job:
+    start = _start(replace(case, images=1) if few else case, device)
+    return lambda: _fit(*start, 3)[:0]
+
+
+def measure_fitting(case: Fitting, *, repeats: int, device: str = "cpu") -> dict[str, Any]:
+    """Seconds, PSNR, memory and milliseconds per step of a fit, beside the bare operator's."""
+    gaussians, targets = _start(case, device)
+    (mib,) = timing.peaks_alone(_fit_job, [(case, device)], device)
+    start = time.perf_counter()
+    curve = _fit(gaussians, targets, case.steps)  # its last row waits for the device
+    seconds = time.perf_counter() - start
+    size = (case.size, case.size)
+    rows, v_images = gaussians.packed.detach().clone().requires_grad_(), torch.ones_like(targets)
+    operator = lambda: [*torch.autograd.grad(splat(rows, *size), rows, v_images)]  # noqa: E731
+    return asdict(case) | {
+        "seconds": seconds,
+        "seconds_1000_images": seconds * PAPER_IMAGES / case.images,
+        "psnr_db": curve[-1]["psnr_db"],
+        "mib": mib,
+        "step_ms": 1e3 * seconds / case.steps,
+        "operator_ms": timing.median_ms(operator, repeats, device),
+    }
+
+
+def call_costs(device: str = "cpu", *, calls: int = 200, repeats: int = 9) -> dict[str, float]:
+    """Microseconds of a call that renders one Gaussian on one pixel, by how it is made."""
+    params = torch.zeros(1, 1, 9, device=device)
+    leaf, v_image = params.clone().requires_grad_(), torch.ones(1, 3, 1, 1, device=device)
+    switches = (1, 1, True, True, True, True, None)
+    splat(params, 1, 1)  # loads the operator
+    ways = {
+        "kernel's op": lambda: torch.ops.gsdd.splat.default(params, *switches),
+        "splat": lambda: splat(params, 1, 1),
+        "splat, for a gradient": lambda: splat(leaf, 1, 1),
+        "splat and its gradient": lambda: torch.autograd.grad(splat(leaf, 1, 1), leaf, v_image),
+    }
+    costs = {}
+    for way, call in ways.items():
+        many = lambda call=call: [call() for _ in range(calls)]  # noqa: E731
+        costs[way] = 1e3 * timing.median_ms(many, repeats, device) / calls
+    return costs
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,13 +1,10 @@
-"""The roofline of the splatting operator on this CPU: the time that no kernel can beat.
-
-Counted is what every kernel has to do: the fewest vector instructions of each sample inside a
-Gaussian's support (an alive sample) and the colors of its pixels, each as one fused multiply-add of
-a matrix product; parameters, images and gradients pass once through memory as in a copy. Not
-counted are exponentials, support tests, set-up and idle lanes. It is the larger of the two times.
-"""
+"""The roofline of the splatting operator on this CPU: the time that no kernel can beat. Counted are
+the fewest vector instructions of each sample inside a Gaussian's support (alive), and the colors of
+its pixels, each as a fused multiply-add of a matrix product; parameters, images and gradients pass
+once through memory as in a copy. Not counted: exponentials, support tests, set-up."""
 
 import functools
-import time
+import timeit
 from collections.abc import Callable
 
 import torch
@@ -42,9 +39,7 @@ def traffic_bytes(images: int, points: int, numbers: int, image_size: int, which
     return once if which == PASSES[0] else 2 * once + 4 * images * points * numbers
 
 
-def roofline_ms(
-    alive: float, images: int, points: int, channels: int, size: tuple[int, int], which: str
-) -> float:
+def roofline_ms(alive: float, images: int, points: int, channels: int, size, which) -> float:
     """The roofline in milliseconds for ``images`` images of ``alive`` alive samples each."""
     arithmetic = images * instructions(alive, channels, which) / fma_per_second()
     traffic = traffic_bytes(images, points, 6 + channels, channels * size[0] * size[1], which)
@@ -67,9 +62,4 @@ def bytes_per_second(mib: int = 64) -> float:
 
 
 def _fastest(work: Callable[[], Tensor]) -> float:
-    seconds = []
-    for _ in range(8):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(timeit.repeat(work, number=1, repeat=8))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,38 +23,25 @@ PASSES = ("forward", "forward + backward")
 Job = Callable[[], list[Tensor]]  # does its work and returns what it made
 
 
-class Timing(NamedTuple):
-    """Milliseconds of repeated runs: their median, and the quartiles below and above it."""
-
-    ms: float
-    low: float
-    high: float
-
-
-def time_job(job: Job, repeats: int, device: str = "cpu") -> Timing:
-    """Time ``repeats`` runs after one that does not count."""
+def time_job(job: Job, repeats: int, device: str = "cpu") -> tuple[float, float, float]:
+    """Median and lower and upper quartile in ms of ``repeats`` runs after one not counted."""
     job()
     once = _cpu_ms if device == "cpu" else _cuda_ms
     times = [once(job) for _ in range(repeats)]
-    quartiles = statistics.quantiles(times, n=4, method="inclusive") if repeats > 1 else 3 * times
-    return Timing(quartiles[1], quartiles[0], quartiles[2])
+    if repeats > 1:
+        times = statistics.quantiles(times, n=4, method="inclusive")
+    return times[len(times) // 2], times[0], times[-1]
 
 
 def median_ms(job: Job, repeats: int, device: str = "cpu") -> float:
-    """The median of :func:`time_job`."""
-    return time_job(job, repeats, device).ms
+    return time_job(job, repeats, device)[0]
 
 
 def job_of(render: Callable[[], Tensor], leaves: list[Tensor], v_image: Tensor | None) -> Job:
     """Renders, and where ``v_image`` is given differentiates by the leaves."""
     if v_image is None:
         return torch.no_grad()(lambda: [render()])
-
-    def forward_backward() -> list[Tensor]:
-        image = render()
-        return [image, *torch.autograd.grad(image, leaves, v_image)]
-
-    return forward_backward
+    return lambda: [image := render(), *torch.autograd.grad(image, leaves, v_image)]
 
 
 def _cpu_ms(job: Job) -> float:
@@ -73,11 +60,9 @@ def _cuda_ms(job: Job) -> float:
 
 
 def peak_mib(job: Job, device: str = "cpu") -> float | None:
-    """Peak memory of ``job`` in MiB, beyond what is allocated before it and what it returns.
-
-    On the CPU this is the process's resident memory, so an allocator that kept memory from earlier
-    work hides some of the peak: measure by :func:`peaks_alone`. None where there is no Linux.
-    """
+    """Peak memory of ``job`` in MiB, beyond what is allocated before it and what it returns. On the
+    CPU the process's resident memory, of which an allocator may have kept some: measure by
+    :func:`peaks_alone`. None where there is no Linux."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before, made = torch.cuda.memory_allocated(), job()
@@ -99,11 +84,9 @@ def _status_bytes(entry: str) -> int:
 
 
 def run_alone(function: Callable, *arguments: Any) -> Any:
-    """``function(*arguments)`` in a fresh process; all of them must be picklable, tensors are not.
-
-    (A tensor would travel through shared memory, which counts as resident; use ``.numpy()``.)
-    """
-    spawn = multiprocessing.get_context("spawn")  # a fork would share the parent's memory
+    """``function(*arguments)`` in a fresh process; all must be picklable, tensors are not."""
+    # A fork would share the parent's memory; so would a tensor, of which ``.numpy()`` is a copy.
+    spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -127,12 +110,9 @@ def measure_jobs(
 ) -> list[dict[str, float | None]]:
     """A row per job ``make(*case)``: ``ms``, quartiles ``ms_low`` and ``ms_high``, peak ``mib``."""
     peaks = peaks_alone(make, cases, device) if memory else [None] * len(cases)
-    rows = []
-    for case, mib in zip(cases, peaks, strict=True):
-        timing = time_job(make(*case), repeats, device)
-        row = {"ms": timing.ms, "ms_low": timing.low, "ms_high": timing.high, "mib": mib}
-        rows.append(row)
-    return rows
+    times = [time_job(make(*case), repeats, device) for case in cases]
+    names = ("ms", "ms_low", "ms_high", "mib")
+    return [dict(zip(names, (*t, mib), strict=True)) for t, mib in zip(times, peaks, strict=True)]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -144,13 +124,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def machine(device: str = "cpu") -> dict[str, str | int]:
     """What a measurement was made on: device, threads, torch's version, the operator's kernels."""
-    on_cpu = device == "cpu"
-    return {
-        "device": cpu_name() if on_cpu else torch.cuda.get_device_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "kernels": cpu_kernels() if on_cpu else "cuda",
-    }
+    names = cpu_name(), cpu_kernels()
+    name, kernels = names if device == "cpu" else (torch.cuda.get_device_name(), "cuda")
+    facts = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"device": name, **facts, "kernels": kernels}
 
 
 def cpu_kernels() -> str:

@@ -1,30 +1,19 @@
-"""Where a run computes: a CUDA device where there is one, else the CPU; and what it is called.
-
-Random numbers are drawn on the CPU and networks made there, so that a seed means the same anywhere.
-"""
+"""Where a run computes, and what it is called; random numbers are always drawn on the CPU."""
 
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from gsdd_lib.core.errors import ConfigError
-
-if TYPE_CHECKING:  # imported where it is used: reading records needs a processor's name, no torch
-    import torch
 
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-def choose_device(name: str = "auto") -> "torch.device":
-    """The device called ``name``; ``auto`` is the CUDA device if there is one, else the CPU.
-
-    Of several ranks (:mod:`gsdd_lib.core.ranks`) each takes a CUDA device of its own.
-
-    Raises:
-        ConfigError: there is no such device, or not one for each rank.
-    """
-    import torch
+def choose_device(name: str = "auto") -> Any:
+    """The ``torch.device`` of that name, if there is one; ``auto``: a CUDA device, else the CPU.
+    Of several ranks (:mod:`gsdd_lib.core.ranks`) each takes a CUDA device of its own."""
+    import torch  # here: reading records needs a processor's name and no torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:

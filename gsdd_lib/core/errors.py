@@ -5,10 +5,7 @@ import traceback
 
 
 class GsddError(Exception):
-    """Base of the errors raised on purpose: a notebook shows the sentence alone.
-
-    With ``GSDD_TRACEBACK=1`` in the environment it shows the traceback, as scripts always do.
-    """
+    """Base of errors raised on purpose; a notebook shows the sentence unless GSDD_TRACEBACK=1."""
 
     def _render_traceback_(self) -> list[str]:  # called by IPython in place of its own formatting
         if os.environ.get("GSDD_TRACEBACK") == "1":

@@ -37,11 +37,7 @@ def cache_folder() -> Path:
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Write ``parts`` to ``path``, or leave what was there; missing folders are made.
-
-    Raises:
-        OSError: it could not be written; names the file.
-    """
+    """Write ``parts`` to ``path``, or leave what was there; missing folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
@@ -60,15 +56,9 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
-    """Keep other processes out of ``folder`` while the block runs.
+    """Keep other processes out of ``folder``, made if missing, or raise FolderInUseError.
 
-    Args:
-        folder: made if it is missing.
-        name: of the lock file, which stays behind with its last owner's process number; a program
-            that starts another one, which locks the folder too, needs a name of its own.
-
-    Raises:
-        FolderInUseError: the folder is locked already, or cannot be written to.
+    ``name``: of the lock file; a program that starts another that locks needs one of its own.
     """
     path = Path(folder) / name
     try:
@@ -82,10 +72,9 @@ def lock_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released whenever the process ends
         except BlockingIOError:
             file.seek(0)
-            raise FolderInUseError(
-                f"Process {file.read().strip() or 'unknown'} is at work in '{path.parent}'; wait "
-                "for it to end, stop it, or choose another folder."
-            ) from None
+            busy = f"Process {file.read().strip() or 'unknown'} is at work in '{path.parent}'"
+            hint = "wait for it to end, stop it, or choose another folder."
+            raise FolderInUseError(f"{busy}; {hint}") from None
         except OSError:  # a file system without locks
             pass
         file.truncate(0)
@@ -95,15 +84,9 @@ def lock_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, Any]) -> int:
-    """Write a safetensors file whose metadata is one JSON text with a checksum of everything.
+    """Write a safetensors file with a checksum; returns its size in bytes.
 
-    Args:
-        path: written atomically; equal arguments give equal bytes.
-        tensors: by name, on any device.
-        about: anything JSON can hold; must have ``format`` and ``version``.
-
-    Returns:
-        The size of the file in bytes.
+    ``about``: anything JSON can hold, with ``format`` and ``version``.
     """
     content = _serialized(tensors, about)
     write_atomically(path, content)
@@ -111,13 +94,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, An
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a file of :func:`write_tensors`, whose ``format`` is ``kind``; every bit is checked.
+    """Tensors and ``about`` of a file of :func:`write_tensors`, whose ``format`` is ``kind``.
 
-    Returns:
-        The tensors by name, on the CPU, and ``about``.
-
-    Raises:
-        DamagedFileError: the bare reason, for the caller to put into a sentence.
+    Where it is not, or a bit has changed, :class:`DamagedFileError` says the bare reason.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -157,7 +136,7 @@ def seal(content: bytes) -> bytes:
 
 
 def unseal(content: bytes) -> bytes:
-    """Undo :func:`seal`. Raises :class:`DamagedFileError` where a bit has changed."""
+    """Undo :func:`seal`; a changed bit raises :class:`DamagedFileError`."""
     if len(content) < 32 or seal(content[32:]) != content:
         raise DamagedFileError("it is cut off or altered")
     return content[32:]

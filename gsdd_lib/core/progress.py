@@ -1,7 +1,6 @@
-"""Progress as plain text: a line that renews itself, or sparse lines where nothing can be renewed.
+"""Progress as plain text, readable without a kernel: a line that renews itself.
 
-In a notebook it is an ordinary output, which stays readable without a kernel; a widget would not.
-Where ``TQDM_DISABLE=1`` asks for no bars, as the runner does, a line is printed now and then.
+Where that cannot be, or ``TQDM_DISABLE=1`` asks for no bars, a line is printed now and then.
 """
 
 import contextlib
@@ -22,11 +21,7 @@ WORTH_SAYING = 10.0  # seconds; a rest that is shorter is not announced
 class Progress:
     """``with Progress(steps, "fit") as progress: ... progress.update(psnr_db=25.1)``.
 
-    Args:
-        total: steps in all.
-        label: what is counted.
-        done: steps that were done before, by a run that is gone on from.
-        every: steps between two evaluations, of which one follows the last step; for :meth:`timed`.
+    ``done``: steps done before; ``every``: steps between two evaluations, for :meth:`timed`.
     """
 
     def __init__(self, total: int, label: str, *, done: int = 0, every: int = 1) -> None:
@@ -49,14 +44,13 @@ class Progress:
         """Around a "step" or an "evaluation"; once they are known, prints what the rest takes."""
         started, times = time.monotonic(), self._times[what]
         yield
-        if len(times) < MEASURED[what]:
-            times.append(time.monotonic() - started)
-            if len(times) == MEASURED[what] and len(self._times["step"]) == MEASURED["step"]:
-                self._announce(self.done + (what == "step"))
-
-    def _announce(self, done: int) -> None:
-        steps, (_, *measured) = self.total - done, self._times["step"]
-        each = sum(measured) / len(measured)
+        if len(times) == MEASURED[what]:
+            return
+        times.append(time.monotonic() - started)
+        if len(times) < MEASURED[what] or len(self._times["step"]) < MEASURED["step"]:
+            return
+        done, (_, *measured) = self.done + (what == "step"), self._times["step"]
+        steps, each = self.total - done, sum(measured) / len(measured)
         seconds, text = steps * each, f"{steps} steps ({each:.2g} s a step)"
         evaluations = -(-self.total // self.every) - done // self.every
         for took in self._times["evaluation"]:
@@ -76,12 +70,10 @@ class Progress:
         text = f"{self.label}: {self.done}/{self.total}{self._numbers}  ({seconds:.0f} s"
         if self._write is None:
             print(f"{text})", flush=True)
-        elif last:
-            self._write(f"{text})", last)
-        else:
-            left = seconds / max(1, self.done - self._first) * max(0, self.total - self.done)
-            full = WIDTH * self.done // max(1, self.total)
-            self._write(f"{'━' * full:·<{WIDTH}} {text}, {left:.0f} s left)", last)
+            return
+        left = seconds / max(1, self.done - self._first) * max(0, self.total - self.done)
+        bar = f"{'━' * (WIDTH * self.done // max(1, self.total)):·<{WIDTH}}"
+        self._write(f"{text})" if last else f"{bar} {text}, {left:.0f} s left)", last)
 
     def __enter__(self) -> Self:
         return self
@@ -99,7 +91,6 @@ def say(text: str) -> None:
 
 
 def _line() -> Callable[[str, bool], None] | None:
-    """What replaces the last line of a running cell or of a terminal; None: nothing can be."""
     if os.environ.get("TQDM_DISABLE") == "1":
         return None
     shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()

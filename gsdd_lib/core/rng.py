@@ -1,7 +1,4 @@
-"""Random numbers by (seed, purpose): every consumer draws from a generator of its own.
-
-Nothing reads torch's global generator, so evaluating more often never changes a distillation.
-"""
+"""Random numbers by (seed, purpose); nothing reads torch's global generator."""
 
 import hashlib
 
@@ -13,9 +10,7 @@ def generator(
 ) -> torch.Generator:
     """A generator whose stream depends on ``seed`` and ``purpose`` alone.
 
-    Args:
-        seed: the run's seed, any integer.
-        purpose: what the numbers are for, e.g. ``("evaluate", "network", 3)``.
+    ``purpose``: what the numbers are for, e.g. ``("evaluate", "network", 3)``.
     """
     text = "/".join(str(part) for part in (int(seed), *purpose))
     digest = hashlib.sha256(text.encode()).digest()

@@ -4,8 +4,5 @@ import math
 
 
 def cosine(step: float, steps: float) -> float:
-    """``(1 + cos(pi step / steps)) / 2``: falls from 1 at step 0 to 0 at ``steps``.
-
-    Source: arXiv 1608.03983, eq. 5, one period.
-    """
+    """Falls from 1 at step 0 to 0 at ``steps``. Source: arXiv 1608.03983, eq. 5, one period."""
     return (1 + math.cos(math.pi * step / steps)) / 2

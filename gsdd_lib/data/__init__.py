@@ -32,10 +32,7 @@ READERS: dict[str, Callable[[DataConfig], RawData]] = {
 
 
 def load_data(config: DataConfig, seed: int = 0) -> ImageData:
-    """Load a data set, with a validation split held out. Never touches the network.
-
-    Args:
-        seed: of the validation split; the test images do not depend on it.
+    """Load a data set, with a validation split, by ``seed``, held out; never from the network.
 
     Raises:
         DataError: the data set is missing or damaged; one sentence on what to do.

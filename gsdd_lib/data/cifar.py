@@ -1,8 +1,6 @@
 """``cifar10`` and ``cifar100``: 50,000 + 10,000 RGB images of 32x32 (Krizhevsky, 2009).
 
-Read from the publisher's python or binary version, unpacked; CIFAR-100 also from PNG files in a
-folder per class. Of a pickle the published MD5 is checked before it is read, and in any case the
-number of images of each class.
+From the publisher's python or binary version, unpacked; CIFAR-100 also from a folder per class.
 """
 
 import pickle
@@ -21,10 +19,8 @@ from gsdd_lib.data.images import decoded, folder_tree, list_images
 from gsdd_lib.data.normalization import channel_statistics
 from gsdd_lib.data.sources import first_complete, read_bytes, roots, verified
 
-Form = dict[str, Any]
-FORMS: dict[str, dict[str, Form]] = yaml.safe_load(
-    Path(__file__).with_name("cifar.yaml").read_text("utf-8")
-)
+TABLE = Path(__file__).with_name("cifar.yaml").read_text("utf-8")
+FORMS: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(TABLE)
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar.html"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10, used for both
@@ -36,7 +32,6 @@ CLASS_FOLDERS, FOLDERS_MEAN, TOLERANCE = 100, (0.5071, 0.4865, 0.4409), 0.0005
 
 
 def read_cifar(dataset: str, config: DataConfig) -> RawData:
-    """All images of one of :data:`FORMS`, in the published order where there is one."""
     try:
         path, name = _find(dataset, config.folder)
         return _read_form(dataset, path, name) if name else _read_class_folders(path)
@@ -58,7 +53,7 @@ def _find(dataset: str, folder: str) -> tuple[Path, str]:
     return first_complete(found)
 
 
-def _files(form: Form) -> list[str]:
+def _files(form: dict[str, Any]) -> list[str]:
     return [*form["train"], *form["test"], form["names"]]
 
 
@@ -77,24 +72,26 @@ def _read_form(dataset: str, path: Path, name: str) -> RawData:
     return RawData(dataset, tuple(names), MEAN, STD, *splits, provenance)
 
 
-def _read_split(contents: dict[str, bytes], form: Form, split: str, classes: int) -> ImageSet:
-    read = _read_records if form["label_bytes"] else _read_batch
-    parts = [read(contents.pop(file), file, form["label_bytes"]) for file in form[split]]
+def _read_split(contents: dict[str, bytes], form: dict, split: str, classes: int) -> ImageSet:
+    parts = [_read_file(contents.pop(file), file, form["label_bytes"]) for file in form[split]]
     images, labels = (torch.cat(both) for both in zip(*parts, strict=True))
-    per_class, fault = torch.bincount(labels, minlength=classes), ""
-    if len(images) != COUNTS[split]:
-        fault = f"{len(images):,} images, expected {COUNTS[split]:,}"
-    elif len(per_class) > classes:
-        fault = f"labels outside of the {classes} classes"
-    elif len(per_class.unique()) > 1:
-        fault = "unequally many images of each class"
-    if fault:
-        raise DataError(f"{', '.join(form[split])} hold {fault}")
+    per_class = torch.bincount(labels, minlength=classes)
+    for wrong, fault in (
+        (len(images) != COUNTS[split], f"{len(images):,} images, expected {COUNTS[split]:,}"),
+        (len(per_class) > classes, f"labels outside of the {classes} classes"),
+        (len(per_class.unique()) > 1, "unequally many images of each class"),
+    ):
+        if wrong:
+            raise DataError(f"{', '.join(form[split])} hold {fault}")
     return ImageSet(images, labels)
 
 
-def _read_records(content: bytes, name: str, label_bytes: int) -> tuple[Tensor, Tensor]:
-    """Binary version: label bytes, then 1,024 red, green and blue values, record after record."""
+def _read_file(content: bytes, name: str, label_bytes: int) -> tuple[Tensor, Tensor]:
+    """uint8 [n, 3, 32, 32] and labels of a pickled dictionary, or of records (labels, RGB)."""
+    if not label_bytes:
+        table = pickle.loads(content, encoding="latin1")
+        labels = torch.tensor(table.get("fine_labels") or table["labels"])
+        return torch.from_numpy(np.array(table["data"])).view(-1, 3, 32, 32), labels
     size = label_bytes + PIXELS
     if not content or len(content) % size:
         raise DataError(f"{name} has {len(content):,} bytes, not a multiple of {size:,}")
@@ -102,15 +99,7 @@ def _read_records(content: bytes, name: str, label_bytes: int) -> tuple[Tensor, 
     return records[:, label_bytes:].reshape(-1, 3, 32, 32), records[:, label_bytes - 1].long()
 
 
-def _read_batch(content: bytes, *_: object) -> tuple[Tensor, Tensor]:
-    """Python version: a pickled dictionary with ``data`` uint8 [n, 3072] and a list of labels."""
-    table = pickle.loads(content, encoding="latin1")
-    labels = table.get("fine_labels") or table["labels"]
-    return torch.from_numpy(np.array(table["data"])).view(-1, 3, 32, 32), torch.tensor(labels)
-
-
 def _read_class_folders(path: Path) -> RawData:
-    """CIFAR-100 from ``train/<class>/*.png`` and ``test/<class>/*.png``, in any order."""
     tree = folder_tree(path, tuple(COUNTS))
     names = tuple(tree["train"])
     for split, total in COUNTS.items():

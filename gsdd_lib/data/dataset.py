@@ -38,14 +38,11 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class RawData:
-    """What a reader returns; mean and std per channel, of training pixels in [0, 1].
-
-    ``provenance``: one line on where the images came from, without the path of a user's folder.
-    """
+    """What a reader returns; ``provenance`` names no path of a user's folder."""
 
     name: str
     class_names: tuple[str, ...]
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # of the training pixels in [0, 1], per channel
     std: tuple[float, ...]
     train: ImageSet
     test: ImageSet
@@ -54,13 +51,10 @@ class RawData:
 
 @dataclass(frozen=True, eq=False)
 class ImageData(RawData):
-    """A data set ready for use, with images to train on in every class, to validate and to test.
-
-    ``normalization``: what networks see of the images; by default that of ``mean`` and ``std``.
-    """
+    """A data set ready for use, with images to train on in every class, to validate and to test."""
 
     validation: ImageSet
-    normalization: Normalization | None = None
+    normalization: Normalization | None = None  # what networks see; None: by mean and std
 
     def __post_init__(self) -> None:
         faults = ["a single class; classification needs at least two"] * (self.num_classes < 2)
@@ -118,10 +112,7 @@ class ImageData(RawData):
 def prepare(
     raw: RawData, *, resolution: int = 0, max_per_class: int = 0, holdout: float = 0.1, seed: int
 ) -> ImageData:
-    """Hold out a validation split, thin the training images, bring all to one resolution.
-
-    ``holdout`` is a fraction of each class, at least an image; the others: see ``DataConfig``.
-    """
+    """Hold out a validation split, thin the training images, resize all (see ``DataConfig``)."""
     if not 0 < holdout < 1:
         raise DataError(f"holdout must be greater than 0 and less than 1, got {holdout:g}")
     counts = torch.bincount(raw.train.labels, minlength=len(raw.class_names))

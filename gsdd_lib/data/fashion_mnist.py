@@ -24,10 +24,8 @@ from gsdd_lib.core.files import write_atomically
 from gsdd_lib.data.dataset import ImageSet, RawData
 from gsdd_lib.data.sources import first_complete, read_bytes, roots, verified
 
-CLASS_NAMES = (
-    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-)
+CLASS_NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker")
+CLASS_NAMES += ("Bag", "Ankle boot")
 MEAN, STD = (0.2861,), (0.3530,)
 FILES = {  # SHA-256 of the content, uncompressed
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -37,8 +35,7 @@ FILES = {  # SHA-256 of the content, uncompressed
 }
 MAX_BYTES = 2**26  # of content; the longest file has 47,040,016
 DEBIAN_FOLDER, PACKAGE = Path("/usr/share/datasets/fashion-mnist"), "dataset-fashion-mnist"
-# Both are the publisher's own. The second has no https; the SHA-256 is what is trusted.
-ADDRESSES = (
+ADDRESSES = (  # the publisher's own; the SHA-256 is what is trusted
     "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 )
@@ -64,12 +61,15 @@ def read_fashion_mnist(config: DataConfig) -> RawData:
 
 
 def fetch_fashion_mnist(folder: str = "") -> None:
-    """Fetch the files that are missing or damaged, from the publisher or out of Debian's package.
-
-    To ``folder`` (empty: ``fashion-mnist`` in $GSDD_DATA or ``data``); nothing is installed.
-    """
-    target = _places(folder)[0]
-    wanted = [target / f"{stem}.gz" for stem in FILES if not _is_sound(target, stem)]
+    """Fetch missing files to ``folder`` ("": where loading looks first); installs nothing."""
+    target, wanted = _places(folder)[0], []
+    for stem in FILES:
+        try:
+            _sound(stem, _locate(target, stem))
+        except DataError as fault:
+            if (target / stem).is_file():  # it would hide the compressed file that is fetched
+                raise DataError(f"{fault}; remove it and run this again") from None
+            wanted.append(target / f"{stem}.gz")
     ways = {address: partial(_from_address, address) for address in ADDRESSES}
     if shutil.which("apt-get") and shutil.which("dpkg-deb"):
         ways[f"Debian's package {PACKAGE} (apt-get download)"] = _from_package
@@ -126,15 +126,6 @@ def _sound(stem: str, path: Path, content: bytes | None = None) -> bytes:
     return verified(content, FILES[stem], path, algorithm="sha256")
 
 
-def _is_sound(folder: Path, stem: str) -> bool:
-    try:
-        return bool(_sound(stem, _locate(folder, stem)))
-    except DataError as fault:
-        if (folder / stem).is_file():  # it would hide the compressed file that is fetched
-            raise DataError(f"{fault}; remove it and run this again") from None
-        return False
-
-
 def _from_address(address: str, names: list[str]) -> Iterator[bytes]:
     for name in names:
         with urllib.request.urlopen(address + name, timeout=TIMEOUT_S) as response:
@@ -146,7 +137,6 @@ def _from_address(address: str, names: list[str]) -> Iterator[bytes]:
 
 
 def _from_package(names: list[str]) -> Iterator[bytes]:
-    """Out of Debian's package, with package lists in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         options = {"cwd": folder, "capture_output": True, "text": True, "timeout": APT_TIMEOUT_S}
         done = subprocess.run(["sh", "-ec", APT], **options)

@@ -1,7 +1,6 @@
 """``imagefolder``: a user's own images in files, a folder per class.
 
-``train/`` and, if there is one, ``test/`` hold the class folders; without ``train/`` the folder
-itself holds them. Where there is no test split, a stratified fifth is split off, always the same.
+They are in ``train/`` and ``test/``, or in the folder itself, and a fifth is split off to test.
 """
 
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from gsdd_lib.config import DataConfig
 from gsdd_lib.core.errors import DataError
 from gsdd_lib.data.dataset import RawData, split_test
-from gsdd_lib.data.images import Listing, Tree, decoded, folder_tree, list_images, open_image
+from gsdd_lib.data.images import Tree, decoded, folder_tree, list_images, open_image
 from gsdd_lib.data.normalization import channel_statistics
 from gsdd_lib.data.sources import roots
 
@@ -19,11 +18,7 @@ AT_LEAST = 3  # images of a class: one each to train on, to hold out and to test
 
 
 def read_imagefolder(config: DataConfig) -> RawData:
-    """The images below ``config.folder`` at ``config.resolution`` (0: their own, if all agree).
-
-    Labels are the positions of the class folders in alphabetical order. Gray files alone give one
-    channel, anything else three.
-    """
+    """Labels are the alphabetical order of the class folders; all gray: one channel, else three."""
     if not config.folder:
         raise DataError("data set 'imagefolder' needs the parameter 'folder': a folder per class")
     (root,) = roots(config.folder)
@@ -34,7 +29,15 @@ def read_imagefolder(config: DataConfig) -> RawData:
     _check_tree(tree, root / train_folder, root / TEST)
     names = tuple(tree[train_folder])
     listing = list_images(root, tree, names, train=train_folder)
-    size, channels = _size_and_channels(listing, config.resolution)
+    first, gray, side = None, True, config.resolution
+    for position, path in enumerate(listing.paths):  # their headers alone
+        with open_image(listing.read(position), path) as image:
+            first, gray = first or image.size, gray and image.mode in GRAY_MODES
+            if image.size != first and not side:
+                found = f"{path} has {image.width}x{image.height}, {listing.paths[0]} another"
+                fault = f"images of the folder differ in size ({found})"
+                raise DataError(f"{fault}; choose a resolution")
+    size, channels = (side, side) if side else first[::-1], 1 if gray else 3
     resize = config.resize if config.resolution else "exact"
     train, test = decoded("imagefolder", listing, size, channels=channels, resize=resize)
     note = "its test split"
@@ -47,7 +50,6 @@ def read_imagefolder(config: DataConfig) -> RawData:
 
 
 def _check_tree(tree: Tree, train: Path, test: Path) -> None:
-    """Raise :class:`DataError` where the class folders ``train`` and ``test`` are not enough."""
     (classes, *tests), needed, fault = tree.values(), AT_LEAST - (TEST in tree), ""
     few = [name for name, images in classes.items() if len(images) < needed]
     strange = sorted(name for split in tests for name in split if name not in classes)
@@ -62,18 +64,3 @@ def _check_tree(tree: Tree, train: Path, test: Path) -> None:
         fault = f"{test} holds no images; add some, or remove it"
     if fault:
         raise DataError(fault)
-
-
-def _size_and_channels(listing: Listing, resolution: int) -> tuple[tuple[int, int], int]:
-    """((height, width), channels) to decode at; reads the headers of all images."""
-    first, gray = None, True
-    for position, path in enumerate(listing.paths):
-        with open_image(listing.read(position), path) as image:
-            first, gray = first or image.size, gray and image.mode in GRAY_MODES
-            if image.size != first and not resolution:
-                found = f"{path} has {image.width}x{image.height}, {listing.paths[0]} another"
-                raise DataError(
-                    f"images of the folder differ in size ({found}); choose a resolution"
-                )
-    width, height = (resolution, resolution) if resolution else first
-    return (height, width), 1 if gray else 3

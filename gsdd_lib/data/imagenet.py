@@ -1,8 +1,4 @@
-"""The six ImageNet subsets of the paper, from ImageNet's own folders or the published subsets'.
-
-Classes are chosen by WordNet id and labeled in the order of ``imagenet_subsets.yaml``, whatever
-else a folder holds.
-"""
+"""The six ImageNet subsets of the paper, from ImageNet's own folders or the published subsets'."""
 
 from pathlib import Path
 
@@ -15,8 +11,7 @@ from gsdd_lib.data.images import decoded, folder_tree, list_images
 from gsdd_lib.data.sources import roots
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RESOLUTION = 128
-TRAIN, TEST = "train", "val"
+RESOLUTION, TRAIN, TEST = 128, "train", "val"
 SIZES = ("2", "2-320", "2-160")  # fast.ai's folders: the full size, or that of the shorter side
 TABLE = Path(__file__).with_name("imagenet_subsets.yaml")
 SUBSETS: dict[str, dict[str, str]] = {  # WordNet ids and names of the classes, in order
@@ -46,14 +41,14 @@ def read_imagenet_subset(name: str, config: DataConfig) -> RawData:
 
 
 def _find(name: str, folder: str) -> tuple[Path, str]:
-    """The folder to read, of fast.ai's several sizes the largest, and what to call it."""
     places, published = roots(folder), [name + size for size in SIZES]
     for place in places:
         for path in (place, *(place / folder for folder in (*published, "imagenet"))):
             if (path / TRAIN).is_dir():
                 return path, path.name if path.name in published else "a folder of ImageNet"
-    raise DataError(
+    fault = (
         f"no folder '{TRAIN}' of ImageNet is in {', '.join(map(str, places))}; to get {name}, name"
-        " a folder with train/ and val/ and a folder per WordNet id in each (parameter 'folder');"
-        " unpack an archive first, as in 'tar -xzf imagenette2-320.tgz'"
     )
+    hint = "a folder with train/ and val/ and a folder per WordNet id in each (parameter 'folder')"
+    archive = "unpack an archive first, as in 'tar -xzf imagenette2-320.tgz'"
+    raise DataError(f"{fault} {hint}; {archive}")

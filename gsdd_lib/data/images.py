@@ -50,19 +50,13 @@ class Listing:
 
 def folder_tree(root: Path, splits: Sequence[str]) -> Tree:
     """The class folders of each of ``splits`` (``""``: the root itself) that exists."""
-    return {
-        split: {
-            folder.name: sorted(
-                file.name
-                for file in folder.iterdir()
-                if not file.name.startswith(".") and file.suffix.lower() in SUFFIXES
-            )
-            for folder in sorted((root / split).iterdir())
-            if folder.is_dir() and not folder.name.startswith(".")
-        }
-        for split in splits
-        if (root / split).is_dir()
-    }
+    tree: Tree = {split: {} for split in splits if (root / split).is_dir()}
+    for split, classes in tree.items():
+        for folder in sorted((root / split).iterdir()):
+            if folder.is_dir() and not folder.name.startswith("."):
+                names = sorted(file.name for file in folder.iterdir() if file.name[0] != ".")
+                classes[folder.name] = [n for n in names if n.lower().endswith(SUFFIXES)]
+    return tree
 
 
 def list_images(root: Path, tree: Tree, classes: Sequence[str], *, train: str) -> Listing:
@@ -80,15 +74,7 @@ def list_images(root: Path, tree: Tree, classes: Sequence[str], *, train: str) -
 def decoded(
     name: str, listing: Listing, size: tuple[int, int], *, channels: int = 3, resize: str = "crop"
 ) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images of a listing, mapped from a file of the cache.
-
-    Args:
-        name: of the data set, for messages and the file's name.
-        size, channels, resize: see :func:`decode_image`.
-
-    Raises:
-        DataError: an image cannot be decoded, and which; or the disk is full.
-    """
+    """Training and test images of data set ``name``, mapped from a file; see decode_image."""
     shape = (len(listing.paths), channels, *size)
     check_size(name, shape[0], channels=channels, resolution=max(size))
     with ThreadPoolExecutor(8) as pool:
@@ -97,7 +83,14 @@ def decoded(
     path = cache_folder() / f"{name}-{sha256(about.encode()).hexdigest()[:32]}.pixels"
     try:
         if not _is_intact(path, shape):
-            _make_room(path, MARK + math.prod(shape))
+            if path.exists():
+                warnings.warn(f"{path} is damaged: decoding its images again", stacklevel=2)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
+            if needed + SPARE_BYTES > free:
+                space = f"{needed / 2**30:.1f} GiB in {path.parent}, which has {free / 2**30:.1f}"
+                hint = "name another folder in $GSDD_CACHE"
+                raise DataError(f"the decoded images need {space} GiB free; {hint}")
             pixels = _decode_all(listing, hashes, shape, resize)
             write_atomically(path, sha256(pixels).digest(), pixels.data)
         pixels = np.memmap(path, np.uint8, "c", MARK, shape)  # changes stay in memory
@@ -116,12 +109,11 @@ def decode_image(
 
     Args:
         channels: 3 for RGB, 1 for gray; transparency is dropped, 16 bits are scaled to 8.
-        resize: bilinear; ``"crop"``: to cover the size (height, width), then cropped at the center;
-            ``"squash"``: both sides, whatever their ratio; ``"exact"``: it must have the size.
-        source: name of the image in messages.
+        resize: bilinear; "crop": to cover the size (height, width), then cropped at the center;
+            "squash": both sides, whatever their ratio; "exact": it must have the size.
 
     Raises:
-        DataError: it is damaged, too large, or of another format or size.
+        DataError: ``source`` is damaged, too large, or of another format or size.
     """
     with open_image(content, source) as image:
         try:
@@ -179,18 +171,7 @@ def _is_intact(path: Path, shape: tuple[int, ...]) -> bool:
         return file.read(MARK) == file_digest(file, "sha256").digest()
 
 
-def _make_room(path: Path, needed: int) -> None:
-    if path.exists():
-        warnings.warn(f"{path} is damaged: decoding its images again", stacklevel=3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path.parent).free
-    if needed + SPARE_BYTES > free:
-        space = f"{needed / 2**30:.1f} GiB in {path.parent}, which has {free / 2**30:.1f} GiB free"
-        raise DataError(f"the decoded images need {space}; name another folder in $GSDD_CACHE")
-
-
 def _decode_all(listing: Listing, hashes: list[bytes], shape: tuple, resize: str) -> np.ndarray:
-    """All images, uint8 of ``shape``; on several cores, for Pillow releases the GIL."""
     pixels = np.empty(shape, np.uint8)
 
     def decode(position: int) -> None:
@@ -200,7 +181,7 @@ def _decode_all(listing: Listing, hashes: list[bytes], shape: tuple, resize: str
         how = {"channels": shape[1], "resize": resize, "source": source}
         pixels[position] = decode_image(content, shape[2:], **how)
 
-    workers = min(8, os.cpu_count() or 1)
+    workers = min(8, os.cpu_count() or 1)  # Pillow releases the GIL
     with ThreadPoolExecutor(workers) as pool, Progress(shape[0], "decode images") as progress:
         for _ in pool.map(decode, range(shape[0])):
             progress.update()

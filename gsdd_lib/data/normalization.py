@@ -23,7 +23,7 @@ from gsdd_lib.core.progress import Progress
 REGULARIZATION = 0.1
 MAX_VALUES = 3 * 64 * 64  # of an image: its matrices then take 1.2 GB each
 FORMAT, VERSION, PARTS = "gsdd-whitening", 2, ("mean", "matrix", "inverse")
-CHUNK = 1_024  # images summed in float32: pixels are within 128 of 128, and 1,024 * 128^2 = 2^24
+CHUNK = 1_024  # images summed exactly in float32: pixels are 128 +- 128, 1,024 * 128^2 = 2^24
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,7 @@ class ChannelNormalization:
             raise DataError(f"{needs}, got {list(self.mean)} and {list(self.std)}")
 
     def apply(self, images: Tensor) -> Tensor:
-        """Normalized images, float32 (float64 of float64 images), differentiable, on any device.
-
-        Raises:
-            DataError: they are not [..., C, H, W] of uint8, or of floating point in [0, 1].
-        """
+        """Of [..., C, H, W], uint8 or floating point in [0, 1]: float32, float64 of float64."""
         values = _fitting(images, (len(self.mean),))
         mean, std = self._statistics.to(images.device)
         if images.dtype == torch.uint8:
@@ -74,9 +70,8 @@ class ChannelNormalization:
 class Whitening:
     """ZCA whitening of images of ``shape`` (C, H, W) with D = C * H * W values.
 
-    Args:
-        fingerprint: hash of the images it was fitted to; the matrices differ by rounding.
-        read: gives mean [D], in [0, 1], matrix and inverse [D, D], float32; called when needed.
+    ``fingerprint`` is a hash of the images it was fitted to; ``read`` gives mean [D], in [0, 1],
+    matrix and inverse [D, D], float32, when they are first needed.
     """
 
     shape: tuple[int, int, int]
@@ -91,15 +86,13 @@ class Whitening:
 
     def apply(self, images: Tensor) -> Tensor:
         """Whitened images ``(x - mean) W`` (see :class:`ChannelNormalization`)."""
-        flat = _fitting(images, self.shape).flatten(-3)
+        flat, (mean, matrix, _) = _fitting(images, self.shape).flatten(-3), self.parts
         flat = flat / 255 if images.dtype == torch.uint8 else flat
-        mean, matrix, _ = self.parts
         return ((flat - mean.to(flat)) @ matrix.to(flat)).view(images.shape)
 
     def invert(self, normalized: Tensor) -> Tensor:
         """Undo :meth:`apply`: pixel values."""
-        flat = _fitting(normalized, self.shape).flatten(-3)
-        mean, _, inverse = self.parts
+        flat, (mean, _, inverse) = _fitting(normalized, self.shape).flatten(-3), self.parts
         return (flat @ inverse.to(flat) + mean.to(flat)).view(normalized.shape)
 
     def to(self, device: str | torch.device) -> Self:
@@ -184,10 +177,7 @@ def read_whitening(path: Path, shape: tuple[int, int, int], remedy: str = "") ->
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [D] and unbiased covariance [D, D] in double of pixels in [0, 1].
-
-    The sums of a chunk's integers are exact in float32 (up to 2^24), which takes half the time.
-    """
+    """Mean [D] and unbiased covariance [D, D] in double of pixels in [0, 1]."""
     count, values = len(images), images[0].numel()
     total = torch.zeros(values, dtype=torch.float64)
     products = torch.zeros(values, values, dtype=torch.float64)
@@ -215,7 +205,6 @@ def _fitting(images: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _content_hash(images: Tensor) -> str:
-    """Of the definition, the shape and every pixel."""
     digest = hashlib.sha256(f"zca {REGULARIZATION} {list(images.shape)}".encode())
     for part in images.split(CHUNK):
         digest.update(part.contiguous().numpy())

@@ -4,12 +4,10 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from gsdd_lib.core.errors import DataError
 from gsdd_lib.core.files import project_root
-
-Place = TypeVar("Place")
 
 
 def roots(folder: str = "") -> list[Path]:
@@ -21,7 +19,7 @@ def roots(folder: str = "") -> list[Path]:
         raise DataError(f"{given[0]} is not a folder ({error}); name another") from None
 
 
-def first_complete(places: Mapping[Place, list[Path]]) -> Place:
+def first_complete(places: Mapping[Any, list[Path]]) -> Any:
     """The first place all of whose files exist; failing that, any, to say later what it lacks."""
     for enough in (all, any):
         for place, files in places.items():

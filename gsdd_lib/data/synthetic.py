@@ -1,8 +1,6 @@
 """``shapes`` and ``digits``, the two data sets that need no files of their own.
 
-``shapes`` are generated RGB images: one of eight figures at a random place, size, angle and color
-on a shaded background. Image ``i`` shows the same scene at every resolution. ``digits`` are 1,797
-handwritten digits of 8x8 pixels from scikit-learn's wheel.
+Shapes are one of eight figures at random on a shaded ground, the same scene at every resolution.
 """
 
 import importlib.metadata
@@ -27,15 +25,12 @@ CHUNK_PIXELS = 2**16  # pixels rasterized at a time: what a cache holds
 Array = np.ndarray
 Figure = Callable[[Array, Array], Array]
 
-# A figure maps points (x right, y down) to a signed distance, negative inside; it fills a circle of
-# radius about 1. Outside a corner the distance is a lower bound, good enough for a soft edge.
-
 
 def _box(x: Array, y: Array, half_width: float, half_height: float) -> Array:
     return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
 
 
-FIGURES: dict[str, Figure] = {
+FIGURES: dict[str, Figure] = {  # (x right, y down) to a signed distance; of a radius of about 1
     "disc": lambda x, y: np.hypot(x, y) - 1,
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.25,
     "half disc": lambda x, y: np.maximum(np.hypot(x, y) - 1, y),
@@ -56,9 +51,9 @@ def read_shapes(config: DataConfig) -> RawData:
     resolution = config.resolution or NATIVE
     count = len(FIGURES) * (TRAIN_PER_CLASS + TEST_PER_CLASS)
     check_size("shapes", count, channels=3, resolution=resolution)
-    train = make_shapes(TRAIN_PER_CLASS, resolution, seed=0, split="train")
-    test = make_shapes(TEST_PER_CLASS, resolution, seed=0, split="test")
-    return RawData("shapes", tuple(FIGURES), MEAN, STD, train, test, "shapes, generated")
+    counts = {"train": TRAIN_PER_CLASS, "test": TEST_PER_CLASS}
+    splits = [make_shapes(n, resolution, seed=0, split=split) for split, n in counts.items()]
+    return RawData("shapes", tuple(FIGURES), MEAN, STD, *splits, "shapes, generated")
 
 
 def make_shapes(per_class: int, resolution: int, *, seed: int, split: str = "train") -> ImageSet:
@@ -72,10 +67,7 @@ def make_shapes(per_class: int, resolution: int, *, seed: int, split: str = "tra
 
 
 def _sample_scenes(count: int, rng: torch.Generator) -> Tensor:
-    """Random scenes [count, 13]: place 2, radius, angle, figure RGB, ground RGB, shading 3.
-
-    Lengths are in units of half the image's side.
-    """
+    """Scenes [count, 13] in half sides: place 2, radius, angle, two colors, shading 3."""
 
     def uniform(low: float, high: float, columns: int = 1) -> Tensor:
         return low + (high - low) * torch.rand(count, columns, generator=rng)
@@ -90,10 +82,7 @@ def _sample_scenes(count: int, rng: torch.Generator) -> Tensor:
 
 
 def _rasterize(figure: Figure, scenes: Array, resolution: int) -> Array:
-    """Scenes [n, 13] to uint8 [n, 3, R, R]; edges are one pixel soft.
-
-    In numpy: dozens of small steps, which torch's threads would slow down on a busy machine.
-    """
+    """Scenes [n, 13] to uint8 [n, 3, R, R]; numpy, as torch's threads would only slow it down."""
     axis = ((np.arange(resolution) + 0.5) * (2 / resolution) - 1).astype(np.float32)
     y, x = axis.reshape(1, -1, 1), axis.reshape(1, 1, -1)
     columns = scenes.T.reshape(13, -1, 1, 1)
@@ -111,21 +100,16 @@ def _rasterize(figure: Figure, scenes: Array, resolution: int) -> Array:
 
 
 def read_digits(config: DataConfig) -> RawData:
-    """The digits, gray levels 0 to 16 scaled to 0 to 255, with a test split of our own.
-
-    Read from the wheel's file, not by importing scikit-learn, which takes two seconds.
-    """
+    """1,797 handwritten digits of 8x8, read from scikit-learn's wheel; a test split of our own."""
     try:
         wheel = importlib.metadata.distribution("scikit-learn")
         path = wheel.locate_file("sklearn/datasets/data/digits.csv.gz")
-        table = np.loadtxt(path, delimiter=",", dtype=np.int64)
-        table = table.reshape(1797, 64 + 1)
+        table = np.loadtxt(path, delimiter=",", dtype=np.int64).reshape(1797, 64 + 1)
     except (importlib.metadata.PackageNotFoundError, OSError, ValueError) as error:
         fault = f"the digits inside scikit-learn cannot be read ({error})"
         raise DataError(f"{fault}; install scikit-learn 1.3 or newer") from None
     levels = (table[:, :64] * 255 + 8) // 16
     images = torch.from_numpy(levels.astype(np.uint8)).reshape(-1, 1, 8, 8)
     whole = ImageSet(images, torch.from_numpy(table[:, 64].copy()))
-    provenance = "digits (UCI, handwritten, 8x8), embedded in scikit-learn"
-    splits = split_test(whole, "digits")
-    return RawData("digits", tuple("0123456789"), DIGITS_MEAN, DIGITS_STD, *splits, provenance)
+    about = *split_test(whole, "digits"), "digits (UCI, handwritten, 8x8), embedded in scikit-learn"
+    return RawData("digits", tuple("0123456789"), DIGITS_MEAN, DIGITS_STD, *about)

@@ -149,6 +149,7 @@ class State:
                 for kind, codec in codecs.items()
             },
             "parameters": self.snapshot(),
+            "resolution": self.parameterization.resolution,  # for who looks into the file
             "log_syn_lr": self.log_syn_lr.detach(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             **{name: getattr(self, name) for name in KEPT},

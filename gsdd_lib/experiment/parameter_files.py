@@ -1,8 +1,5 @@
 """Parameter files: flat YAML that overrides a notebook's parameters, checked before it runs.
-
-papermill itself only warns of an unknown parameter and then runs with the default, so a typing
-mistake would cost hours and look like a result.
-"""
+papermill only warns of an unknown parameter and then runs with the default, for hours."""
 
 import ast
 import json
@@ -46,11 +43,7 @@ for _tag, _pattern in {
 
 def load_parameters(path: Path) -> dict[str, Any]:
     """The file's flat mapping of names to numbers, booleans, texts or flat lists of them.
-
-    Raises:
-        ParameterError: the file cannot be read, is no such mapping, or holds what has no place in
-            one; whatever the YAML reader raised becomes the same one sentence.
-    """
+    Raises ParameterError, in one sentence, whatever is wrong with it."""
     try:
         values = yaml.load(path.read_text("utf-8"), Loader=_Loader)
     except OSError as error:
@@ -77,10 +70,7 @@ def load_parameters(path: Path) -> dict[str, Any]:
 
 
 def place(notebook: Path, path: Path) -> Path:
-    """Where results go, under ``figures/`` and ``runs/``: ``<profile>/<notebook>/<case>``.
-
-    The profile is "own" for a file that does not lie in ``params/``.
-    """
+    """Where results go in figures/: ``<profile>/<notebook>/<case>``; else own/<notebook>/<case>."""
     params = (project_root() / "params").resolve()
     if not path.resolve().is_relative_to(params):
         return Path("own", notebook.stem, path.stem)

@@ -4,8 +4,7 @@ A notebook has one ``parameters`` cell of ``name: type = literal  # meaning`` li
 cell builds ``settings = parameters.pick(globals(), DataConfig, BudgetConfig, own=("photos",))``.
 A name is known if it is a field of :class:`RunConfig` or of a model named there (``ipc``); such a
 field for one objective (``dm_steps``); the plural of one, for a list of values to compare
-(``objectives``); or one of ``own``, which the notebook alone uses. The same rules hold for a file
-of parameters (:mod:`gsdd_lib.experiment.parameter_files`), which reads the models off that call.
+(``objectives``); or one of ``own``, which the notebook alone uses. The same holds for a file.
 """
 
 import ast
@@ -37,11 +36,8 @@ class ParameterError(GsddError, ValueError):
 
 
 class Settings(SimpleNamespace):
-    """A notebook's settings: one per model, called by its name (``data`` is a DataConfig).
-
-    ``values`` holds every parameter and every field by name, for the run's record and for
-    ``DistillConfig.pick(settings.values, prefix="dm_")``.
-    """
+    """A notebook's settings: one per model, called by its name (``data`` is a DataConfig), and
+    ``values``, every parameter and field by name."""
 
     values: dict[str, Any]
     run: RunConfig
@@ -67,11 +63,10 @@ class Interface:
 
     def unknown(self) -> list[str]:
         """A sentence for each name of the cell that nothing answers to."""
-        if self.own is None:
-            return []
+        own = self.types if self.own is None else self.own
         fields = [field for model in self.models for field in model.model_fields]
-        known = [*self.own, *(f"{start}{f}" for start in ("", "dm_", "dc_", "tm_") for f in fields)]
-        wrong = [name for name in self.types if not (name in self.own or self.field(name))]
+        known = [*own, *(f"{start}{f}" for start in ("", "dm_", "dc_", "tm_") for f in fields)]
+        wrong = [name for name in self.types if not (name in own or self.field(name))]
         return [f"unknown parameter '{name}'{nearest(name, known)}" for name in wrong]
 
     def faults(self, values: Mapping[str, Any]) -> list[str]:
@@ -85,9 +80,8 @@ class Interface:
             if budget and data and (size := DATASETS[data.dataset]):
                 from gsdd_lib.parameterizations.budget import points_per_image
 
-                channels, side = size[0], data.resolution or size[1]
-                how = {"ipc": budget.ipc, "gpc": budget.gpc, "opacity": budget.opacity}
-                points_per_image(channels=channels, height=side, width=side, **how)
+                side, how = data.resolution or size[1], budget.model_dump(exclude={"soft_labels"})
+                points_per_image(channels=size[0], height=side, width=side, **how)
         except GsddError as error:
             return [str(error)]
         return []
@@ -145,7 +139,6 @@ def pick(
 
 
 def _executed(where: str, namespace: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """Types of the parameters cell as it was last run, and the names that papermill's cell sets."""
     cells = namespace.get("_ih", ())
     if ours := [at for at, cell in enumerate(cells) if re.search(r"(?m)^output_folder\s*:", cell)]:
         added = [cell for cell in cells[ours[-1] :] if cell.startswith("# Parameters")]
@@ -158,7 +151,6 @@ def _executed(where: str, namespace: Mapping[str, Any]) -> tuple[dict[str, str],
 
 
 def _target(line: ast.stmt) -> str:
-    """The name that a statement assigns, or nothing."""
     targets = getattr(line, "targets", None) or [getattr(line, "target", None)]
     return getattr(targets[0], "id", "")
 

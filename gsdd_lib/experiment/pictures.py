@@ -1,8 +1,5 @@
-"""Pictures: images in a grid, Gaussians as ellipses, and what became of each class.
-
-Images are [.., C, H, W] with values in [0, 1], C = 1 or 3, as tensors or arrays; what lies outside
-is clipped.
-"""
+"""Pictures: images in a grid, Gaussians as ellipses, and what became of each class. Images are
+[.., C, H, W], tensors or arrays, C = 1 or 3, clipped to [0, 1]."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -31,16 +28,9 @@ def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, 
     return figure, axes
 
 
-def image_grid(
-    images: Any, *, rows: int = 1, titles: Sequence[str] = (), width: float = PAGE
-) -> Figure:
-    """``images`` [N, C, H, W], row by row.
-
-    Args:
-        rows: rows of the grid; columns follow from N.
-        titles: one per image, or one per column, above the first row only.
-        width: of the figure, in inches.
-    """
+def image_grid(images: Any, *, rows=1, titles: Sequence[str] = (), width=PAGE) -> Figure:
+    """``images`` [N, C, H, W] in ``rows``, in a figure of ``width`` inches. ``titles``: one per
+    image, or one per column, above the first row only."""
     pictures = _array(images)
     count, channels, height, wide = pictures.shape
     columns = -(-count // rows)
@@ -68,20 +58,12 @@ def show_image(ax: Axes, image: Any) -> None:
 
 
 def gaussian_ellipses(
-    ax: Axes,
-    means: Any,
-    cholesky: Any,
-    colors: Any,
-    *,
-    size: tuple[int, int],
-    opacities: Any = None,
-    n_sigma: float = 1.0,
+    ax: Axes, means: Any, cholesky: Any, colors: Any, *, size: Any, opacities=None, n_sigma=1.0
 ) -> EllipseCollection:
     """Gaussians as outlines over an image that :func:`show_image` drew.
 
     Args:
-        means: [M, 2] in [-1, 1], x right, y down; pixel x is W * (u + 1) / 2.
-        cholesky: [M, 3] in pixels, l11, l21, l22 of the covariance L L^T (the effective factor).
+        means, cholesky: [M, 2] and [M, 3], as :func:`splat` takes them.
         colors: [M, C]. Three channels: the color itself, clipped. One: blue darkens, red lights.
         size: (height, width) in pixels.
         opacities: [M]; a faint Gaussian has a faint fill. None: all alike.
@@ -99,16 +81,10 @@ def gaussian_ellipses(
         outline = mpl.colormaps["coolwarm"](0.5 + 0.5 * strength / scale)
     fill = outline.copy()
     fill[:, 3] = 0.25 if opacities is None else 0.35 * np.clip(np.abs(_array(opacities)), 0, 1)
-    ellipses = EllipseCollection(
-        *(2 * n_sigma * lengths.T),
-        np.degrees(np.arctan2(turn[:, 1, 0], turn[:, 0, 0])),
-        units="xy",
-        offsets=(_array(means) + 1) / 2 * (width, height),
-        offset_transform=ax.transData,
-        edgecolors=outline,
-        facecolors=fill,
-        linewidths=0.7,
-    )
+    angles = np.degrees(np.arctan2(turn[:, 1, 0], turn[:, 0, 0]))
+    look = {"units": "xy", "edgecolors": outline, "facecolors": fill, "linewidths": 0.7}
+    look |= {"offsets": (_array(means) + 1) / 2 * size[::-1], "offset_transform": ax.transData}
+    ellipses = EllipseCollection(*(2 * n_sigma * lengths.T), angles, **look)
     ax.add_collection(ellipses)
     ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
     ax.set_axis_off()
@@ -116,19 +92,13 @@ def gaussian_ellipses(
 
 
 def class_panels(
-    rows: Mapping[str, Any],
-    class_names: Sequence[str],
-    *,
-    size: tuple[int, int],
-    opacity: bool = True,
+    rows: Mapping[str, Any], class_names: Sequence[str], *, size: tuple[int, int], opacity=True
 ) -> Figure:
     """One column per class, one labeled row per kind of picture.
 
     Args:
-        rows: name -> images [K, C, H, W], or packed Gaussians [K, M, 5 + C + opacity], which are
-            drawn as ellipses of one standard deviation.
+        rows: name -> images [K, C, H, W], or packed Gaussians [K, M, 5 + C + opacity] to outline.
         size: (height, width) of the images in pixels.
-        opacity: whether packed rows end in an opacity.
     """
     count = len(class_names)
     cell = PAGE / (count + 0.6)
@@ -149,10 +119,7 @@ def class_panels(
 def class_rows(
     images: Any, labels: Any, class_names: Sequence[str], *, classes: int, per_class: int
 ) -> Figure:
-    """The first ``per_class`` images of the first ``classes`` classes, a named row per class.
-
-    images: [N, C, H, W]; labels: [N]. Paper, figures 10 to 12.
-    """
+    """The first images of the first classes, a named row per class (paper, figures 10 to 12)."""
     images, labels = _array(images), _array(labels)
     cell = min((PAGE - NAMES) / per_class, 0.85)
     size = (cell * per_class + NAMES, cell * classes * images.shape[2] / images.shape[3])
@@ -166,13 +133,11 @@ def class_rows(
 
 
 def _wrapped(name: str, inches: float) -> str:
-    """A class's name in lines that fit ``inches``; of synonyms, the first."""
     first = name.partition(",")[0].replace("_", " ")
     return textwrap.fill(first, max(6, int(inches / LETTER)))
 
 
 def _array(values: Any) -> np.ndarray:
-    """A float array of an array or of a tensor on any device, in any precision."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().float()
     return np.asarray(values, dtype=float)

@@ -1,8 +1,6 @@
-"""Figures of numbers: DataFrames in, a matplotlib Figure out; pictures have their own module.
-
-A method has one color in all figures and an objective one line and marker, sizes are a paper's
-column widths in inches, and a saved file has the same bytes whenever it is made again.
-"""
+"""Figures of numbers: DataFrames in, a matplotlib Figure out; pictures have their own module. A
+method has one color and an objective one line and marker in all figures; sizes are a paper's column
+widths in inches; a saved file has the same bytes whenever it is made again."""
 
 import sys
 from collections.abc import Mapping
@@ -50,32 +48,26 @@ METHODS: Mapping[str, tuple[str, Any]] = {
 OBJECTIVES = {"dm": ("-", "o"), "dc": ("--", "s"), "tm": (":", "^")}  # lines and markers
 
 
-def _method(name: str) -> tuple[str, str, bool]:
-    """A method by itself, its objective or "", and whether it is not yet distilled."""
-    plain = name.removesuffix(", initial")
+def _look(method: str) -> dict[str, Any]:
+    plain = method.removesuffix(", initial")
     base, _, objective = plain.rpartition(" ")
     if not base or objective not in OBJECTIVES:
         base, objective = plain, ""
-    return base, objective, plain != name
+    name, shade = METHODS.get(base, (base, _GREY))
+    line, marker = OBJECTIVES.get(objective, ("-", "o"))
+    name += f" by {objective.upper()}" * bool(objective)
+    look = {"color": shade, "ls": line, "marker": marker, "label": name}
+    before = {"mfc": "white", "label": f"{name}, before distillation"}
+    return look | before if plain != method else look
 
 
 def color(method: str) -> Any:
     """The method's color in every figure; one that it does not know is grey."""
-    return METHODS.get(_method(method)[0], ("", _GREY))[1]
+    return _look(method)["color"]
 
 
 def label(method: str) -> str:
-    """The method's name as figures print it."""
-    base, objective, initial = _method(method)
-    by = f" by {objective.upper()}" if objective else ""
-    return METHODS.get(base, (base,))[0] + by + ", before distillation" * initial
-
-
-def _look(method: str) -> dict[str, Any]:
-    _, objective, initial = _method(method)
-    line, marker = OBJECTIVES.get(objective, ("-", "o"))
-    look = {"color": color(method), "ls": line, "marker": marker, "label": label(method)}
-    return look | {"mfc": "white"} if initial else look
+    return _look(method)["label"]
 
 
 def use_style() -> None:
@@ -113,11 +105,7 @@ def _curves(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def psnr_curve(frame: pd.DataFrame, *, hue: str = "points") -> Figure:
-    """PSNR over fitting steps, one line per value of ``hue``.
-
-    Args:
-        frame: columns ``step``, ``psnr`` (dB) and, where there are several lines, ``hue``.
-    """
+    """PSNR over fitting steps (``step``, ``psnr`` in dB), a line per value of ``hue`` if there."""
     figure, ax = _curves("fitting step", "PSNR (dB)")
     lines = frame.groupby(hue, sort=True) if hue in frame else [("", frame)]
     shades = sns.color_palette("crest", len(lines)) if len(lines) > 1 else [color("distilled")]
@@ -131,12 +119,8 @@ def psnr_curve(frame: pd.DataFrame, *, hue: str = "points") -> Figure:
 
 
 def history(frame: pd.DataFrame, *, hue: str = "method") -> Figure:
-    """Validation accuracy over distillation steps: mean line and 95 % interval.
-
-    Args:
-        frame: columns ``step``, ``mean`` and ``ci95`` (half-width), percent, as a distillation
-            yields them; where there are several runs, ``hue`` names them.
-    """
+    """Validation accuracy over distillation steps: mean line and 95 % interval. ``frame``: columns
+    ``step``, ``mean`` and ``ci95`` (half-width), percent; of several runs, ``hue`` names each."""
     figure, ax = _curves("distillation step", "validation accuracy (%)")
     runs = frame.groupby(hue, sort=False) if hue in frame else [("distilled", frame)]
     for name, rows in runs:
@@ -150,11 +134,7 @@ def history(frame: pd.DataFrame, *, hue: str = "method") -> Figure:
 
 
 def expert_curves(frame: pd.DataFrame, y: str, ylabel: str) -> Figure:
-    """A number over epochs, a thin line per expert and, for several, a thick one for their mean.
-
-    Args:
-        frame: columns ``expert``, ``epoch`` and ``y``.
-    """
+    """Column ``y`` over ``epoch``, a thin line per ``expert``, of several a thick one: the mean."""
     figure, ax = _curves("epoch", ylabel)
     experts, mean = list(frame.groupby("expert")), frame.groupby("epoch")[y].mean()
     for number, (_, rows) in enumerate(experts if len(experts) > 1 else []):
@@ -180,9 +160,8 @@ def accuracy_bars(frame: pd.DataFrame, *, published: pd.DataFrame | None = None)
     ours = zip(frame.method, frame["mean"], frame.ci95.fillna(0.0), strict=True)
     marks = [(mean, half, _look(method) | {"ls": ""}) for method, mean, half in ours]
     hollow = {"marker": "o", "mfc": "white", "color": _GREY}
-    marks += [
-        (mean, 0.0, hollow | {"label": f"{label(name)} (published)"}) for name, mean in rivals
-    ]
+    for name, mean in rivals:
+        marks.append((mean, 0.0, hollow | {"label": f"{label(name)} (published)"}))
     for row, (mean, half, look) in enumerate(marks):
         ax.errorbar(mean, row, xerr=half or None, ms=5, capsize=2.5, **look)
         annotate_value(ax, mean + half, row, f"{mean:.1f}")
@@ -196,17 +175,12 @@ def accuracy_bars(frame: pd.DataFrame, *, published: pd.DataFrame | None = None)
 
 
 def annotate_value(ax: Axes, x: float, y: float, text: str) -> None:
-    """A number printed just right of its mark."""
     ax.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", fontsize=7)
 
 
 def efficiency(frame: pd.DataFrame, x: str, y: str, *, xlabel: str, ylabel: str) -> Figure:
-    """A panel per pass, a line per method over ``x``, logarithmic axes; the roofline dashed.
-
-    Args:
-        frame: columns ``pass``, ``method``, ``x`` and ``y``; where ``y`` is "ms", also
-            ``roofline_ms`` (NaN where a method has none).
-    """
+    """A panel per ``pass``, a line per ``method`` over ``x``, logarithmic axes; dashed: roofline.
+    Where ``y`` is "ms", ``frame`` has ``roofline_ms`` (NaN where a method has none)."""
     passes = frame.groupby("pass", sort=False)
     figure, axes = plt.subplots(1, len(passes), figsize=(PAGE, 2.3), sharey=True, squeeze=False)
     for ax, (name, rows) in zip(axes[0], passes, strict=True):

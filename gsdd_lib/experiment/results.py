@@ -1,8 +1,5 @@
-"""What a run leaves behind: its record (``run.json``) and its tables (csv, Markdown and LaTeX).
-
-A record says what produced the numbers beside it, and nothing about whose machine it was: an
-absolute path among the parameters is reduced to its last part.
-"""
+"""What a run leaves behind: its record (``run.json``) and its tables (csv, Markdown and LaTeX). A
+record says nothing of whose machine it was: an absolute path is reduced to its last part."""
 
 import json
 import os
@@ -34,14 +31,8 @@ def open_folder(folder: str | Path) -> Path:
 
 
 def open_run(output_folder: str, run_folder: str) -> Path:
-    """Print where the results of a run go, and whether it may go on from other code's checkpoints.
-
-    Checkpoints are used where settings, data and seed are the same, whatever the code is; the
-    record then says ``resumed_from``.
-
-    Returns:
-        ``run_folder``, made where it was missing.
-    """
+    """Make ``run_folder``; print where results go, and whose checkpoints serve there: those of the
+    same settings, data and seed, whatever the code is; the record then says ``resumed_from``."""
     folder = open_folder(run_folder)
     print(f"Figures and tables: {output_folder}; checkpoints: {run_folder}")
     now = _commit()["commit"]
@@ -75,29 +66,21 @@ class Recorder:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds so far, or of the finished block."""
         return (self._stop or time.perf_counter()) - self._start
 
     @property
     def peak_mib(self) -> float:
         """Peak resident memory of this process since it began, in MiB."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def run_record(
-    parameters: Mapping[str, Any],
-    *,
-    seconds: float,
-    extra: Mapping[str, Any] | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
-    """Everything needed to read the numbers of a run: parameters, code, machine, cost.
+def run_record(parameters: Mapping[str, Any], *, seconds: float, extra=None, device="cpu") -> dict:
+    """Everything needed to read the numbers of a run: its parameters, code, machine, cost.
 
     Args:
-        parameters: the notebook's parameters, as run.
         seconds: wall-clock time of the run.
-        extra: further entries, e.g. the budget's line; they may not replace one of the record's.
+        extra: further entries by name; they may not replace one of the record's.
         device: where the tensors were; ``"cuda..."`` names the GPU and adds its peak memory.
     """
     source, torch = _commit(), sys.modules.get("torch")  # reading results need not load torch
@@ -122,7 +105,6 @@ def run_record(
 
 
 def _version(package: str) -> str:
-    """Of the module that is loaded, which tells its build too, else of what is installed."""
     try:
         return getattr(sys.modules.get(package), "__version__", None) or metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -130,7 +112,6 @@ def _version(package: str) -> str:
 
 
 def _portable(value: Any) -> Any:
-    """``value`` as JSON can hold it, with no path of this machine in it."""
     if isinstance(value, Mapping):
         return {str(name): _portable(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -143,7 +124,6 @@ def _portable(value: Any) -> Any:
 
 
 def _commit() -> dict[str, Any]:
-    """The source's commit, and whether the sources differ from it; results do not count."""
     look = {"capture_output": True, "text": True, "check": True, "timeout": 30}
     git = ["git", "-C", str(project_root())]
     try:
@@ -162,17 +142,11 @@ def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:
 
 
 def write_table(folder: str | Path, name: str, frame: pd.DataFrame, *, digits: int = 2) -> Path:
-    """Write ``name.csv`` (six digits), ``name.md`` and ``name.tex`` (``digits`` decimals).
-
-    Returns:
-        The path of the csv.
-    """
-
-    def six_digits(value: float) -> str:
-        return repr(float(f"{value:.6g}"))  # "79.0" stays a float when it is read back
-
+    """Write ``name.csv`` (six digits), whose path comes back, ``.md`` and ``.tex`` (``digits``)."""
     path = open_folder(folder) / f"{name}.csv"
-    csv = frame.to_csv(index=False, lineterminator="\n", float_format=six_digits)
+    # "79.0" stays a float when it is read back.
+    look = {"lineterminator": "\n", "float_format": lambda value: repr(float(f"{value:.6g}"))}
+    csv = frame.to_csv(index=False, **look)
     printed = {".md": to_markdown(frame, digits=digits), ".tex": to_latex(frame, digits=digits)}
     for suffix, text in {".csv": csv, **printed}.items():
         write_atomically(path.with_suffix(suffix), text.encode())
@@ -180,11 +154,8 @@ def write_table(folder: str | Path, name: str, frame: pd.DataFrame, *, digits: i
 
 
 def read_results(folder: str | Path, table: str = "results") -> pd.DataFrame:
-    """Every ``<notebook>/<case>/<table>.csv`` under ``folder`` in one frame.
-
-    Columns ``notebook`` and ``case`` come first. A table that has them already was gathered from
-    others, by the report, and is left out. Nothing there: an empty frame with those two.
-    """
+    """Every ``<notebook>/<case>/<table>.csv`` under ``folder`` in one frame, these columns first. A
+    table that has them already was gathered from others, by the report, and is left out."""
     frames = [pd.DataFrame(columns=["notebook", "case"])]
     for path, place in _places(folder, f"{table}.csv"):
         frame = pd.read_csv(path) if path.read_bytes().strip() else pd.DataFrame()

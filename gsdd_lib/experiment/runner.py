@@ -1,17 +1,8 @@
-"""Run a notebook with a parameter file through papermill, checked first, visible throughout.
-
-    python -m gsdd_lib.experiment.runner notebooks/04_x.ipynb params/demo/04_x/ipc1.yaml [--check]
-    python -m gsdd_lib.experiment.runner --check-all params/demo [--only 04]
-    python -m gsdd_lib.experiment.runner --ranks 2 notebooks/04_x.ipynb params/demo/04_x/ipc1.yaml
-
-The results of ``params/<profile>/<notebook>/<case>.yaml``, the executed notebook among them, go to
-``figures/<profile>/<notebook>/<case>/``; log, checkpoints and experts to the same place in runs/.
-Nothing there is ever moved or deleted: a distillation goes on from a checkpoint of the same
-settings, data and seed, and starts anew otherwise.
-
+"""Run a notebook with a parameter file through papermill, checked first, visible throughout. The
+results of ``params/<profile>/<notebook>/<case>.yaml``, with the executed notebook, go to figures/
+under this name; log, checkpoints and experts to runs/, where nothing is ever moved or deleted.
 With ``--ranks``, or under torchrun, each rank executes the notebook in a kernel of its own, and the
-kernels share the work (:mod:`gsdd_lib.core.ranks`). The results are those of the first one.
-"""
+kernels share the work (:mod:`gsdd_lib.core.ranks`). The results are those of the first one."""
 
 import argparse
 import json
@@ -38,7 +29,6 @@ from gsdd_lib.experiment.parameters import ParameterError
 from gsdd_lib.experiment.results import RECORD
 
 ENGINE = "gsdd"
-SOURCES = ("gsdd_lib/**/*.py", "cuda_ext/*.py", "cuda_ext/*.h", "cuda_ext/*.c*")
 UNKNOWN_TIME = "no earlier run says how long this takes"
 GOES_ON = "the same command goes on from the last checkpoint"
 INTERRUPTED, ENDED = f"interrupted, {GOES_ON}", f"another rank has ended, {GOES_ON}"
@@ -149,22 +139,13 @@ def launch(count: int, notebook: Path, params: Path) -> int:
 
 
 def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], lines: _Lines) -> str:
-    """Execute in a kernel of this Python; returns what went wrong, or nothing."""
     os.environ["TQDM_DISABLE"] = "1"  # progress as lines, which papermill passes on
     papermill_engines.register(ENGINE, _AnnouncingEngine)
+    more = {"engine_name": ENGINE, "kernel_name": "python3", "progress_bar": False}
+    more |= {"stdout_file": lines, "stderr_file": lines, "cwd": str(notebook.resolve().parent)}
+    more |= {"extra_arguments": ["--log-level=CRITICAL"]}  # the kernel's own log, not the cells'
     try:
-        papermill.execute_notebook(
-            os.path.relpath(notebook),
-            os.path.relpath(executed),
-            parameters=parameters,
-            engine_name=ENGINE,
-            kernel_name="python3",
-            progress_bar=False,
-            stdout_file=lines,
-            stderr_file=lines,
-            cwd=str(notebook.resolve().parent),  # as in JupyterLab
-            extra_arguments=["--log-level=CRITICAL"],  # the kernel's own log, not the cells'
-        )
+        papermill.execute_notebook(*map(os.path.relpath, (notebook, executed)), parameters, **more)
     except PapermillExecutionError as error:
         reason = (error.evalue or "").strip().partition("\n")[0].rstrip(".")
         return f"{error.ename}: {reason}"
@@ -176,7 +157,6 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], lines: 
 
 
 def _last_run(where: Path) -> tuple[float, str]:
-    """Seconds and device of the record beside the results of a case; 0 and "" without one."""
     try:
         record = json.loads((project_root() / "figures" / where / RECORD).read_text("utf-8"))
         return float(record["seconds"]), str(record["device"])
@@ -189,16 +169,9 @@ def _clock(seconds: float) -> str:
 
 
 def cases(folder: Path, only: str = "") -> list[Path]:
-    """The parameter files of a profile.
-
-    Args:
-        folder: ``params/<profile>``.
-        only: those of one notebook ("04", or its whole name), of one item of the paper
-            ("table_15") or of one name ("ipc1"); empty: all.
-
-    Raises:
-        ParameterError: there is none.
-    """
+    """The parameter files of a profile, ``params/<profile>``; raises ParameterError without any.
+    ``only``: those of one notebook ("04", or its whole name), of one item of the paper ("table_15")
+    or of one name ("ipc1"); empty: all."""
 
     def chosen(path: Path) -> bool:
         names = path.parent.name, str(load_parameters(path).get("paper_item", ""))
@@ -231,14 +204,12 @@ def check_all(folder: Path, only: str = "") -> int:
 
 
 def data_sets(folder: Path, only: str = "") -> list[str]:
-    """The data sets that the parameter files of a profile name."""
     values = [load_parameters(path) for path in cases(folder, only)]
     named = {name for one in values for name in [one.get("dataset"), *one.get("datasets", [])]}
     return sorted(named - {None})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m gsdd_lib.experiment.runner")
     parser.add_argument("notebook", type=Path, nargs="?", help="notebooks/<stem>.ipynb")
     parser.add_argument("params", type=Path, nargs="?", help="a parameter file, in params/ or not")

@@ -1,9 +1,5 @@
-"""Tables: DataFrames to Markdown and LaTeX, and our results beside the published numbers.
-
-The published numbers stand in ``paper_numbers.yaml`` and only appear in columns that say so; what
-was not run reads "not run", never blank. A ± of ours is the 95 % interval of a mean over ``n``
-networks; a published one is a deviation, as its authors print it.
-"""
+"""Tables: DataFrames to Markdown and LaTeX, and our results beside the published numbers. A ± of
+ours is the 95 % interval of a mean over ``n`` networks; a published one is a deviation."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -40,8 +36,6 @@ def to_latex(frame: pd.DataFrame, *, digits: int = 2, missing: str = "") -> str:
 
 
 def _printed(frame: pd.DataFrame, digits: int, missing: str) -> tuple[pd.DataFrame, str]:
-    """Every cell and name as text, and each column's side: r for numbers, l for others."""
-
     def text(value: Any) -> str:
         if pd.api.types.is_scalar(value) and pd.isna(value):
             return missing
@@ -53,29 +47,23 @@ def _printed(frame: pd.DataFrame, digits: int, missing: str) -> tuple[pd.DataFra
 
 @cache
 def paper_numbers() -> Mapping[str, Any]:
-    """The published numbers as they stand in ``paper_numbers.yaml``."""
-    text = resources.files("gsdd_lib.experiment").joinpath("paper_numbers.yaml").read_text("utf-8")
+    text = resources.files(__package__).joinpath("paper_numbers.yaml").read_text("utf-8")
     return yaml.safe_load(text)
 
 
 def paper_rows(item: str) -> pd.DataFrame:
-    """One published table as tidy rows: ``item, method, setting, paper, deviation``.
-
-    Args:
-        item: a key of ``paper_numbers.yaml``, e.g. ``"table_15_cifar_tm"``. Unknown: KeyError.
-    """
+    """One published table as tidy rows: ``item, method, setting, paper, deviation``."""
     numbers, rows = paper_numbers(), []
     axis = next((axis for start, axis in numbers["axes"].items() if item.startswith(start)), ())
     at = int(item.startswith(tuple(numbers["method_is_second"])))
     for path, value in _leaves(numbers[item], axis):
         score, deviation = value if isinstance(value, list) else (value, None)
         rows.append((item, path[at], ", ".join(path[:at] + path[at + 1 :]), score, deviation))
-    frame = pd.DataFrame(rows, columns=[*KEYS, "paper", "deviation"])
-    return frame.astype({"paper": float, "deviation": float})
+    kinds = {"paper": float, "deviation": float}
+    return pd.DataFrame(rows, columns=[*KEYS, *kinds]).astype(kinds)
 
 
 def _leaves(node: Any, axis: Iterable[str], path: tuple[str, ...] = ()) -> Iterator[tuple]:
-    """Yield ``(path, value)``; a list as long as ``axis`` is one value per position."""
     if isinstance(node, list) and len(node) == len(axis):
         node = dict(zip(axis, node, strict=True))
     if isinstance(node, dict):
@@ -87,10 +75,7 @@ def _leaves(node: Any, axis: Iterable[str], path: tuple[str, ...] = ()) -> Itera
 
 def paper_number(item: str, method: str, setting: str) -> pd.Series | None:
     """The row of :func:`paper_rows` that a run is to be read beside; None without a setting.
-
-    Raises:
-        ConfigError: there is no such item, method or setting; it names the nearest.
-    """
+    Raises ConfigError for an unknown item, method or setting; it names the nearest."""
     rows = pd.DataFrame({"item": list(paper_numbers())})
     for key, name in zip(KEYS, (item, method, setting), strict=True):
         if not item or (not setting and key != "item"):
@@ -102,17 +87,14 @@ def paper_number(item: str, method: str, setting: str) -> pd.Series | None:
 
 
 def beside_paper(ours: pd.DataFrame, *, protocol: str = "paper") -> pd.DataFrame:
-    """Every result in the paper's tables with ours beside it, scaled runs in their own column.
+    """Every result in the paper's tables with ours beside it, as text, scaled runs in their own
+    column; of several runs beside one number, the last.
 
     Args:
         ours: rows of ``results.csv``: ``paper_item``, ``paper_method``, ``paper_setting``,
-            ``protocol``, ``mean``, ``ci95``, ``n`` and ``scaled``, which says what was scaled.
-            Only "nothing" is the paper's settings; a row that does not say is scaled.
+            ``protocol``, ``mean``, ``ci95``, ``n`` and ``scaled``, which says what was scaled;
+            "nothing": the paper's settings. A row that does not say is scaled.
         protocol: of our rows; "paper" is the rule that the paper's numbers stand on, or "clean".
-
-    Returns:
-        Strings, in the columns :data:`KEYS`, :data:`PAPER`, :data:`AS_PAPER`, :data:`SCALED` and
-        :data:`WHAT`. Of several runs beside one number, the last is shown.
     """
     columns = [*(f"paper_{key}" for key in KEYS), "protocol", WHAT, "mean", "ci95", "n"]
     ours = ours.reindex(columns=columns).rename(columns=lambda name: name.removeprefix("paper_"))
@@ -124,7 +106,7 @@ def beside_paper(ours: pd.DataFrame, *, protocol: str = "paper") -> pd.DataFrame
     items = [name for name in paper_numbers() if name.startswith("table_")]
     rows = [paper_rows(item) for item in items if not item.startswith(left_out)]
     table = pd.concat(rows, ignore_index=True)
-    for heading, part in ((AS_PAPER, ours[full]), (SCALED, ours[~full])):
+    for heading, part in {AS_PAPER: ours[full], SCALED: ours[~full]}.items():
         found = _joined(table, part.drop_duplicates(KEYS, keep="last"), KEYS)
         table[heading] = found.ours
     table = table.assign(**{PAPER: found.published, WHAT: found[WHAT].fillna("")})
@@ -132,13 +114,8 @@ def beside_paper(ours: pd.DataFrame, *, protocol: str = "paper") -> pd.DataFrame
 
 
 def coverage(table: pd.DataFrame, cases: Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:
-    """How many of GSDD's own numbers have a case and were run, by item, and in all.
-
-    Args:
-        table: of :func:`beside_paper`.
-        cases: parameters of the cases there are; ``paper_item`` and, where a case is about one
-            number, ``paper_method`` and ``paper_setting``.
-    """
+    """How many of GSDD's own numbers have a case and were run, by item, and in all. ``table``: of
+    :func:`beside_paper`. ``cases``: parameters; without ``paper_setting``, of a whole item."""
     whole_items = tuple(paper_numbers()["all_own"])
     own = table[table.method.str.contains("gsdd") | table["item"].str.startswith(whole_items)]
     default = {"paper_item": "", "paper_method": "gsdd", "paper_setting": ""}
@@ -169,8 +146,7 @@ def compare(paper: pd.DataFrame, ours: pd.DataFrame, *, source: str = "") -> pd.
 
     Args:
         paper: ``method, setting, paper, deviation``, as :func:`paper_rows` gives.
-        ours: ``method, setting, mean`` and where known ``ci95`` (half-width) and ``n``; may be
-            empty. Its methods and settings are matched by name.
+        ours: ``method, setting, mean`` and where known ``ci95`` (half-width) and ``n``.
         source: heads the published column; empty: the paper of the whole file.
     """
     keys = ["method", "setting"]
@@ -182,7 +158,6 @@ def compare(paper: pd.DataFrame, ours: pd.DataFrame, *, source: str = "") -> pd.
 
 
 def _joined(paper: pd.DataFrame, ours: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The rows of ``paper`` with ours of the same keys, and both as text."""
     rows = paper.merge(ours, on=keys, how="left")
     mine, theirs = rows[["mean", "ci95", "n"]], rows[["paper", "deviation"]]
     rows["ours"] = [_number(*row) or NOT_RUN for row in mine.to_numpy(float)]
@@ -191,7 +166,6 @@ def _joined(paper: pd.DataFrame, ours: pd.DataFrame, keys: list[str]) -> pd.Data
 
 
 def _number(mean: float, spread: float, n: float = float("nan")) -> str:
-    """``75.0 ± 0.5 (n=5)``, of what there is; nothing where there is no mean."""
     parts = {"{:.1f}": mean, " ± {:.1f}": spread, " (n={:.0f})": n}
     known = (form.format(part) for form, part in parts.items() if not pd.isna(part))
     return "" if pd.isna(mean) else "".join(known)

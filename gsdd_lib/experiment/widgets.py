@@ -1,27 +1,30 @@
-"""Looking into Gaussian images: sliders in JupyterLab, and the same view as a still figure.
+"""Looking into Gaussian images and runs: sliders in JupyterLab, and the same as a still figure.
 
     from gsdd_lib.experiment import widgets as explore
     explore.Explorer(load("set.safetensors"))  # the last line of a cell
     figure = explore.static(load("set.safetensors"), images=[0, 7])
 
 A widget is a :class:`Sliders`: a pure function that draws, and a control for each of its arguments.
-This is the one module that imports ipywidgets.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 from IPython.display import HTML, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gsdd_lib.core.files import project_root
 from gsdd_lib.experiment.pictures import gaussian_ellipses, panels, show_image
 from gsdd_lib.experiment.plots import PAGE
+from gsdd_lib.experiment.results import RECORD
 from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.storage import DistilledSet
 
@@ -32,11 +35,15 @@ TITLE = 0.2  # inches, for a line of text
 N_SIGMA = 1.5  # deviations from a Gaussian's center to its outline
 ENLARGEMENTS = (1, 2, 4, 8, 16)  # times the native resolution, for the slider
 SCREEN_DPI = 100  # the picture has twice as many dots, for sharp screens
+LOOK: Mapping[str, Any] = {"style": {"description_width": "9em"}, "layout": {"width": "32em"}}
+# What a part of the Gaussians has in common with all of them.
+FACTS = ("resolution", "normalization", "render_config", "opacity", "space", "store_bf16", "codec")
+LET_GO = {"continuous_update": False}  # a picture is drawn when a slider is let go
 VIEW = "application/vnd.jupyter.widget-view+json"
 # Opened again without its kernel, a control is a node of JupyterLab's with the text "model not
 # found" and no element in it; this rule, saved in the notebook, hides it.
 CAPTION = """<style>.jp-OutputArea-output.jupyter-widgets:not(:has(*)) { display: none }</style>
-<small>The sliders need a kernel: run this cell to move them.</small>"""
+<small>The controls need a kernel: run this cell to use them.</small>"""
 
 
 class Sliders:
@@ -83,6 +90,17 @@ class Sliders:
         display({VIEW: view, "text/plain": ""}, raw=True)
 
 
+def slider(name: str, least: int, most: int, value: int | None = None) -> Any:
+    """A control for a whole number."""
+    return ipywidgets.IntSlider(value, least, most, description=name, **LOOK, **LET_GO)
+
+
+def choice(name: str, options: Sequence[Any], value: Any = None) -> Any:
+    """A slider over a few ordered values, or pairs of a text and a value."""
+    look = LOOK | LET_GO | ({} if value is None else {"value": value})
+    return ipywidgets.SelectionSlider(options=options, description=name, **look)
+
+
 class Explorer(Sliders):
     """An image from its largest Gaussians on, at any resolution, and its Gaussians as ellipses.
 
@@ -94,18 +112,11 @@ class Explorer(Sliders):
         gaussians, names = _unpack(source, originals)
         (height, width), points = gaussians.resolution, gaussians.points
         sizes = [(k * height, k * width) for k in ENLARGEMENTS]
-        look: dict[str, Any] = {
-            "continuous_update": False,  # a picture is drawn when a slider is let go
-            "style": {"description_width": "9em"},
-            "layout": ipywidgets.Layout(width="32em"),
-        }
-        slider, choice = ipywidgets.IntSlider, ipywidgets.SelectionSlider
-        named = [(_by(size), size) for size in sizes]
         controls = {
-            "image": slider(0, 0, len(gaussians) - 1, description="image", **look),
-            "shown": slider(points, 1, points, description="largest Gaussians", **look),
-            "resolution": choice(options=named, description="pixels", **look),
-            "ellipses": ipywidgets.Checkbox(True, description="ellipses", style=look["style"]),
+            "image": slider("image", 0, len(gaussians) - 1),
+            "shown": slider("largest Gaussians", 1, points, points),
+            "resolution": choice("pixels", [(_by(size), size) for size in sizes]),
+            "ellipses": ipywidgets.Checkbox(True, description="ellipses", style=LOOK["style"]),
         }
 
         def view(image: int, **values: Any) -> Figure:
@@ -159,12 +170,8 @@ def static(
 ) -> Figure:
     """What the sliders show, as one figure for a page without a kernel; a row per image.
 
-    From left to right: the original, a quarter, half and all of the Gaussians, all of them at four
-    times the resolution, and their ellipses.
-
-    Args:
-        originals: pixel values [N, C, H, W] in [0, 1], one per Gaussian image; None: left out.
-        images: which ones.
+    From left to right: the original, if given, a quarter, half and all of the Gaussians, all of
+    them at four times the resolution, and their ellipses.
     """
     gaussians, _ = _unpack(source, originals)
     points, (height, width) = gaussians.points, gaussians.resolution
@@ -190,10 +197,8 @@ def _unpack(source: Source, originals: Tensor | None) -> tuple[GaussianImages, t
     own = isinstance(source, DistilledSet)
     images, names = (source.gaussians, source.class_names) if own else (source, ())
     if originals is not None and (originals.dim() != 4 or len(originals) != len(images)):
-        raise ValueError(
-            f"originals must be [{len(images)}, C, H, W], one per Gaussian image, "
-            f"got {list(originals.shape)}."
-        )
+        wanted = f"originals must be [{len(images)}, C, H, W], one per Gaussian image"
+        raise ValueError(f"{wanted}, got {list(originals.shape)}.")
     return images, names
 
 
@@ -207,20 +212,9 @@ def _largest(gaussians: GaussianImages, image: int, shown: int) -> GaussianImage
     rows = gaussians.packed[image]
     area = (rows[:, 2] * rows[:, 4]).abs()  # det L = l11 l22: the ellipse's area up to pi
     order = area.argsort(descending=True, stable=True)
-    facts = (
-        "resolution",
-        "normalization",
-        "render_config",
-        "opacity",
-        "space",
-        "store_bf16",
-        "codec",
-    )
-    return GaussianImages(
-        rows[order[:shown]][None].clone(),
-        gaussians.labels[image : image + 1],
-        **{name: getattr(gaussians, name) for name in facts},
-    ).to(rows.device)
+    own = {name: getattr(gaussians, name) for name in FACTS}
+    label = gaussians.labels[image : image + 1]
+    return GaussianImages(rows[order[:shown]][None].clone(), label, **own).to(rows.device)
 
 
 def _picture(ax: Axes, image: Tensor, title: str) -> None:
@@ -238,15 +232,40 @@ def _view(
     _picture(ax, faded if ellipses else pixels, title)
     if ellipses:
         down, right = (new / old for new, old in zip(size, part.resolution, strict=True))
-        gaussian_ellipses(
-            ax,
-            part.means[0],
-            part.cholesky[0] * part.packed.new_tensor([right, down, down]),
-            part.colors[0],
-            size=size,
-            opacities=None if part.opacities is None else part.opacities[0],
-            n_sigma=N_SIGMA,
-        )
+        cholesky = part.cholesky[0] * part.packed.new_tensor([right, down, down])
+        opacities = {} if part.opacities is None else {"opacities": part.opacities[0]}
+        more = {"size": size, "n_sigma": N_SIGMA} | opacities
+        gaussian_ellipses(ax, part.means[0], cholesky, part.colors[0], **more)
+
+
+class RunBrowser(Sliders):
+    """The figures of one of the runs that are recorded under some folders, ``shown`` at first."""
+
+    def __init__(self, *folders: str, shown: str) -> None:
+        runs = list(recorded_runs(*folders).run)
+        control = ipywidgets.Dropdown(options=runs, value=shown, description="run", **LOOK)
+        super().__init__(run_figures, {"run": control})
+
+
+def recorded_runs(*folders: str) -> pd.DataFrame:
+    """A row per ``run.json`` in ``folders``, such as "figures": where, seconds, device, commit."""
+    root, columns = project_root(), ["run", "seconds", "device", "commit"]
+    paths = sorted(path for folder in folders for path in (root / folder).rglob(RECORD))
+    rows = [json.loads(path.read_text("utf-8")) for path in paths]
+    frame = pd.DataFrame(rows, columns=columns)
+    frame["run"] = [path.parent.relative_to(root).as_posix() for path in paths]
+    return frame.assign(commit=frame.commit.str[:10])
+
+
+def run_figures(run: str) -> Figure:
+    """The figures in a run's folder, counted from the project, three in a row, with their names."""
+    paths = sorted((project_root() / run).glob("*.png"))
+    lines = max(1, -(-len(paths) // 3))
+    figure, axes = panels(lines, 3, (PAGE, 1.8 * lines))
+    for ax, path in zip(axes.flat, paths, strict=False):
+        ax.imshow(plt.imread(path))
+        ax.set_title(path.stem, pad=3, fontsize=8)
+    return figure
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -1,8 +1,4 @@
-"""The field's networks: ConvNetD1 to D6, AlexNet, VGG11, ResNet18 and ViT.
-
-A new architecture is a function that returns a :class:`~gsdd_lib.networks.layers.Network`, and a
-line in :data:`NETWORKS`.
-"""
+"""The field's networks; a new one is a function that returns a ``Network``, and a line here."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -50,15 +46,8 @@ def make_network(
     """A network with fresh weights of torch's default distributions, on the generator's device.
 
     Args:
-        name: a key of :data:`NETWORKS`.
-        channels, resolution: of the images; (height, width) in pixels.
-        num_classes: logits.
         width: filters per convolution of a ConvNet; the other networks' are fixed.
-        generator: the source of the weights; equal states give equal weights.
         choices: ``norm``, ``pooling`` and ``activation`` of a ConvNet (:func:`blocks`).
-
-    Returns:
-        A map of images [N, C, H, W] to logits, and by ``.embed`` to [N, features].
 
     Raises:
         ConfigError: the name or a choice is unknown, or the images are too small.
@@ -86,9 +75,7 @@ def unflatten(flat: Tensor, network: nn.Module) -> dict[str, Tensor]:
     shapes = {name: value.shape for name, value in network.named_parameters()}
     sizes = [shape.numel() for shape in shapes.values()]
     if flat.shape != (sum(sizes),):
-        raise ValueError(
-            f"the network has {sum(sizes):,} parameters, not {list(flat.shape)}; use one of the "
-            "architecture that the parameters were made for"
-        )
+        fault = f"the network has {sum(sizes):,} parameters, not {list(flat.shape)}"
+        raise ValueError(f"{fault}; use one of the architecture that they were made for")
     parts = zip(shapes.items(), flat.split(sizes), strict=True)
     return {name: part.view(shape) for (name, shape), part in parts}

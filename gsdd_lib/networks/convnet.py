@@ -1,14 +1,13 @@
-"""The ConvNet of dataset condensation (arXiv 2006.05929), the field's main network; AlexNet, VGG11.
+"""The ConvNet of dataset condensation (arXiv 2006.05929); AlexNet and VGG11 as the field has them.
 
-AlexNet and VGG11 are as the field shrinks them to small images: github.com/VICO-UoE/
-DatasetCondensation, networks.py; above 32 pixels, github.com/GeorgeCazenavette/glad, networks/.
+Source: github.com/VICO-UoE/DatasetCondensation; above 32 pixels, github.com/GeorgeCazenavette/glad.
 """
 
 from torch import Tensor, nn
 
 from gsdd_lib.config import check_choice
 from gsdd_lib.core.errors import ConfigError
-from gsdd_lib.networks.layers import ACTIVATIONS, GROUPS, NORMS, POOLINGS, Network
+from gsdd_lib.networks.layers import ACTIVATIONS, GROUPS, NORMS, POOLINGS, Network, Shape
 
 Plan = tuple[tuple[int, int, bool], ...]  # filters, kernel size, and whether pooled, per block
 ALEXNET: Plan = (
@@ -19,13 +18,11 @@ VGG11: Plan = (
     (512, 3, False), (512, 3, True), (512, 3, False), (512, 3, True),
 )  # fmt: skip
 VGG_GRID = 7  # GLaD pools larger images to 7x7 before the linear layer
-Shape = tuple[int, int, int]
 
 
 def convnet(shape: Shape, num_classes: int, *, depth: int, width: int, **choices: str) -> Network:
     """``depth`` blocks of 3x3 convolutions with ``width`` filters; ``choices``: :func:`blocks`."""
-    plan = ((width, 3, True),) * depth
-    return blocks(f"ConvNetD{depth}", shape, num_classes, plan, **choices)
+    return blocks(f"ConvNetD{depth}", shape, num_classes, ((width, 3, True),) * depth, **choices)
 
 
 def alexnet(shape: Shape, num_classes: int) -> Network:
@@ -39,35 +36,24 @@ def vgg11(shape: Shape, num_classes: int) -> Network:
 
 
 def blocks(
-    name: str,
-    shape: Shape,
-    num_classes: int,
-    plan: Plan,
-    *,
-    norm: str = "instance",
-    pooling: str = "avg",
-    activation: str = "relu",
-    grid: int = 0,
+    name: str, shape: Shape, num_classes: int, plan: Plan, *, grid: int = 0, **choices: str
 ) -> Network:
     """A network of blocks of convolution, norm, activation and 2x2 pooling, then one linear layer.
 
     Args:
-        name: for messages.
         shape: (channels, height, width) of the images.
-        num_classes: logits.
-        plan: a line per block.
-        norm, pooling, activation: keys of the tables in :mod:`gsdd_lib.networks.layers`.
         grid: where more than one pixel is left, its maximum over so many cells per side; 0: not.
+        choices: ``norm`` ("instance"), ``pooling`` ("avg") and ``activation`` ("relu"); see layers.
 
     Raises:
         ConfigError: a choice is unknown, or nothing is left of an image.
     """
-    check_choice("norm", NORMS, norm)
-    check_choice("pooling", POOLINGS, pooling)
-    check_choice("activation", ACTIVATIONS, activation)
-    # The published codes pad one-channel images of any size by two more; so 28x28 becomes 32x32,
-    # and 8x8 would mostly become padding.
-    extra = 2 if tuple(shape) == (1, 28, 28) else 0
+    tables = {"norm": NORMS, "pooling": POOLINGS, "activation": ACTIVATIONS}
+    for what, choice in choices.items():
+        check_choice(what, tables[check_choice("choice", tables, what)], choice)
+    chosen = {"norm": "instance", "pooling": "avg", "activation": "relu"} | choices
+    norm, pooling, activation = chosen.values()
+    extra = 2 if tuple(shape) == (1, 28, 28) else 0  # as published, which pads any gray image
     channels, *size = shape[0], *(side + 2 * extra for side in shape[1:])
     times = 0 if pooling == "none" else sum(pooled for _, _, pooled in plan)
     if min(size) >> times == 0:
@@ -75,7 +61,8 @@ def blocks(
         needs = f"{name} halves an image {times} times and needs {2**times} pixels per side"
         hint = f"ConvNetD{deepest} or " * (deepest > 0) + "larger images"
         raise ConfigError(f"{needs}, not {shape[1]}x{shape[2]}; choose {hint}")
-    image_bytes, layers = 4 * plan[0][0] * size[0] * size[1], nn.Sequential()
+    layers = nn.Sequential()
+    image_bytes = 0 if norm == "batch" else 4 * plan[0][0] * size[0] * size[1]
     for filters, kernel, pooled in plan:
         if norm == "group" and filters % GROUPS:
             raise ConfigError(f"group norm needs a width divisible by {GROUPS}, got {filters}")
@@ -87,8 +74,7 @@ def blocks(
     if grid and size != [1, 1]:
         layers.append(nn.AdaptiveMaxPool2d(grid))
         size = [grid, grid]
-    features, whole = channels * size[0] * size[1], norm == "batch"
-    return Network(shape, num_classes, layers, features, image_bytes, in_pieces=not whole)
+    return Network(shape, num_classes, layers, channels * size[0] * size[1], image_bytes)
 
 
 class Block(nn.Module):

@@ -1,7 +1,4 @@
-"""What the networks are made of: their common class, the selectable layers, their initialization.
-
-Nothing here reads torch's global generator.
-"""
+"""What the networks are made of: their class, the selectable layers, their initialization."""
 
 import math
 from functools import partial
@@ -10,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Images whose first activation fills this many bytes go through a network together on a CPU.
-# Larger tensors come fresh from the kernel and are zeroed page by page, which takes twice the time.
+# First activations that go through a network together on a CPU; larger ones take twice the time.
 CHUNK_BYTES = 8 * 2**20
+Shape = tuple[int, int, int]
 GROUPS = 4  # of a group norm, as in the published ConvNet
 
 
@@ -20,53 +17,36 @@ class Network(nn.Module):
     """``features``, flattened, then one linear layer; every architecture is one of these.
 
     Args:
-        input_shape: (channels, height, width) of the images.
-        num_classes: logits.
-        features: [N, C, H, W] to [N, ...].
+        shape: (channels, height, width) of the images.
         num_features: numbers per image that ``features`` gives.
-        image_bytes: size of one image's first activation in float32, which sets the pieces.
-        in_pieces: whether an image's features are independent of the others' (no batch norm).
+        image_bytes: of an image's first activation, which sets the pieces; 0: all images at once.
     """
 
     def __init__(
-        self,
-        input_shape: tuple[int, int, int],
-        num_classes: int,
-        features: nn.Module,
-        num_features: int,
-        image_bytes: int,
-        *,
-        in_pieces: bool = True,
+        self, shape: Shape, classes: int, features: nn.Module, num_features: int, image_bytes: int
     ) -> None:
         super().__init__()
-        self.input_shape, self.num_classes = tuple(input_shape), num_classes
-        self.num_features, self.image_bytes, self.in_pieces = num_features, image_bytes, in_pieces
-        self.features = features
-        self.classifier = nn.Linear(num_features, num_classes)
+        self.input_shape, self.num_classes = tuple(shape), classes
+        self.num_features, self.image_bytes = num_features, image_bytes
+        self.features, self.classifier = features, nn.Linear(num_features, classes)
 
     def embed(self, images: Tensor) -> Tensor:
         """[N, C, H, W] to the features before the linear layer, [N, num_features]."""
         if images.shape[1:] != self.input_shape:
-            raise ValueError(
-                f"the network was made for images of shape {list(self.input_shape)}, "
-                f"not {list(images.shape[1:])}; make one for these"
-            )
-        if images.device.type != "cpu" or not self.in_pieces:
+            made = f"the network was made for images of shape {list(self.input_shape)}"
+            raise ValueError(f"{made}, not {list(images.shape[1:])}; make one for these")
+        if images.device.type != "cpu" or not self.image_bytes:
             return self.features(images).flatten(1)
         pieces = max(1, math.ceil(len(images) * self.image_bytes / CHUNK_BYTES))
         return torch.cat([self.features(part).flatten(1) for part in images.chunk(pieces)])
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] to logits [N, num_classes]."""
         return self.classifier(self.embed(images))
 
 
 def mean_pool(x: Tensor) -> Tensor:
-    """Mean of 2x2 pixels, an odd last row or column left out: [N, C, H, W] to half the size.
-
-    On a CPU as a depthwise convolution, which is vectorized where ``avg_pool2d`` is not.
-    """
-    if x.device.type != "cpu":
+    """Mean of 2x2 pixels, an odd last row or column left out: [N, C, H, W] to half the size."""
+    if x.device.type != "cpu":  # on a CPU the convolution is vectorized, where this is not
         return F.avg_pool2d(x, 2)
     channels = x.shape[1]
     return F.conv2d(x, x.new_full((channels, 1, 2, 2), 0.25), stride=2, groups=channels)
@@ -96,7 +76,6 @@ class Dropout(nn.Module):
         self.probability, self.generator = probability, None
 
     def initialize_(self, generator: torch.Generator) -> None:
-        """Seed this layer's own generator, which lives on the CPU, from ``generator``."""
         seed = torch.randint(2**62, (), generator=generator, device=generator.device)
         self.generator = torch.Generator().manual_seed(int(seed))
 

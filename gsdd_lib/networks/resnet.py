@@ -1,39 +1,34 @@
 """ResNet18 as the field evaluates it: a 3x3 stem for small images, and instance or batch norm.
 
-The definition of github.com/VICO-UoE/DatasetCondensation and github.com/GeorgeCazenavette/glad
-(networks/resnet.py): four stages of two basic blocks, the later three halving the image.
+Source: github.com/VICO-UoE/DatasetCondensation, github.com/GeorgeCazenavette/glad.
 """
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsdd_lib.core.errors import ConfigError
-from gsdd_lib.networks.layers import NORMS, Network
+from gsdd_lib.networks.layers import NORMS, Network, Shape
 
 STAGES = (64, 128, 256, 512)
 
 
-def resnet18(shape: tuple[int, int, int], num_classes: int, *, norm: str = "instance") -> Network:
-    """17 convolutions with norms in residual blocks, the mean over pixels, one linear layer.
-
-    norm: ``instance``, or ``batch`` as in the field's ResNet18BN, whose statistics SRe2L recovers
-    """
+def resnet18(shape: Shape, num_classes: int, *, norm: str = "instance") -> Network:
+    """17 convolutions in residual blocks with a ``norm`` (``instance``, or ``batch``), the mean."""
     channels, height, width = shape
     # The instance norm of a single pixel is a constant.
     if norm == "instance" and max(height, width) <= 8:
-        raise ConfigError(
-            f"ResNet18 ends in one pixel for images of {height}x{width}, which its instance "
-            "norm turns into a constant; choose a ConvNet or images of more than 8 pixels"
-        )
+        fault = f"ResNet18 ends in one pixel for images of {height}x{width}, which its instance"
+        hint = "choose a ConvNet or images of more than 8 pixels"
+        raise ConfigError(f"{fault} norm turns into a constant; {hint}")
     stem = _conv_norm(channels, STAGES[0], 3, norm=norm)
     layers, before = nn.Sequential(*stem, nn.ReLU(True)), STAGES[0]
     for filters in STAGES:
         layers.append(BasicBlock(before, filters, stride=1 if filters == before else 2, norm=norm))
         layers.append(BasicBlock(filters, filters, stride=1, norm=norm))
         before = filters
-    layers.append(MeanOverPixels())
-    memory, pieces = 4 * STAGES[0] * height * width, norm != "batch"
-    return Network(shape, num_classes, layers, STAGES[-1], memory, in_pieces=pieces)
+    layers.append(nn.AdaptiveAvgPool2d(1))
+    memory = 0 if norm == "batch" else 4 * STAGES[0] * height * width
+    return Network(shape, num_classes, layers, STAGES[-1], memory)
 
 
 class BasicBlock(nn.Module):
@@ -48,20 +43,10 @@ class BasicBlock(nn.Module):
             self.shortcut.extend(_conv_norm(in_channels, out_channels, 1, stride, norm=norm))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, in, H, W] to [N, out, ceil(H / stride), ceil(W / stride)]."""
         inner = F.relu_(self.norm1(self.conv1(x)))
         return F.relu_(self.norm2(self.conv2(inner)) + self.shortcut(x))
 
 
-class MeanOverPixels(nn.Module):
-    """[N, C, H, W] to [N, C]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
-
-
-def _conv_norm(
-    channels: int, filters: int, kernel: int, stride: int = 1, *, norm: str
-) -> tuple[nn.Conv2d, nn.Module]:
+def _conv_norm(channels: int, filters: int, kernel: int, stride: int = 1, *, norm: str) -> tuple:
     conv = nn.Conv2d(channels, filters, kernel, stride, padding=kernel // 2, bias=False)
     return conv, NORMS[norm](filters, None)

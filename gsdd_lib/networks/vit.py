@@ -1,8 +1,6 @@
-"""The vision transformer of the field's cross-architecture tables, in two sizes.
+"""The vision transformer of the field's tables, as github.com/GeorgeCazenavette/glad has it.
 
-As github.com/GeorgeCazenavette/glad makes it (utils.py, networks/vit_cifar.py and vit.py): 512
-dimensions, 8 heads of 64, a class token, dropout 0.1. Small images (up to 64 pixels): patches of 4,
-6 blocks, layer norms. Larger ones: patches of 16, 10 blocks, and no layer norm anywhere.
+Up to 64 pixels: patches of 4, 6 blocks, layer norms; else patches of 16, 10 blocks, no layer norm.
 """
 
 import torch
@@ -22,8 +20,8 @@ def vit(shape: tuple[int, int, int], num_classes: int) -> Network:
     small = max(height, width) <= LARGEST_SMALL
     patch, depth = (4, 6) if small else (16, 10)
     if height % patch or width % patch:
-        cut = f"ViT cuts an image into patches of {patch}x{patch} pixels"
-        fault = f"{cut} and {height}x{width} is not a multiple of that"
+        fault = f"ViT cuts an image into patches of {patch}x{patch} pixels"
+        fault += f" and {height}x{width} is not a multiple of that"
         raise ConfigError(f"{fault}; choose another resolution")
     patches = height * width // patch**2
     layers = Transformer(channels, patch, patches, depth, normed=small)
@@ -35,10 +33,8 @@ class Transformer(nn.Module):
 
     def __init__(self, channels: int, patch: int, patches: int, depth: int, normed: bool) -> None:
         super().__init__()
-        self.patch = patch
-        self.embedding = nn.Linear(channels * patch**2, DIM)
-        self.tokens = Tokens(patches)
-        self.dropout = Dropout(DROPOUT)
+        self.patch, self.embedding = patch, nn.Linear(channels * patch**2, DIM)
+        self.tokens, self.dropout = Tokens(patches), Dropout(DROPOUT)
         self.blocks = nn.Sequential(*[TransformerBlock(normed) for _ in range(depth)])
         self.norm = _norm(normed)
 
@@ -57,12 +53,10 @@ class Tokens(nn.Module):
         self.class_token = nn.Parameter(torch.empty(1, 1, DIM))
 
     def initialize_(self, generator: torch.Generator) -> None:
-        """Standard normal, as published."""
         for parameter in (self.position, self.class_token):
             nn.init.normal_(parameter, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, T, DIM] to [N, 1 + T, DIM]."""
         return torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.position
 
 
@@ -71,8 +65,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, normed: bool) -> None:
         super().__init__()
-        self.attention_norm = _norm(normed)
-        self.attention = Attention()
+        self.attention_norm, self.attention = _norm(normed), Attention()
         hidden = (nn.Linear(DIM, DIM), nn.GELU(), Dropout(DROPOUT))
         self.mlp = nn.Sequential(_norm(normed), *hidden, nn.Linear(DIM, DIM), Dropout(DROPOUT))
 

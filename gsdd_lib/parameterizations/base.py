@@ -33,9 +33,8 @@ def as_stored(values: Tensor, storage: Storage) -> Tensor:
 class Parameterization(nn.Module):
     """``N`` labeled images whose parameters are what distillation changes.
 
-    One of your own implements :meth:`pixels`, :attr:`bits`, and of :meth:`penalty`,
-    :meth:`scale_step_` and :meth:`constrain_` what it needs. Called as a function it renders, for
-    ``torch.func.functional_call(images, snapshot, ())``.
+    One of your own implements :meth:`pixels`, :attr:`bits` and what it needs of the rest. Called as
+    a function it renders, for ``torch.func.functional_call(images, snapshot, ())``.
 
     Args:
         labels: int64 [N].
@@ -45,13 +44,10 @@ class Parameterization(nn.Module):
 
     labels: Tensor
 
-    def __init__(
-        self, labels: Tensor, resolution: tuple[int, int], normalization: Normalization
-    ) -> None:
+    def __init__(self, labels: Tensor, resolution: Any, normalization: Normalization) -> None:
         super().__init__()
         self.register_buffer("labels", labels.to(torch.int64))
-        self.resolution = tuple(resolution)
-        self.normalization = normalization
+        self.resolution, self.normalization = tuple(resolution), normalization
 
     @classmethod
     def init_from(cls, images: Tensor, labels: Tensor, **more: Any) -> Self:
@@ -88,7 +84,6 @@ class Parameterization(nn.Module):
         """Bring the parameters back into their range, if they have one; called after each step."""
 
     def _check(self, values: Tensor, form: str, storage: str = "fp32", known: Any = BITS) -> None:
-        """Refuse values that are not of ``form``, as "[N, C, H, W]", or not stored as is known."""
         if values.dim() != form.count(",") + 1 or len(values) != len(self):
             shapes = f"values {list(values.shape)} and labels {list(self.labels.shape)}"
             raise ValueError(f"{shapes} do not fit: expected {form} and [N].")

@@ -1,7 +1,5 @@
-"""From images per class to Gaussians: all byte arithmetic of the library (paper, section 3.2).
-
-points = floor(H * W * C * IPC * 4 / (GPC * (5 + C + opacity) * 2))    Gaussians per image
-"""
+"""From images per class to Gaussians: all byte arithmetic of the library (paper, section 3.2), as
+points per image = floor(H * W * C * IPC * 4 / (GPC * (5 + C + opacity) * 2))."""
 
 from dataclasses import dataclass
 
@@ -22,13 +20,8 @@ class BudgetError(GsddError, ValueError):
 def points_per_image(
     *, ipc: int, gpc: int, height: int, width: int, channels: int, opacity=True, label_bits=0
 ) -> int:
-    """Gaussians per image that ``ipc`` fp32 images per class buy, spread over ``gpc`` images.
-
-    Args:
-        label_bits: of one image's learned label, 0 for class numbers.
-
-    Raises:
-        BudgetError: it buys none; names the largest ``gpc`` that fits.
+    """Gaussians per image that ``ipc`` fp32 images per class buy, spread over ``gpc`` images, whose
+    learned labels take ``label_bits`` each; raises BudgetError, with what fits, where it is none.
     """
     sizes = {"ipc": ipc, "gpc": gpc, "height": height, "width": width, "channels": channels}
     if small := [name for name, value in sizes.items() if value < 1]:
@@ -59,19 +52,16 @@ class Budget:
     opacity: bool = True
     label_bits: int = 0
 
-    @property
-    def numbers_per_gaussian(self) -> int:
-        """5 + C, and one more with an opacity: the last dimension of the packed tensor."""
-        return GEOMETRY + self.channels + self.opacity
+    # The last dimension of the packed tensor, and what a class may and does spend.
+    numbers_per_gaussian = property(lambda self: GEOMETRY + self.channels + self.opacity)
 
     @property
     def budget_bits_per_class(self) -> int:
-        """What may be spent: the bits of ``ipc`` fp32 images."""
         return self.ipc * self.channels * self.height * self.width * PIXEL_BITS
 
     @property
     def bits_per_class(self) -> int:
-        """What is spent: the bits of a class's Gaussians and learned labels, within the budget."""
+        """The bits spent on a class's Gaussians and learned labels, within the budget."""
         gaussians = self.points * self.numbers_per_gaussian * GAUSSIAN_BITS
         return self.gpc * (gaussians + self.label_bits)
 

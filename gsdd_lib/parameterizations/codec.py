@@ -1,7 +1,5 @@
 """A few bits per number: Gaussians on grids, entropy-coded; their order and column signs are free.
-
-Sorted along a Morton curve, with the gaps coded, they save close to ``log2(M!)`` bits per image.
-"""
+Sorted along a Morton curve, with the gaps coded, they save close to ``log2(M!)`` bits per image."""
 
 import struct
 from collections.abc import Sequence
@@ -25,14 +23,10 @@ MANTISSA = 2  # bits of a gap, after its first, that the histogram distinguishes
 
 
 class Codec(nn.Module):
-    """A grid ``offset + step * k``, ``0 <= k < 2^bits``, for each column of packed Gaussians.
+    """A grid ``offset + step * k``, ``0 <= k < 2^bits``, per column of packed Gaussians [..., D].
 
-    Of means, of ``asinh(l / 2 px)`` of a Cholesky factor, which rounds small Gaussians finely, and
-    of RGB as brightness and two differences, in which channels have little in common.
-
-    Args:
-        bits: per column, means | companded Cholesky factor | turned colors | opacity.
-        offset, step: float32 [D], of each column; ``step`` is positive.
+    Cholesky factors as ``asinh(l / 2 px)``, which rounds small Gaussians finely, RGB as brightness
+    and two differences, in which channels have little in common.
     """
 
     def __init__(self, bits: Sequence[int], offset: Tensor, step: Tensor, *, channels: int) -> None:
@@ -75,7 +69,6 @@ class Codec(nn.Module):
         return places.round().clamp(self.top.new_zeros(()), self.top)
 
     def dequantize(self, ints: Tensor) -> Tensor:
-        """The values of grid points, float32."""
         return _from_grids(self.offset + self.step * ints, self.channels)
 
     def round_packed(self, packed: Tensor) -> Tensor:
@@ -116,11 +109,8 @@ def encode(ints: Tensor, codec: Codec) -> bytes:
 
 
 def decode(content: bytes) -> tuple[Tensor, Codec]:
-    """What :func:`encode` was given, the Gaussians of an image in Morton order.
-
-    Raises:
-        DamagedCodeError: for bytes that :func:`encode` did not write; nothing else is raised.
-    """
+    """What :func:`encode` was given, the Gaussians of an image in Morton order. Raises
+    DamagedCodeError, and nothing else, for bytes that :func:`encode` did not write."""
     channels, width, count, points = read_header(HEADER, content)
     start = HEADER.size + 9 * width
     if not 1 <= channels <= 4 or width - GEOMETRY - channels not in (0, 1):
@@ -184,7 +174,6 @@ def coordinates_at(places: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _signs(packed: Tensor) -> Tensor:
-    """1 or -1 per number, so that both diagonal elements of the Cholesky factor get positive."""
     signs = torch.ones_like(packed)
     signs[..., 2:4] = torch.where(packed[..., 2:3] < 0, -1.0, 1.0)
     signs[..., 4] = torch.where(packed[..., 4] < 0, -1.0, 1.0)
@@ -192,7 +181,6 @@ def _signs(packed: Tensor) -> Tensor:
 
 
 def _to_grids(packed: Tensor, channels: int) -> Tensor:
-    """Packed rows [..., D] in the space in which the grids are uniform."""
     values = packed * _signs(packed)
     means, factor, colors, rest = values.tensor_split([2, GEOMETRY, GEOMETRY + channels], -1)
     turned = colors @ _basis(packed, channels).T
@@ -200,14 +188,12 @@ def _to_grids(packed: Tensor, channels: int) -> Tensor:
 
 
 def _from_grids(values: Tensor, channels: int) -> Tensor:
-    """Undo :func:`_to_grids`, but for the signs."""
     means, factor, colors, rest = values.tensor_split([2, GEOMETRY, GEOMETRY + channels], -1)
     turned = colors @ _basis(values, channels)
     return torch.cat([means, COMPANDING * torch.sinh(factor), turned, rest], -1)
 
 
 def _basis(like: Tensor, channels: int) -> Tensor:
-    """Orthonormal rows: brightness and two differences of RGB; other channels stay."""
     if channels != 3:
         return torch.eye(channels, dtype=like.dtype, device=like.device)
     rows = torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]], device=like.device)

@@ -1,9 +1,7 @@
 """Images of a fraction of the resolution (IDC): ``factor^2`` as many of them in the same bits.
-
 Published (Kim et al., ICML 2022, arXiv 2205.14959; its code at ceac95a): float32 pixels clamped to
 [0, 1], from every other pixel of real images of the class; here the area is averaged. SGD with
-momentum 0.5 at a learning rate of 5e-3 on CIFAR-10 and 1e-4 on Fashion-MNIST.
-"""
+momentum 0.5 at a learning rate of 5e-3 on CIFAR-10 and 1e-4 on Fashion-MNIST."""
 
 from typing import Any, Self
 
@@ -19,23 +17,12 @@ FACTOR = 2  # published: up to 64 pixels; 3 on ImageNet
 
 
 class DownsampledImages(PixelImages):
-    """``N`` images of ``1 / factor`` of the resolution, interpolated where they are rendered.
-
-    Built by :meth:`init_from`, or as :class:`PixelImages` with a larger ``resolution``.
-    """
+    """``N`` images of ``1 / factor`` of the resolution, interpolated where they are rendered."""
 
     @classmethod
-    def init_from(
-        cls, images: Tensor, labels: Tensor, *, factor: float = FACTOR, **more: Any
-    ) -> Self:
-        """Images shrunk by averaging; ``storage`` is ``fp32`` by default, as published.
-
-        Args:
-            factor: how many times smaller each side is stored, rounded down to whole pixels.
-
-        Raises:
-            ValueError: nothing is left of an image.
-        """
+    def init_from(cls, images: Tensor, labels: Tensor, *, factor=FACTOR, **more: Any) -> Self:
+        """Images shrunk by averaging, each side ``factor`` times, stored as fp32 by default; raises
+        ValueError where nothing is left of an image."""
         size = tuple(images.shape[2:])
         small = F.interpolate(images, stored_size(*size, factor), mode="bilinear", antialias=True)
         return cls(small, labels, **{"resolution": size, "storage": "fp32"} | more)

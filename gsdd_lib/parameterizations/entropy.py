@@ -1,8 +1,6 @@
 """An entropy coder for integers: interleaved rANS with stored histograms, in integer arithmetic.
-
-Equal values give equal bytes on every machine; any bytes decode to values or are refused.
-Source: Duda, arXiv 1311.2540 (rANS); Giesen, arXiv 1402.3392 (interleaved lanes).
-"""
+Equal values give equal bytes on every machine; any bytes decode to values or are refused. Source:
+Duda, arXiv 1311.2540 (rANS); Giesen, arXiv 1402.3392 (interleaved lanes)."""
 
 import struct
 from collections.abc import Callable
@@ -70,7 +68,6 @@ class Encoder:
         self._calls.append((values.ravel().astype(np.uint64) << shift, np.uint64(1) << shift))
 
     def finish(self) -> bytes:
-        """All values as bytes: header, histograms, the lanes' last states, their words."""
         total = sum(len(starts) for starts, _ in self._calls)
         lanes = min(MAX_LANES, 1 + total // SYMBOLS_PER_LANE)
         state, words = np.full(lanes, LOWEST, np.uint64), []
@@ -106,7 +103,6 @@ class Decoder:
         self._words = np.frombuffer(content[end:], "<u2").astype(np.uint64)
 
     def symbols(self, count: int) -> np.ndarray:
-        """The next ``count`` symbols, int64."""
         head, self._histograms = self._histograms[:2], self._histograms[2:]
         low, size = (head[0], head[1] + 1) if len(head) == 2 else (0, 0)
         weights = np.frombuffer(self._histograms[:size], np.uint8)
@@ -118,7 +114,6 @@ class Decoder:
         return low + self._read(count, lambda slot, _: (s := symbol_at[slot], starts[s], sizes[s]))
 
     def bits(self, widths: np.ndarray) -> np.ndarray:
-        """The next integers, of ``widths`` bits each, int64."""
         shifts, one = (PRECISION - widths.ravel()).astype(np.uint64), np.uint64(1)
         return self._read(
             len(shifts),
@@ -131,7 +126,6 @@ class Decoder:
             raise DamagedCodeError("it is altered")
 
     def _read(self, count: int, find: Callable) -> np.ndarray:
-        """The next values; ``find`` tells them with their start and size from a lane's low bits."""
         values = np.empty(count, np.int64)
         for first in range(0, count, len(self._state)):
             x = self._state[: count - first]

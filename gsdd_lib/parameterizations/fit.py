@@ -1,8 +1,6 @@
-"""Fit Gaussians to images by the mean squared error (paper, section 3.4).
-
-The published code's fit: ``FitConfig(init="first", fit_relocate=0, fit_start="published",
-fit_rates="uniform", fit_schedule="halving")``.
-"""
+"""Fit Gaussians to images by the mean squared error (paper, section 3.4). The published code's fit:
+``FitConfig(init="first", fit_relocate=0, fit_start="published", fit_rates="uniform",
+fit_schedule="halving")``."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,12 +19,11 @@ from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.parameterizations.initialization import MAX_POSITION, choose_images, relocate, spacing
 from gsdd_lib.splatting.splat import GEOMETRY
 
-POSITION_RATE = 3.0  # pixels that a position moves per unit of spacing and learning rate
-CHOLESKY_RATE = 1.0  # the same for a Cholesky factor
-BETAS = (0.9, 0.98)  # of Adam; a short memory of the squares: a fit lasts a few hundred steps
-PUBLISHED_BETAS = (0.9, 0.999)
-CONSTANT = 0.5  # share of the steps after which the cosine schedule falls
-LAST_RATE = 0.02  # of the cosine schedule, over the first
+# Pixels that a position, or a Cholesky factor, moves per unit of spacing and learning rate.
+POSITION_RATE, CHOLESKY_RATE = 3.0, 1.0
+# Of Adam; ours has a short memory of the squares: a fit lasts a few hundred steps.
+BETAS = {"spaced": (0.9, 0.98), "uniform": (0.9, 0.999)}
+CONSTANT, LAST_RATE = 0.5, 0.02  # cosine: share of the steps before it falls, and to what share
 HALF_LIFE = 20_000  # steps of the halving schedule
 MOVES, MOVE_EVERY, STEPS_TO_MOVE = 8, 0.05, 40  # relocations, the fits' share between two, minimum
 CURVE_POINTS = 25
@@ -45,11 +42,8 @@ class Fit:
 def initial_gaussians(
     data: ImageData, budget: Budget, config: FitConfig, *, seed: int, **more: Any
 ) -> Fit:
-    """``budget.gpc`` Gaussian images per class of the training split, initialized by ``config``.
-
-    Args:
-        more: ``render_config``, ``space`` and other arguments of :class:`GaussianImages`.
-    """
+    """``budget.gpc`` Gaussian images per class of the training split, initialized by ``config``;
+    ``more`` goes to :class:`GaussianImages`, as ``render_config`` and ``space``."""
     images = choose_images(data, budget.gpc, config.init, seed=seed)
     labels = torch.arange(data.num_classes).repeat_interleave(budget.gpc)
     more |= {"points": budget.points, "opacity": budget.opacity, "start": config.fit_start}
@@ -70,26 +64,16 @@ def fit_images(gaussians: GaussianImages, targets: Tensor, config: FitConfig) ->
 
 
 def fit_rows(gaussians: GaussianImages, targets: Tensor, config: FitConfig) -> Iterator[Row]:
-    """Fit ``gaussians`` in place to ``targets`` by the squared error in the Gaussians' own space.
-
-    Within the loop nothing waits for the device but the rows that are yielded.
-
-    Args:
-        targets: pixel values [N, C, H, W] in [0, 1], one image per Gaussian image.
-        config: all of it but ``init`` and ``fit_start``, which come before.
-
-    Yields:
-        About 25 times ``step`` and the images' mean ``psnr_db``.
-    """
+    """Fit in place to ``targets`` [N, C, H, W] in [0, 1], by the error in the Gaussians' own space.
+    ``config.init`` and ``fit_start`` come before. Yields about 25 times ``step`` and the images'
+    mean ``psnr_db``; nothing else waits for the device."""
     # All numbers in one tensor, each measured in its own rate: one fused kernel steps them all.
     rates = column_rates(gaussians, config).to(targets.device)
     packed, scaled = gaussians.packed, (gaussians.packed.detach() / rates).requires_grad_()
     unit, normalization = gaussians.space == "unit", gaussians.normalization
     goal = targets if unit else normalization.apply(targets)
-    bound = MAX_POSITION / rates[:2]
-    betas = BETAS if config.fit_rates == "spaced" else PUBLISHED_BETAS
-    adam = torch.optim.Adam([scaled], betas=betas, fused=True)
-    draw = generator(0, "fit", "relocate")
+    bound, draw = MAX_POSITION / rates[:2], generator(0, "fit", "relocate")
+    adam = torch.optim.Adam([scaled], betas=BETAS[config.fit_rates], fused=True)
     every, moves = max(1, config.fit_steps // CURVE_POINTS), relocation_steps(config)
     count = max(1, round(config.fit_relocate * gaussians.points))
 

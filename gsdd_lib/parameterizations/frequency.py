@@ -24,9 +24,8 @@ class FrequencyImages(Parameterization):
     """``N`` images of ``K`` frequencies each.
 
     Args:
-        coefficients: float [N, C, K], in the order of ``places``.
+        coefficients: float [N, C, K], in the order of ``places``; ``storage`` is bf16 or fp32.
         places: int64 [classes, K], different numbers ``u * W + v`` in each row: the mask.
-        more: resolution and normalization.
     """
 
     def __init__(
@@ -45,11 +44,8 @@ class FrequencyImages(Parameterization):
     def init_from(
         cls, images: Tensor, labels: Tensor, *, frequencies: int, real: Any = None, **more: Any
     ) -> Self:
-        """The ``frequencies`` per channel that vary most within a class; ValueError for too many.
-
-        Args:
-            real: images and labels to measure the variance of; left out, ``images``, as published.
-        """
+        """The ``frequencies`` per channel that vary most within a class of ``real`` images and
+        labels, by default these, as published; ValueError for too many."""
         most = images[0, 0].numel()
         if not 1 <= frequencies <= most:
             raise ValueError(f"{frequencies} frequencies of {most} pixels; choose 1 to {most}")
@@ -60,12 +56,12 @@ class FrequencyImages(Parameterization):
 
     @property
     def bits(self) -> int:
-        """Bits of all coefficients, and a bit per frequency and class for the mask."""
+        """Of the coefficients, and a bit per frequency and class for the mask."""
         mask_bits = len(self.places) * math.prod(self.resolution)
         return self.coefficients.numel() * BITS[self.storage] + mask_bits
 
     def pixels(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
-        """Pixel values [n, C, height, width]; higher frequencies are 0 at a higher resolution."""
+        """Higher frequencies are 0 at a higher resolution."""
         chosen = slice(None) if index is None else index
         stored = as_stored(self.coefficients[chosen], self.storage)
         places = self.places[self.labels[chosen], None].expand(-1, stored.shape[1], -1)
@@ -96,10 +92,8 @@ def cosines(frequencies: int, pixels: int) -> Tensor:
 
 
 def varying_most(images: Tensor, labels: Tensor, classes: int, count: int) -> Tensor:
-    """The ``count`` frequencies of each class that vary most: int64 [classes, count], ascending.
-
-    Of equal variance, as where a class has a single image, the lower frequency comes first.
-    """
+    """The ``count`` frequencies of each class that vary most: int64 [classes, count], ascending; of
+    equal variance, as where a class has a single image, the lower ones."""
     height, width = images.shape[2:]
     rows, columns = torch.arange(height) / height, torch.arange(width) / width
     rising = (rows.square()[:, None] + columns.square()).flatten().argsort(stable=True)

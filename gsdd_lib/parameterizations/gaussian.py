@@ -21,12 +21,10 @@ class GaussianImages(Parameterization):
     Args:
         packed: float32 [N, M, 5 + C + opacity], rows as :func:`splat` wants them.
         opacity: whether a row ends in an opacity.
-        space: what the Gaussians add up to: pixel values (``unit``), normalized when rendered, as
-            published; or ``normalized`` values, as in files written before version 3.
+        space: the Gaussians add up to pixel values (``unit``), as published, or, in files written
+            before version 3, to ``normalized`` ones.
         store_bf16: render from values rounded to bf16, as they are stored (paper, section 3.2).
         codec: grids of a few bits per number in the place of bf16; may be set at any moment.
-        render_config: switches of the operator.
-        more: normalization, and resolution, at which the Cholesky factors are measured in pixels.
     """
 
     def __init__(
@@ -53,11 +51,8 @@ class GaussianImages(Parameterization):
     def init_from(
         cls, images: Tensor, labels: Tensor, *, points: int, seed: int, start="detail", **more: Any
     ) -> Self:
-        """Gaussians before any fitting, ``points`` per image.
-
-        Args:
-            start: where the images have ``detail`` (:func:`place`), or :func:`place_as_published`.
-        """
+        """``points`` Gaussians per image before any fitting, where there is ``detail``
+        (:func:`place`) or as in the published code (:func:`place_as_published`)."""
         opacity = more.get("opacity", True)
         empty = images.new_zeros(len(images), points, GEOMETRY + images.shape[1] + opacity)
         made = cls(empty, labels, resolution=images.shape[2:], **more)
@@ -78,26 +73,21 @@ class GaussianImages(Parameterization):
 
     @property
     def bits(self) -> int:
-        """Bits of all Gaussians as they are stored."""
         if self.codec is not None:
             return 8 * len(encode(self.codec.quantize(self.packed.detach()), self.codec))
         return self.packed.numel() * (16 if self.store_bf16 else 32)
 
     def render(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
-        """Normalized images [n, C, height, width] at any resolution (default: the native one)."""
         images = self.splat(index, resolution)
         return images if self.space == "normalized" else self.normalization.apply(images)
 
     def pixels(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
-        """Pixel values, [0, 1] up to overshoot: [n, C, height, width]."""
         images = self.splat(index, resolution)
         return images if self.space == "unit" else self.normalization.invert(images)
 
     def splat(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
-        """The bare sum of the Gaussians, in their own space: [n, C, height, width].
-
-        Cholesky rows scale with their axis: l11 with the width, l21 and l22 with the height.
-        """
+        """The bare sum of the Gaussians, in their own space: [n, C, height, width]. Cholesky rows
+        scale with their axis: l11 with the width, l21 and l22 with the height."""
         packed = as_stored(self.packed, "bf16" if self.store_bf16 else "fp32")
         if self.codec is not None:
             packed = self.codec.round_packed(self.packed)

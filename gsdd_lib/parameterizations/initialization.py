@@ -1,7 +1,7 @@
 """Where Gaussians start: the images they are fitted to, their first places, and relocation."""
 
 import math
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,25 +12,17 @@ from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import class_members
 from gsdd_lib.splatting.splat import GEOMETRY
 
-Init = Literal["real", "first", "kmeans", "warmup", "random"]
-
 # The largest bf16 number below 1: a position clipped to it stays inside when it is stored.
 MAX_POSITION = 1 - 2**-8
 START_SIZE, MOVED_SIZE = 0.4, 0.3  # standard deviation over the spacing of the Gaussians
 PUBLISHED_OFFSET = 0.5  # that the published code adds to the diagonal of a stored Cholesky factor
 
 
-def choose_images(data: ImageData, count: int, init: Init, *, seed: int) -> Tensor:
-    """Training images to fit, ``count`` per class in the classes' order (paper, table 17).
-
-    Args:
-        init: ``real``, random images of each class; ``first``, its first ones, as published;
-            ``kmeans``, the ones nearest to k-means centers of the class; ``warmup`` and
-            ``random``, the data set's mean color, which shows the Gaussians no image.
-
-    Returns:
-        Pixel values [classes * count, C, H, W] in [0, 1]; a small class gives its images again.
-    """
+def choose_images(data: ImageData, count: int, init: str, *, seed: int) -> Tensor:
+    """Pixel values [classes * count, C, H, W] of training images to fit (paper, table 17).
+    ``init``: ``real``, random images of each class; ``first``, its first ones, as published;
+    ``kmeans``, the ones nearest to k-means centers of the class; ``warmup`` and ``random``, the
+    data set's mean color. A small class gives its images again."""
     if init in ("warmup", "random"):
         solid = torch.tensor(data.mean, device=data.device).view(1, -1, 1, 1)
         return solid.expand(count * data.num_classes, -1, *data.resolution).contiguous()
@@ -63,11 +55,8 @@ def spacing(points: int, height: int, width: int) -> float:
 
 
 def place(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Tensor:
-    """Packed Gaussians [N, points, 5 + C + opacity] where the images have detail.
-
-    Positions are sampled by the magnitude of an image's gradient, sizes follow from the spacing,
-    colors are half of the image's there, since neighbors overlap.
-    """
+    """Packed Gaussians [N, points, 5 + C + opacity], sampled where the images have steep gradients.
+    Sizes follow from the spacing; colors are half of the image's there, since neighbors overlap."""
     height, width = images.shape[2:]
     gray = pad(images.mean(1, keepdim=True), (1, 0, 1, 0), mode="replicate")[:, 0]
     vertical = (gray[:, 1:, 1:] - gray[:, :-1, 1:]).abs()
@@ -80,10 +69,8 @@ def place(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Te
 
 
 def place_as_published(images: Tensor, points: int, *, opacity: bool = True, seed: int) -> Tensor:
-    """Packed Gaussians [N, points, 5 + C + opacity] that do not depend on the images.
-
-    Uniform are positions in [-1, 1], colors and stored Cholesky factors in [0, 1]; opacities are 1.
-    """
+    """Packed Gaussians [N, points, 5 + C + opacity] that do not depend on the images: uniform are
+    positions in [-1, 1], colors and stored Cholesky factors in [0, 1]; opacities are 1."""
     draw = generator(seed, "fit", "place")
     packed = torch.rand(len(images), points, GEOMETRY + images.shape[1] + opacity, generator=draw)
     packed[..., :2] = 2 * packed[..., :2] - 1
@@ -93,7 +80,6 @@ def place_as_published(images: Tensor, points: int, *, opacity: bool = True, see
 
 
 def _gaussians_at(pixel: Tensor, images: Tensor, size: float, opacity: bool) -> Tensor:
-    """Round Gaussians at the given pixels [N, M], with the colors of ``images`` there."""
     channels, height, width = images.shape[1:]
     packed = images.new_ones(*pixel.shape, GEOMETRY + channels + opacity)
     packed[..., 0] = (pixel % width + 0.5) / width * 2 - 1
@@ -104,21 +90,11 @@ def _gaussians_at(pixel: Tensor, images: Tensor, size: float, opacity: bool) -> 
     return packed
 
 
-def relocate(
-    packed: Tensor, missing: Tensor, count: int, draw: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Move the ``count`` Gaussians of each image that do least to where most is wrong.
-
-    A Gaussian does as much as the square of its peak times its area. It starts again, small and
+def relocate(packed: Tensor, missing: Tensor, count: int, draw: Any) -> tuple[Tensor, Tensor]:
+    """Indices [N, count, 1] and new rows of the Gaussians that do least, now where most is wrong. A
+    Gaussian does as much as the square of its peak times its area. It starts again, small and
     round, at a pixel sampled by the fourth power of the smoothed error, with the error's color.
-
-    Args:
-        packed: [N, M, 5 + C + opacity].
-        missing: the images less what is rendered, [N, C, H, W].
-
-    Returns:
-        Their indices [N, count, 1] and new rows [N, count, 5 + C + opacity].
-    """
+    ``missing``: the images less what is rendered of ``packed``, [N, C, H, W]."""
     channels, height, width = missing.shape[1:]
     apart = spacing(packed.shape[1], height, width)
     window = 2 * int(apart / 4) + 1

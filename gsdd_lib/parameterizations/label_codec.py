@@ -14,11 +14,8 @@ HEADER = struct.Struct("<BBIIf")  # version, bits, images, classes, step
 
 
 class LabelCodec:
-    """Learned labels on a grid of one ``step`` below the largest logit of each image.
-
-    The softmax of logits does not change when a number is added to all. The lowest of the levels,
-    of ``bits`` (1 to 8) each, is ``(2^bits - 1) * step`` down.
-    """
+    """Learned labels on a grid of ``2^bits`` levels, a ``step`` apart, below the largest logit. The
+    softmax of logits does not change when a number is added to all."""
 
     def __init__(self, step: float, bits: int = 4) -> None:
         if not 1 <= bits <= MAX_BITS or not 0 < step < float("inf"):
@@ -31,13 +28,9 @@ class LabelCodec:
         """The step whose stored labels differ least from those of ``logits`` [N, K] (KL)."""
         widest = (logits.amax(1, keepdim=True) - logits).max().clamp(min=1e-3).item()
         codecs = [cls(widest * share / (2**bits - 1), bits) for share in np.linspace(0.05, 1, 39)]
-        exact = logits.log_softmax(1)
-
-        def divergence(codec: "LabelCodec") -> float:
-            stored = codec.round(logits).log_softmax(1)
-            return (exact.exp() * (exact - stored)).sum(1).mean().item()
-
-        return min(codecs, key=divergence)
+        exact, stored = logits.log_softmax(1), (each.round(logits) for each in codecs)
+        gaps = (exact - one.log_softmax(1) for one in stored)
+        return codecs[int(np.argmin([(exact.exp() * gap).sum(1).mean().item() for gap in gaps]))]
 
     def quantize(self, logits: Tensor) -> Tensor:
         """Levels below the largest logit of each row [N, K], int64."""
@@ -45,7 +38,6 @@ class LabelCodec:
         return (below / self.step).round().clamp(max=2**self.bits - 1).long()
 
     def dequantize(self, levels: Tensor) -> Tensor:
-        """Logits of levels, at most 0, float32."""
         return -self.step * levels.to(torch.float32)
 
     def round(self, logits: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ class NeuralFields(Parameterization):
     """``N`` images, each a SIREN of ``layers`` sine layers of ``width`` units.
 
     Args:
-        channels: colors of a pixel.
         layers, width: 3 x 20 at 128 pixels, 2 x 6 at 32 (DDiF at IPC 1 and 10).
         frequency: ``w_l`` of the layers after the first: 40 at 128 pixels, 10 at 32.
         generator: the source of the initial weights, which are uniform.
@@ -64,18 +63,10 @@ class NeuralFields(Parameterization):
             adam.zero_grad(set_to_none=True)
         return fields
 
-    @property
-    def numbers_per_image(self) -> int:
-        """Weights and biases of one field."""
-        return sum(part[0].numel() for part in self.parameters())
-
-    @property
-    def bits(self) -> int:
-        """Bits of all fields, stored as fp32."""
-        return len(self) * self.numbers_per_image * 32
+    numbers_per_image = property(lambda self: sum(part[0].numel() for part in self.parameters()))
+    bits = property(lambda self: len(self) * self.numbers_per_image * 32)
 
     def pixels(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
-        """Pixel values [n, C, height, width] at any resolution, differentiable in all weights."""
         height, width = resolution or self.resolution
         like = self.weights[0]
         picked = slice(None) if index is None else index
@@ -89,9 +80,7 @@ class NeuralFields(Parameterization):
 
 
 def pixel_coordinates(height: int, width: int) -> Tensor:
-    """(row, column) of each pixel, row by row: [height * width, 2].
-
-    -1 and 1 are the centers of the outer pixels, as in the published code; of a single one, 0.
-    """
+    """(row, column) of each pixel [height * width, 2], from -1 to 1 between the centers of the
+    outer ones, as in the published code; 0 of a single one."""
     ends = (torch.linspace(-1, 1, size) if size > 1 else torch.zeros(1) for size in (height, width))
     return torch.cartesian_prod(*ends)

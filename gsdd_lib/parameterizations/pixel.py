@@ -16,15 +16,12 @@ class PixelImages(Parameterization):
     """``N`` images as their pixel values.
 
     Args:
-        pixels: float [N, C, H, W]; 0 is black and 1 is white.
+        pixels: float [N, C, H, W]; 0 is black and 1 is white. ``resolution`` is theirs by default.
         storage: what a number is stored as, and rendered from. Integers are kept in [0, 1]; bf16
             and fp32 pixels are free, as the field's are.
-        more: normalization, and resolution (height, width), if rendered at another than stored.
     """
 
-    def __init__(
-        self, pixels: Tensor, labels: Tensor, *, storage: Storage = "uint8", **more: Any
-    ) -> None:
+    def __init__(self, pixels: Tensor, labels: Tensor, storage: Storage = "uint8", **more: Any):
         super().__init__(labels, **{"resolution": pixels.shape[2:]} | more)
         self._check(pixels, "[N, C, H, W]", storage)
         self.packed = nn.Parameter(pixels.to(torch.float32, copy=True))
@@ -32,16 +29,12 @@ class PixelImages(Parameterization):
 
     @classmethod
     def init_from(cls, images: Tensor, labels: Tensor, **more: Any) -> Self:
-        """The images themselves."""
         return cls(images, labels, **more)
 
-    @property
-    def bits(self) -> int:
-        """Bits of all pixels as they are stored."""
-        return self.packed.numel() * BITS[self.storage]
+    bits = property(lambda self: self.packed.numel() * BITS[self.storage])
 
     def pixels(self, index: Tensor | None = None, resolution: Size = None) -> Tensor:
-        """Pixel values as stored [n, C, height, width]; bilinear at other than the stored size."""
+        """As stored; bilinear at other than the stored size."""
         stored = as_stored(self.packed if index is None else self.packed[index], self.storage)
         size = tuple(resolution or self.resolution)
         same = size == stored.shape[2:]
@@ -54,11 +47,9 @@ class PixelImages(Parameterization):
             self.packed.clamp_(0, 1)
 
 
-def random_real_pixels(
-    data: ImageData, per_class: int, *, seed: int, storage: Storage = "uint8"
-) -> PixelImages:
+def random_real_pixels(data: ImageData, per_class: int, *, seed: int, **more: Any) -> PixelImages:
     """``per_class`` random training images of each class, those of ``baselines.RealImages``."""
     draw = generator(seed, "evaluate", "random real")
     chosen = data.train.select(keep_per_class(data.train.labels, per_class, generator=draw))
     pixels = chosen.images.float() / 255
-    return PixelImages(pixels, chosen.labels, normalization=data.normalization, storage=storage)
+    return PixelImages(pixels, chosen.labels, normalization=data.normalization, **more)

@@ -1,41 +1,25 @@
-"""Independent checks of the splatting operator, and the error between two of its implementations.
-
-Notebook 01 compares it with gsplat's torch code for the footprint of a single Gaussian, with the
-exact mean of a Gaussian over each pixel, and with its other implementations.
-"""
+"""Independent checks of the splatting operator, and the error between two of its implementations:
+gsplat's torch code for the footprint of a single Gaussian, and the exact mean over each pixel."""
 
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsdd_lib.splatting.reference import (
-    MINIMUM_VARIANCE,
-    PREFILTER_VARIANCE,
-    SUPPORT,
-    covariance_matrix,
-    falloffs,
-    pixel_center,
-    published_mask,
-)
+from gsdd_lib.splatting import reference as oracle
 from gsdd_lib.splatting.splat import GEOMETRY, splat
+
+Pair = tuple[Tensor, Tensor]  # image and gradient
 
 
 def exact_pixels(params: Tensor, height: int, width: int, *, per_axis: int = 16) -> Tensor:
-    """What a perfect camera sees: the Gaussians themselves averaged over each pixel's square.
-
-    There is no pre-filter, and the variance that keeps Sigma invertible is added in pixels of the
-    fine grid, where it is negligible.
-
-    Args:
-        params: ``[B, M, 6 + C]`` with opacity, as the operator takes them.
-        per_axis: samples per pixel and axis, even.
-    """
+    """What a perfect camera sees: Gaussians ``[B, M, 6 + C]`` averaged over each pixel's square.
+    There is no pre-filter; the variance that keeps Sigma invertible is added on the fine grid.
+    ``per_axis``: samples per pixel and axis, even."""
     factor = per_axis // 2  # pixels of the fine grid have two samples
     scale = torch.ones_like(params[0, 0])
     scale[2:GEOMETRY] = factor
@@ -44,43 +28,34 @@ def exact_pixels(params: Tensor, height: int, width: int, *, per_axis: int = 16)
 
 
 def keep_light(params: Tensor) -> Tensor:
-    """Opacities divided by how much the pre-filter makes a Gaussian's total light grow.
-
-    The factor is ``sqrt(det(L L^T) / det(L L^T + I / 12))``, gsplat's "compensation". The paper
-    does not do this.
-    """
-    grown = covariance_matrix(params[..., 2:GEOMETRY]).det().sqrt()
+    """Opacities times ``sqrt(det(L L^T) / det(L L^T + I / 12))``, gsplat's "compensation", which
+    the paper does not have: the pre-filter does not make a Gaussian's total light grow."""
+    grown = oracle.covariance_matrix(params[..., 2:GEOMETRY]).det().sqrt()
     factor = (params[..., 2] * params[..., 4]).abs() / grown
     return torch.cat([params[..., :-1], params[..., -1:] * factor[..., None]], dim=-1)
 
 
 def fullest_tile(params: Tensor, height: int, width: int) -> int:
     """Most Gaussians ``[B, M, R]`` that the published kernel lists for a tile; it adds 256."""
-    center = pixel_center(params[..., :2], height, width)
-    covariance = covariance_matrix(params[..., 2:GEOMETRY])
+    center = oracle.pixel_center(params[..., :2], height, width)
+    covariance = oracle.covariance_matrix(params[..., 2:GEOMETRY])
     listed = params.new_zeros(len(params), height * width)
     for part in torch.arange(params.shape[1]).split(256):  # so that its limit never acts
         full = params.new_ones(len(params), len(part), height * width)
-        listed += published_mask(full, center[:, part], covariance[:, part], height, width).sum(1)
+        listed += oracle.published_mask(
+            full, center[:, part], covariance[:, part], height, width
+        ).sum(1)
     return int(listed.max())
 
 
-# -------------------------------------------------------------------------- gsplat's torch code
-
-
-def gsplat_scene(
-    params: Tensor, height: int, width: int, *, samples: int = 2, prefilter: bool = True
-) -> dict[str, Any]:
-    """Gaussians ``[B, M, 6 + C]`` as gsplat's rasterizer takes them, all but the image's size.
-
-    One orthographic camera per image, all Gaussians at one depth, the variance added to them as its
-    own, and ``samples`` of its pixels for each of ours, per axis.
-    """
+def gsplat_scene(params: Tensor, height: int, width: int, *, samples=2, prefilter=True) -> dict:
+    """Gaussians ``[B, M, 6 + C]`` as gsplat's rasterizer takes them, all but the image's size. An
+    orthographic camera per image, all Gaussians at one depth, ``samples`` per axis and pixel."""
     l11, l21, l22 = params[..., 2:GEOMETRY].unbind(-1)
     flat = torch.stack([l11**2, l11 * l21, l11 * l21, l21**2 + l22**2], -1).unflatten(-1, (2, 2))
     camera = torch.diag(params.new_tensor([samples, samples, 1.0]))
     return {
-        "means": F.pad(pixel_center(params[..., :2], height, width), (0, 1), value=1.0),
+        "means": F.pad(oracle.pixel_center(params[..., :2], height, width), (0, 1), value=1.0),
         "covars": F.pad(flat, (0, 1, 0, 1)),
         "quats": None,
         "scales": None,
@@ -88,7 +63,7 @@ def gsplat_scene(
         "colors": params[..., GEOMETRY:-1],
         "viewmats": torch.eye(4).to(params).expand(len(params), 1, 4, 4),
         "Ks": camera.expand(len(params), 1, 3, 3),
-        "eps2d": (PREFILTER_VARIANCE if prefilter else MINIMUM_VARIANCE) * samples**2,
+        "eps2d": (oracle.PREFILTER_VARIANCE if prefilter else oracle.MINIMUM_VARIANCE) * samples**2,
         "camera_model": "ortho",
         "packed": False,
     }
@@ -98,17 +73,9 @@ def gsplat_images(
     params: Tensor, height: int, width: int, *, prefilter: bool = True, supersample: bool = True
 ) -> Tensor:
     """Render with the torch code inside gsplat, one Gaussian at a time, and add up; differentiable.
-
-    gsplat's are the projection of position and covariance, the variance added to it, the conic, and
-    ``alpha = opacity exp(-sigma)`` at the pixel centers. Ours are ``L L^T``, which pixels belong to
-    the support, the sum over Gaussians, and the 2x2 samples, the pixels of an image twice as large.
-
-    Args:
-        params: ``[B, M, 6 + C]``, opacities in [0, 0.999), where gsplat clamps a weight.
-
-    Raises:
-        ImportError: gsplat is not installed.
-    """
+    gsplat's are projection, added variance, conic, and ``alpha = opacity exp(-sigma)``. Ours are
+    ``L L^T``, the support, the sum, and the samples, pixels of an image twice as large. ``params``:
+    ``[B, M, 6 + C]``, opacities in [0, 0.999). Raises ImportError without gsplat."""
     from gsplat.cuda import _torch_impl
 
     samples = 2 if supersample else 1
@@ -123,17 +90,14 @@ def gsplat_images(
         half, white = torch.full_like(rows[..., -1], 0.5), torch.ones_like(rows[..., :1])
         everywhere = torch.arange(len(rows) * size[0] * size[1])
         falloff = 2 * _gsplat_alpha(*shapes, half, white, size, everywhere)
-        inside = (falloff >= SUPPORT).flatten().nonzero().squeeze(1)
+        inside = (falloff >= oracle.SUPPORT).flatten().nonzero().squeeze(1)
     single = _gsplat_alpha(*shapes, scene["opacities"], scene["colors"], size, inside)
     return F.avg_pool2d(single.unflatten(0, params.shape[:2]).sum(1).movedim(-1, 1), samples)
 
 
 def _gsplat_alpha(centers, conics, opacities, colors, size, samples) -> Tensor:
-    """``alpha * color`` of I single Gaussians at the given samples: ``[I, height, width, C]``.
-
-    gsplat hands the compositing to nerfacc. With one Gaussian per image there is nothing to
-    composite (its weight is its alpha), so a stand-in of that one case takes nerfacc's place.
-    """
+    # ``alpha * color`` of single Gaussians at the given samples, [I, height, width, C]. gsplat
+    # has nerfacc composite; of one Gaussian there is nothing to: a stand-in takes its place.
     from gsplat.cuda import _torch_impl
 
     def add_up(weights, values, ray_indices, n_rays):
@@ -151,12 +115,7 @@ def _gsplat_alpha(centers, conics, opacities, colors, size, samples) -> Tensor:
         return _torch_impl.accumulate(centers, conics, opacities, colors, *rays)[0]
 
 
-# ------------------------------------------------------------------------------ two implementations
-
-
-def image_and_gradient(
-    render: Callable[[Tensor], Tensor], params: Tensor, cotangent: Tensor
-) -> tuple[Tensor, Tensor]:
+def image_and_gradient(render: Callable, params: Tensor, cotangent: Tensor) -> Pair:
     """``render(params)`` and the gradient of ``sum(cotangent * image)``, on any device."""
     leaf = params.detach().clone().requires_grad_()
     image = render(leaf)
@@ -164,23 +123,13 @@ def image_and_gradient(
     return image.detach(), gradient
 
 
-def agreement(
-    result: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor], decided: Tensor
-) -> dict[str, float]:
-    """Largest errors of one implementation (image and gradient) against another.
-
-    Args:
-        decided: ``[B, 1, H, W]``, pixels that count (:func:`decided_pixels`); the gradients must
-            be of a cotangent that is zero at the others.
-
-    Returns:
-        ``image``: the largest absolute error. ``position``, ``cholesky``, ``color``, ``opacity``:
-        that of the gradient, over the attribute's largest gradient.
-    """
-    image, gradient = (
-        (one.cpu().double() - other.cpu().double()).abs()
-        for one, other in zip(result, reference, strict=True)
-    )
+def agreement(result: Pair, reference: Pair, decided: Tensor) -> dict[str, float]:
+    """Largest errors of one implementation (image and gradient) against another: absolute of the
+    ``image``; of ``position``, ``cholesky``, ``color``, ``opacity`` over their largest gradient.
+    ``decided``: ``[B, 1, H, W]``, pixels that count (:func:`decided_pixels`); the gradients must be
+    of a cotangent that is zero at the others."""
+    pairs = zip(result, reference, strict=True)
+    image, gradient = ((one.cpu().double() - two.cpu().double()).abs() for one, two in pairs)
     errors = {"image": (image * decided).max().item()}
     for name, columns in attributes(gradient.shape[-1]).items():
         largest = reference[1][..., columns].abs().max().item()
@@ -196,28 +145,18 @@ def attributes(params_row: int) -> dict[str, slice]:
 
 
 def decided_pixels(
-    params: Tensor,
-    height: int,
-    width: int,
-    *,
-    opacity: bool = True,
-    saturate: bool = True,
-    prefilter: bool = True,
-    supersample: bool = True,
-    margin: float = 2e-5,
+    params: Tensor, height: int, width: int, *, margin: float = 2e-5, **switches: bool
 ) -> Tensor:
-    """Pixels ``[B, 1, H, W]`` on which two exact renderers must agree.
-
-    The operator jumps at the rim of the support and bends where a weight reaches 1. A sample
-    within ``margin`` of either may be rounded to the other side; its pixel is left out.
-    """
-    per_pixel = 4 if supersample else 1
+    """Pixels ``[B, 1, H, W]`` on which two exact renderers with these switches must agree. The
+    operator jumps at the rim of the support and bends where a weight reaches 1. A sample within
+    ``margin`` of either may be rounded to the other side; its pixel is left out."""
+    opacity, saturate = (switches.pop(name, True) for name in ("opacity", "saturate"))
+    per_pixel = 4 if switches.get("supersample", True) else 1
     size = (len(params), height * width * per_pixel)
     undecided = torch.zeros(size, dtype=torch.bool, device=params.device)
-    each = falloffs(params, height, width, prefilter=prefilter, supersample=supersample)
-    for k, falloff in enumerate(each):
+    for k, falloff in enumerate(oracle.falloffs(params, height, width, **switches)):
         strength = params[:, k, -1:] if opacity else torch.ones_like(falloff)
-        undecided |= (strength.abs().clamp(min=1) * falloff / SUPPORT - 1).abs() < margin
+        undecided |= (strength.abs().clamp(min=1) * falloff / oracle.SUPPORT - 1).abs() < margin
         if saturate:
             undecided |= (strength * falloff - 1).abs() < margin
     return ~undecided.view(len(params), 1, height, width, per_pixel).any(-1)

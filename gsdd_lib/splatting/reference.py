@@ -1,9 +1,6 @@
-"""The splatting operator in plain torch: the oracle that every kernel is tested against.
-
-``image(x) = mean over samples of sum_k opacity_k * exp(-sigma_k(x)) * color_k`` (paper, eq. 2-4)
-with ``sigma = 0.5 * d^T Sigma^-1 d``, ``d = x - center``, line by line, for any dtype and device.
-It costs memory for every Gaussian at every sample, and serves where no compiler is found.
-"""
+"""The splatting operator in plain torch: the oracle that every kernel is tested against, line by
+line ``image(x) = mean over samples of sum_k opacity_k * exp(-sigma_k(x)) * color_k`` (paper, eq.
+2-4) with ``sigma = 0.5 * d^T Sigma^-1 d``, ``d = x - center``, for any dtype and device."""
 
 from collections.abc import Iterator
 
@@ -17,33 +14,20 @@ MAX_ELEMENTS = 2**24  # Gaussians x samples held at once; larger batches go imag
 
 
 def splat_reference(
-    params: Tensor,
-    height: int,
-    width: int,
-    *,
-    opacity: bool = True,
-    saturate: bool = True,
-    prefilter: bool = True,
-    supersample: bool = True,
-    index: Tensor | None = None,
-    published_support: bool = False,
+    params: Tensor, height: int, width: int, *, index=None, published_support=False, **switches
 ) -> Tensor:
-    """Render ``params [B, M, 5 + C + opacity]`` to ``[B, C, height, width]``, densely.
-
-    Args:
-        published_support: use the published kernel's support rule, faults included
-            (:func:`published_mask`). All other arguments are the operator's
-            (:func:`gsdd_lib.splatting.splat.splat`).
-    """
+    """Render as :func:`gsdd_lib.splatting.splat.splat`, densely, in any number of colors.
+    ``published_support``: use the published kernel's support rule (:func:`published_mask`)."""
     if index is not None:
         params = params.index_select(0, index)
-    samples = height * width * (4 if supersample else 1)
-    step = max(1, MAX_ELEMENTS // max(1, params.shape[1] * samples))
-    switches = (opacity, saturate, prefilter, supersample, published_support)
-    return torch.cat([_render(part, height, width, *switches) for part in params.split(step)])
+    samples = height * width * (4 if switches.get("supersample", True) else 1)
+    parts = params.split(max(1, MAX_ELEMENTS // max(1, params.shape[1] * samples)))
+    return torch.cat([_render(p, height, width, published_support, **switches) for p in parts])
 
 
-def _render(params, height, width, opacity, saturate, prefilter, supersample, published) -> Tensor:
+def _render(
+    params, height, width, published, opacity=True, saturate=True, prefilter=True, supersample=True
+) -> Tensor:
     batch, points, row = params.shape
     channels = row - 5 - opacity
     if points == 0:
@@ -82,10 +66,8 @@ def covariance_matrix(cholesky: Tensor, prefilter: bool = True) -> Tensor:
 
 
 def sample_grid(height: int, width: int, per_axis: int) -> Tensor:
-    """Sample positions ``[height * width * per_axis**2, 2]`` as (x, y), a pixel's samples together.
-
-    One sample lies at the pixel's center; two per axis lie at 0.25 and 0.75 (paper, section 3.3).
-    """
+    """Sample positions ``[height * width * per_axis**2, 2]`` as (x, y), a pixel's samples together:
+    one at its center; two per axis at 0.25 and 0.75 (paper, section 3.3)."""
     inside = (torch.arange(per_axis, dtype=torch.float64) + 0.5) / per_axis
     rows, columns = (torch.arange(size, dtype=torch.float64) for size in (height, width))
     y, x, dy, dx = torch.meshgrid(rows, columns, inside, inside, indexing="ij")
@@ -108,14 +90,9 @@ def published_mask(
     weight: Tensor, center: Tensor, covariance: Tensor, height: int, width: int, tile: int = 16
 ) -> Tensor:
     """Where the published kernel adds a Gaussian, its two faults included; for notebook 01 only.
-
-    Beside the cut at 1/255 of the weight it drops a Gaussian (1) in every 16-pixel tile that the
-    square of ``ceil(3 sqrt(lambda_max))`` around its center does not touch, and (2) in every tile
-    where 256 Gaussians came before it.
-
-    Args:
-        weight: opacity times falloff, ``[B, M, S]``, samples ordered as :func:`sample_grid` does.
-    """
+    Beside the cut at 1/255 of the ``weight`` [B, M, S] it drops a Gaussian (1) in every 16-pixel
+    tile that the square of ``ceil(3 sqrt(lambda_max))`` around its center does not touch, and (2)
+    where 256 Gaussians came before it in the tile."""
     radius = (3 * torch.linalg.eigvalsh(covariance)[..., -1].sqrt()).ceil()[..., None]
     low = ((center - radius) / tile).floor() * tile  # first pixel of the first tile touched
     high = ((center + radius) / tile).floor() * tile + tile

@@ -1,9 +1,6 @@
-"""The differentiable splatting operator: ``splat(params, height, width) -> images``.
-
-Its conventions are stated in ``cuda_ext/splat_math.h``; ``splat_reference`` is the same in torch.
-Registered as ``gsdd::splat`` and ``gsdd::splat_backward`` in Python: arguments are checked before C
-is called, which reports by a number, for an exception thrown by a kernel could end the process.
-"""
+"""The differentiable splatting operator: ``splat(params, height, width) -> images``. Its
+conventions are stated in ``cuda_ext/splat_math.h``; ``splat_reference`` is the same in torch.
+Arguments are checked before C is called, whose exceptions could end the process."""
 
 import functools
 import warnings
@@ -43,7 +40,6 @@ def splat(
             ``C`` colors (1 to 4, any number), and, with ``opacity``, its opacity (any number).
             float32, float64, or bfloat16, which is computed and returned in float32. A Gaussian
             with a non-finite number renders nothing and gets a zero gradient.
-        height, width: of the images, in pixels.
         opacity: whether the last number of a row is an opacity; without it, 1.
         saturate: clamp a Gaussian's weight ``opacity * exp(-sigma)`` at 1.
         prefilter: add the variance of a pixel, 1/12, to the covariance (anti-aliasing).
@@ -56,9 +52,6 @@ def splat(
 
     Raises:
         SplatError: one sentence saying which argument is wrong and what fits.
-
-    >>> splat(torch.tensor([[[0.0, 0.0, 2.0, 0.0, 2.0, 1.0, 1.0]]]), 5, 5)[0, 0, 2, 2] > 0.9
-    tensor(True)
     """
     arguments = (params, height, width, opacity, saturate, prefilter, supersample, index)
     _check(*arguments)
@@ -76,10 +69,7 @@ def splat(
 
 
 def backend_ready(device: str = "cpu") -> bool:
-    """Whether there are kernels for a type of device; builds them when first asked.
-
-    Warns once for a type that has none: the reference serves there.
-    """
+    """Whether a type of device has kernels, built when first asked; warns once if it has none."""
     return _ready_once(device)
 
 
@@ -98,11 +88,9 @@ def _ready_once(device: str) -> bool:
             return bool(cuda_ext.load(device))
         except cuda_ext.BuildError as error:
             reason = str(error)
-    warnings.warn(
-        f"The compiled splatting operator is not available on {device} ({reason}); the plain torch "
-        "version serves instead, exact but some hundred times slower.",
-        stacklevel=4,
-    )
+    problem = f"The compiled splatting operator is not available on {device} ({reason})"
+    instead = "the plain torch version serves instead, exact but some hundred times slower."
+    warnings.warn(f"{problem}; {instead}", stacklevel=4)
     return False
 
 
@@ -112,10 +100,9 @@ def _check(params, height, width, opacity, saturate, prefilter, supersample, ind
         raise SplatError(f"params must be {wanted}, got {_described(params)}.")
     channels = params.shape[2] - GEOMETRY - int(opacity)
     if not 1 <= channels <= 4:
-        raise SplatError(
-            f"params has {params.shape[2]} numbers per Gaussian, which makes {channels} colors "
-            f"{'with' if opacity else 'without'} an opacity; 1 to 4 colors can be rendered."
-        )
+        colors = f"{channels} colors {'with' if opacity else 'without'} an opacity"
+        numbers = f"{params.shape[2]} numbers per Gaussian, which makes {colors}"
+        raise SplatError(f"params has {numbers}; 1 to 4 colors can be rendered.")
     if height < 1 or width < 1:
         raise SplatError(f"height and width must be at least 1 pixel, got {height} x {width}.")
     if index is None:
@@ -137,19 +124,13 @@ def _check_gradient(v_images, params, opacity, saturate, prefilter, supersample,
 
 
 def _described(value: object) -> str:
-    if not isinstance(value, Tensor):
-        return str(type(value))
-    return f"{value.dtype} {list(value.shape)} on {value.device}"
-
-
-# -------------------------------------------------------------------------------- differentiation
+    tensor = isinstance(value, Tensor)
+    return f"{value.dtype} {list(value.shape)} on {value.device}" if tensor else str(type(value))
 
 
 def _unobserved(params: Tensor, index: Tensor | None) -> bool:
-    """Whether no subclass, mode, transformation or trace has to see a call.
-
-    Then the kernels are called without the dispatcher, which takes most of a small call's time.
-    """
+    """Whether no subclass, mode, transformation or trace has to see a call: most of a small call's
+    time is the dispatcher's, which is then left out."""
     return (
         type(params) in (Tensor, torch.nn.Parameter)
         and (index is None or type(index) is Tensor)
@@ -162,8 +143,7 @@ def _unobserved(params: Tensor, index: Tensor | None) -> bool:
 
 
 def _transformed() -> bool:
-    """Whether torch.func transforms the call."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._functorch.peek_interpreter_stack() is not None  # by torch.func
 
 
 def _below_autograd(name: str, kernel: Callable) -> Callable:
@@ -190,14 +170,12 @@ def _backward(ctx, v_images):
 
 
 def _refuse_forward_mode(ctx, *tangents):
-    raise RuntimeError(
-        "splat has no forward-mode derivative (jvp, jacfwd, forward_ad): use reverse mode (grad, "
-        "vjp, jacrev), or splat_reference, which has both."
-    )
+    instead = "use reverse mode (grad, vjp, jacrev), or splat_reference, which has both."
+    raise RuntimeError(f"splat has no forward-mode derivative (jvp, jacfwd, forward_ad): {instead}")
 
 
 class _Splat(torch.autograd.Function):
-    """The operator with its gradient, for calls that nothing observes: it costs least."""
+    """The operator for calls that nothing observes: it costs least."""
 
     @staticmethod
     def forward(ctx, *inputs):
@@ -209,7 +187,7 @@ class _Splat(torch.autograd.Function):
 
 
 class _ObservedSplat(torch.autograd.Function):
-    """The same through the dispatcher, and in the form that torch.func needs."""
+    """The same through the dispatcher, in the form that torch.func needs."""
 
     generate_vmap_rule = True
     forward = staticmethod(_below_autograd("splat", render))
@@ -219,8 +197,6 @@ class _ObservedSplat(torch.autograd.Function):
 
 
 class _SplatBackward(torch.autograd.Function):
-    """The gradient, which has none of its own."""
-
     generate_vmap_rule = True
     forward = staticmethod(_below_autograd("splat_backward", gather))
     setup_context = staticmethod(lambda ctx, inputs, output: None)
@@ -229,13 +205,8 @@ class _SplatBackward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, v_params):
-        raise RuntimeError(
-            "splat is differentiable once: differentiate twice through the network, never through "
-            "the renderer, or use splat_reference."
-        )
-
-
-# ------------------------------------------------------------------------------------ registration
+        instead = "through the network, never through the renderer, or use splat_reference."
+        raise RuntimeError(f"splat is differentiable once: differentiate twice {instead}")
 
 
 def _register(name: str, first: str, check, kernel, fake, function) -> None:
@@ -270,14 +241,7 @@ def _fake_gradient(v_images, params, *others):
     return params.new_empty(params.shape)
 
 
-_register(
-    "splat", "Tensor params, int height, int width", _check, render, _fake_images, _ObservedSplat
-)
-_register(
-    "splat_backward",
-    "Tensor v_images, Tensor params",
-    _check_gradient,
-    gather,
-    _fake_gradient,
-    _SplatBackward,
-)
+first = "Tensor params, int height, int width"
+_register("splat", first, _check, render, _fake_images, _ObservedSplat)
+first = "Tensor v_images, Tensor params"
+_register("splat_backward", first, _check_gradient, gather, _fake_gradient, _SplatBackward)

@@ -8,9 +8,9 @@ from gsdd_lib.benchmarks.decoding import (
     Decoding,
     decode_job,
     field_numbers,
-    fitted,
     measure,
 )
+from gsdd_lib.benchmarks.operator import Workload, fitted_gaussians
 from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.parameterizations.neural_field import NeuralFields
 
@@ -27,7 +27,7 @@ def test_every_method_stays_within_its_bytes():
 @pytest.mark.parametrize("method", METHODS)
 def test_a_job_makes_the_batch_and_its_gradients(method):
     case = Decoding(12, 3, 400)
-    gaussians = fitted(case, 2)
+    gaussians = fitted_gaussians(Workload(3, case.points, 12, 12, 3), steps=2).numpy()
     (image,) = decode_job(method, "forward", case, gaussians)()
     assert image.shape == (3, 3, 12, 12) and not image.requires_grad
     made = decode_job(method, "forward + backward", case, gaussians)()
