@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 from gsdd_lib.experiment.parameter_files import load_parameters
-from gsdd_lib.experiment.runner import SOURCES, cases
+from gsdd_lib.experiment.runner import cases
 
 PROFILE = config.get("profile", "demo")
 REPORT = "99_report"  # reads the results of all others, so it waits for them
@@ -38,6 +38,7 @@ NPROC, GPUS = int(config.get("nproc", 1)), int(config.get("gpus", 0))  # of a jo
 ALONE = {"01_kernel_validation", "02_image_fitting", "12_efficiency", "13_imagenet1k", REPORT}
 WITHOUT_GPU = {REPORT}
 
+SOURCES = ("gsdd_lib/**/*.py", "cuda_ext/*.py", "cuda_ext/*.h", "cuda_ext/*.c*")
 LIBRARY = sorted(str(path) for pattern in SOURCES for path in Path().glob(pattern))
 
 
