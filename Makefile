@@ -44,8 +44,8 @@ test: $(ENVIRONMENT) compiler ## Lint, unit tests, and every notebook with its s
 	$(PYTHON) -m ruff format --check $(SOURCES)
 	$(PYTHON) -m pytest
 ifneq ($(NOTEBOOKS),)
-	TQDM_DISABLE=1 $(PYTHON) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 \
-	  --nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
+	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(CORES) --dist loadfile --nbval-lax \
+	  --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
 else
 	@echo "notebooks/ holds no notebook: nothing for nbval to run."
 endif

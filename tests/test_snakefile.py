@@ -1,4 +1,4 @@
-"""The Snakefile's dry runs: processes and GPUs of a job, and the profile for Slurm."""
+"""The Snakefile in dry runs: processes and GPUs of a job, and the profile for Slurm without it."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The form in the index: filled from a file, refused, run, watched, stopped and gone on with."""
+"""The form of a run: filled from a file, refused, run, watched, stopped and gone on with."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from selenium.webdriver import Keys
 
-from tests_browser.lab import Lab
+from tests_browser.lab import SCROLLER, Lab
 
 FORM = "live.form("
 RUN = 300  # seconds that a smoke run may take on a busy machine
@@ -66,7 +66,7 @@ def test_a_wrong_value_is_refused_in_one_sentence(form: Lab, project: Path):
     assert not (project / "runs/forms").exists()
 
 
-def test_a_run_is_watched_stopped_and_gone_on_with(form: Lab, project: Path):
+def test_a_run_is_watched_stopped_and_gone_on_with(form: Lab):
     enter(form, "steps", "1500")
     press(form, "Run")
     form.until(lambda: "running" in said(form) and "dm " in said(form), "progress", RUN)
@@ -75,11 +75,34 @@ def test_a_run_is_watched_stopped_and_gone_on_with(form: Lab, project: Path):
     press(form, "Stop")
     form.until(lambda: "goes on from the last checkpoint" in said(form), "end of the run", 60)
     form.shot("form_stopped")
+    press(form, "Run")
+    form.until(lambda: "resuming at step" in said(form), "line that says so", RUN)
+    press(form, "Stop")
+    form.until(lambda: "goes on from the last checkpoint" in said(form), "end of the run", 60)
+
+
+def test_a_finished_run_links_to_its_notebook_and_figures(form: Lab, project: Path):
     enter(form, "steps", "61")
     press(form, "Run")
-    form.until(lambda: "done" in said(form) and "results in" in said(form), "result", RUN)
+    form.until(lambda: "results in figures/own" in said(form), "result", RUN)
+    form.js(f"document.querySelector('{SCROLLER}').scrollTop = 1000")
     form.shot("form_done")
-    links = [link.get_attribute("href") for link in form.all(".jp-OutputArea a")]
-    assert any("history.png" in link for link in links) and "/lab/tree/figures/own" in links[0]
     (made,) = (project / "figures/own/00_quickstart").iterdir()
     assert "steps = 61" in (made / f"{made.name}.ipynb").read_text("utf-8")
+    links = {link.text: link for link in form.all(".jp-OutputArea a")}
+    assert {f"{made.name}.ipynb", "history.png"} <= set(links)
+    links[f"{made.name}.ipynb"].click()
+    path = f"figures/own/00_quickstart/{made.name}/{made.name}.ipynb"
+    form.until(lambda: form.js("return panel.context.path") == path, "executed notebook")
+
+
+@pytest.mark.parametrize(
+    ("stem", "cell"), [("index", "explore.RunBrowser("), ("00_quickstart", "budget_chooser(")]
+)
+def test_the_picture_of_a_widget_is_there_before_a_kernel_is(lab: Lab, stem: str, cell: str):
+    lab.open(f"notebooks/{stem}.ipynb")
+    sources = ["".join(each["source"]) for each in lab.notebook()["cells"]]
+    (number,) = (number for number, source in enumerate(sources) if cell in source)
+    lab.show(number)
+    lab.until(lambda: lab.all(".jp-OutputArea img"), "picture")
+    lab.shot(f"widget_{stem}")

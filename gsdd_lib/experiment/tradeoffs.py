@@ -82,7 +82,7 @@ def pruning(
 
     Args:
         table: columns order, share (0 to 1) and mean, percent.
-        prune: an even number of images [n, C, H, W] without that share of their Gaussians.
+        prune: images [n, C, H, W] without that share of their Gaussians.
     """
     figure, pictures = plt.figure(figsize=(PAGE, 2.2), layout="constrained"), prune(order, share)
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.3])
@@ -92,8 +92,11 @@ def pruning(
         ax.plot(100 * part["share"], part["mean"], **look)
     ax.axvline(100 * share, color="0.3", lw=0.8, ls=":")
     ax.set(xlabel=f"Gaussians removed (%), {order}", ylabel="test accuracy (%)", ylim=(0, None))
-    for spot, picture in zip(right.subplots(2, len(pictures) // 2).flat, pictures, strict=True):
-        show_image(spot, picture)
+    columns = -(-len(pictures) // 2)
+    for number, spot in enumerate(right.subplots(2, columns, squeeze=False).flat):
+        spot.set_axis_off()
+        if number < len(pictures):
+            show_image(spot, pictures[number])
     right.suptitle(f"without {share:.0%} of their Gaussians", fontsize=8)
     return figure
 

@@ -199,7 +199,9 @@ def test_a_killed_rank_is_one_sentence(rank: int, project, from_here, capfd):
     cell = CELL.replace("a name = a data set", "a data set")  # which papermill cannot parse
     notebook = write_notebook(project, cell, RANKED + code)
     assert runner.main([str(notebook), str(write_case(project, "{}")), "--ranks", "2"]) == 1
-    (sentence,) = capfd.readouterr().err.strip().splitlines()
+    shown = capfd.readouterr().err
+    assert len(shown.strip().splitlines()) == 1, shown
+    sentence = shown.strip()
     assert sentence.startswith(
         "rank 0 was killed (signal 9), the same command goes on from the last checkpoint."
         if rank == 0

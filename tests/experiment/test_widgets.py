@@ -1,6 +1,7 @@
 """The explorer's pictures are the Gaussians asked for, and the sliders only ask for them."""
 
 import io
+import json
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -239,3 +240,37 @@ def test_one_image_of_one_gaussian_can_be_looked_at():
     images = GaussianImages(packed, torch.zeros(1), resolution=(8, 8), normalization=identity)
     assert decode(explore.Explorer(images).png).any()
     assert len(explore.static(images, images=[0]).axes) == 5
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A project with two recorded runs, of one and of four figures."""
+    (tmp_path / "pyproject.toml").touch()
+    for number, count in ((1, 1), (2, 4)):
+        folder = tmp_path / f"figures/demo/0{number}_x/case"
+        folder.mkdir(parents=True)
+        record = {"seconds": 10.0 * number, "device": "CPU", "commit": "ab" * 20, "more": 1}
+        (folder / "run.json").write_text(json.dumps(record))
+        for figure in range(count):
+            plt.imsave(folder / f"figure_{figure}.png", np.full((4, 6, 3), 0.2 * figure))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_recorded_runs_are_a_row_each(runs):
+    table = explore.recorded_runs("figures", "runs")
+    assert list(table.columns) == ["run", "seconds", "device", "commit"]
+    assert list(table.run) == ["figures/demo/01_x/case", "figures/demo/02_x/case"]
+    assert list(table.seconds) == [10, 20] and list(table.commit) == ["ababababab"] * 2
+    assert explore.recorded_runs("runs").empty
+
+
+def test_the_browser_shows_the_figures_of_the_chosen_run(runs):
+    figure = explore.run_figures("figures/demo/02_x/case")
+    shown = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_title() for ax in shown] == [f"figure_{number}" for number in range(4)]
+    np.testing.assert_allclose(picture_of(shown[2])[..., :3], 0.4, atol=0.01)
+    browser = explore.RunBrowser("figures", shown="figures/demo/02_x/case")
+    before = browser.png
+    browser.controls["run"].value = "figures/demo/01_x/case"
+    assert browser.png != before
+    assert explore.run_figures("figures/demo").axes  # no figures: an empty page

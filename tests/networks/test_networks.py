@@ -167,3 +167,9 @@ def test_a_network_for_a_data_set_is_made_for_its_images_and_classes():
     )
     assert ours.eval()(torch.rand(2, 1, 9, 12)).shape == (2, 7)
     assert all(map(torch.equal, ours.state_dict().values(), plain.state_dict().values()))
+
+
+def test_an_unknown_choice_of_a_convnet_names_the_nearest():
+    sizes = {"channels": 1, "num_classes": 2, "resolution": (8, 8)}
+    with pytest.raises(ConfigError, match="unknown choice 'norms', did you mean 'norm'"):
+        make_network("ConvNetD1", **sizes, generator=generator(0), norms="batch")
