@@ -135,12 +135,7 @@ def _rows(
 
 
 def take_step(state: State, data: ImageData, *, seed: int) -> Tensor:
-    """One step, in place, or one per class (``update_per_class``); returns the whole loss.
-
-    Raises:
-        DistillError: the loss, its gradient or the new learning rate is non-finite, or memory does
-            not suffice.
-    """
+    """One step, in place, or one per class (``update_per_class``); errors as of ``distill``."""
     config, images = state.config, state.parameterization
     if state.codec is not None and state.step == int(config.round_from * config.steps):
         state.fit_grids()

@@ -179,7 +179,7 @@ def train_experts(
 
 
 def expert_path(folder: Path | str, index: int) -> Path:
-    """Of one expert."""
+    """The file of one expert."""
     return Path(folder) / FILES.replace("*", f"{index:03d}")
 
 

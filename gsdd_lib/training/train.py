@@ -33,14 +33,10 @@ def train_network(
     """Train ``network`` in place; with ``eval_ema`` it ends with its weights' moving average.
 
     Args:
-        images, labels: as of :func:`train_epoch`.
-        more: ``generator`` and ``normalize`` as there; ``progress``, updated after every epoch.
+        more: as of :func:`train_epoch`; and ``progress``, updated after every epoch.
 
     Returns:
-        The mean loss of the last epoch.
-
-    Raises:
-        EvaluationError: the loss is no longer finite.
+        The mean loss of the last epoch; EvaluationError where it is not finite.
     """
     progress: Progress | None = more.pop("progress", None)
     network.train()
