@@ -36,10 +36,10 @@ class SoftLabels(nn.Module):
 
     @property
     def bits(self) -> int:
-        """Bits of all labels as they are stored."""
-        if self.codec is not None:
-            return 8 * len(encode_labels(self.codec.quantize(self.logits.detach()), self.codec))
-        return self.logits.numel() * LABEL_BITS
+        """Of all labels as they are stored."""
+        if self.codec is None:
+            return self.logits.numel() * LABEL_BITS
+        return 8 * len(encode_labels(self.codec.quantize(self.logits.detach()), self.codec))
 
     def probabilities(self, index: Tensor | None = None) -> Tensor:
         """[n, num_classes], rows that sum to 1, of the logits as stored; differentiable."""

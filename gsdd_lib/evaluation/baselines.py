@@ -105,10 +105,8 @@ def whole_data_rows(
 
 
 def equal_steps(config: EvalConfig, images: int, rival: int) -> EvalConfig:
-    """``config`` for a set of ``rival`` images with the SGD steps that ``images`` get in it.
-
-    In a few epochs a smaller set, which has fewer steps in each, would seem worse than it is.
-    """
+    """``config`` for a set of ``rival`` images with the SGD steps that ``images`` get in it."""
+    # In a few epochs a smaller set, which has fewer steps in each, would seem worse than it is
     steps = config.epochs * math.ceil(images / config.eval_batch)
     epochs = math.ceil(steps / math.ceil(rival / config.eval_batch))
     return config.model_copy(update={"epochs": epochs})
@@ -124,13 +122,11 @@ def summary_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def paired(rows: Sequence[Row], method: str, over: str) -> dict[str, str | float]:
-    """By how much ``method`` is above ``over``, network by network: of the same initial weights.
+    """By how much ``method`` is above ``over``, network by network of the same initial weights.
 
     Returns:
-        method, over, gain (percentage points), and std, n and ci95 of the differences.
-
-    Raises:
-        ValueError: the two were not evaluated by the same networks.
+        method, over, gain (percentage points), and std, n and ci95 of the differences; ValueError
+        where the two were not evaluated by the same networks.
     """
     first, second = (
         {(r["network_index"], r["seed"]): r["accuracy"] for r in rows if r["method"] == name}

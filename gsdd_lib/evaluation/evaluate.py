@@ -40,12 +40,10 @@ def evaluate(
     Args:
         images: [N, C, H, W], normalized; or real ones as uint8, normalized batch by batch.
         labels: int64 [N], or probabilities [N, num_classes].
-        data: real images to test on, and their normalization.
         split: ``validation`` or ``test``; the other one is not read.
 
     Returns:
-        A row per network: network_index, seed, split, accuracy (percent), train_loss (mean of the
-        last epoch) and seconds.
+        Rows of network_index, seed, split, accuracy (percent), train_loss (last epoch), seconds.
 
     Raises:
         EvaluationError: the images or labels do not fit, or the training diverges.

@@ -74,12 +74,10 @@ class Experts:
             raise _unreadable(self.paths[index], error) from None
 
     def check(self, data: ImageData, network: str, width: int, epochs: int) -> None:
-        """Refuse a matching of another architecture, or of data that holds out other images.
-
-        How many training images the experts saw does not matter.
+        """Refuse another architecture, other held-out images, or less training than ``epochs``.
 
         Raises:
-            ExpertError: naming what differs, or that they trained for less than ``epochs``.
+            ExpertError: naming what differs; how many training images they saw does not matter.
         """
         wanted = {"expert_network": network, "expert_width": width, **_about_data(data)}
         _require(self.paths[0], self.about[0]["settings"], wanted)
@@ -90,10 +88,7 @@ class Experts:
 
 
 def distances(experts: Experts, expert_epochs: int) -> list[Row]:
-    """Rows of expert, epoch and distance ``||start - target||``, the root of the TM loss's divisor.
-
-    The epoch is the one where the matched ``expert_epochs`` start.
-    """
+    """Rows of expert, epoch (the first of the matched ones) and distance ``||start - target||``."""
     rows = []
     for index in range(len(experts)):
         for epoch in range(experts.epochs - expert_epochs + 1):
