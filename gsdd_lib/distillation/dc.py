@@ -1,7 +1,6 @@
 """Gradient matching: ``sum_layers sum_nodes 1 - cos(real gradient, synthetic gradient)``.
 
-arXiv 2006.05929, eq. 7, and the metric ``ours`` of its published code: a weight's gradient is cut
-into one vector per output node; biases and norms, whose parameters are vectors, do not count.
+arXiv 2006.05929, eq. 7, and the metric ``ours`` of its published code: biases do not count.
 """
 
 import sys
@@ -14,8 +13,7 @@ from torch.nn import functional as F
 
 from gsdd_lib.distillation.microbatch import recomputed
 
-# Least product of two norms that a cosine divides by. The published code adds it to the product
-# instead, by which equal gradients are not at distance 0.
+# Least product of norms that a cosine divides by; published: added, so that equal is not distance 0
 EPSILON = 1e-6
 
 
@@ -31,13 +29,10 @@ def batch_gradients(
     """Gradients of the mean cross-entropy in every parameter, in the order of ``params``.
 
     Args:
-        network: its structure alone is used, with ``params`` for its own parameters.
-        images: normalized [N, C, H, W], or what ``prepare`` makes of them, each by itself.
-        labels: int64 [N], or probabilities [N, K].
+        network: its structure alone is used.
+        images: [N, C, H, W], normalized by ``prepare`` if not before; may require a gradient.
+        labels: int64 [N], or probabilities [N, K]; may require a gradient.
         micro_batch: images in the network at a time; the gradients are exact.
-
-    Returns:
-        Tensors that are differentiable in images and labels, where these ask for it.
     """
 
     def share(few: Tensor, own: Tensor, *, create_graph: bool) -> list[Tensor]:
@@ -57,23 +52,18 @@ def batch_gradients(
 
 
 def gradient_distance(real_grads: Sequence[Tensor], syn_grads: Sequence[Tensor]) -> Tensor:
-    """1 - cosine per output node, summed over nodes and layers.
+    """1 - cosine per output node, summed over nodes and layers; 1 where a gradient is zero.
 
     Args:
         real_grads, syn_grads: one tensor per parameter, [out, ...] each; vectors are skipped.
-
-    Returns:
-        A scalar, differentiable in both. A node whose gradient is zero is at distance 1.
 
     Raises:
         ValueError: the gradients are of different networks, or all of them are vectors.
     """
     shapes = [[list(grad.shape) for grad in grads] for grads in (real_grads, syn_grads)]
     if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"real and synthetic gradients have the shapes {shapes[0]} and {shapes[1]}; take both "
-            "from the same network"
-        )
+        fault = f"real and synthetic gradients have the shapes {shapes[0]} and {shapes[1]}"
+        raise ValueError(f"{fault}; take both from the same network")
     layers = []
     for real, syn in zip(real_grads, syn_grads, strict=True):
         if real.dim() > 1:

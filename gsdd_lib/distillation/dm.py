@@ -1,7 +1,6 @@
 """Distribution matching: ``sum_c || mean embed(real_c) - mean embed(syn_c) ||^2``.
 
-arXiv 2110.04181, eq. 5, and its published code: the embedding is what a freshly initialized
-network computes before its linear layer. :func:`kernel_loss` compares whole distributions.
+arXiv 2110.04181, eq. 5: the embedding is what an untrained network has before its linear layer.
 """
 
 import torch
@@ -12,14 +11,10 @@ BANDWIDTHS = (0.25, 1.0)  # squared, over the mean squared distance of a class's
 
 
 def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean embedding of every class, by a product: equal inputs give equal bits on every device.
+    """Mean embedding of every class, [num_classes, features], of embeddings [N, features].
 
     Args:
-        embeddings: [N, features].
         labels: int64 [N], or probabilities [N, num_classes] by which the means are weighted.
-
-    Returns:
-        [num_classes, features], differentiable in embeddings and probabilities.
 
     Raises:
         ValueError: a class has no images.
@@ -28,20 +23,13 @@ def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     members = F.one_hot(labels, num_classes).to(embeddings) if hard else labels  # [N, K]
     counts = members.sum(0)  # [K]
     if not counts.all():
-        raise ValueError(
-            f"class {int((counts == 0).nonzero()[0])} of {num_classes} has no images, so it has no "
-            "mean embedding; give every class at least one"
-        )
-    return (members.T @ embeddings) / counts[:, None]
+        fault = f"class {int((counts == 0).nonzero()[0])} of {num_classes} has no images"
+        raise ValueError(f"{fault}, so it has no mean embedding; give every class at least one")
+    return (members.T @ embeddings) / counts[:, None]  # equal inputs give equal bits anywhere
 
 
 def dm_loss(real_means: Tensor, syn_embeddings: Tensor, syn_labels: Tensor) -> Tensor:
-    """Squared distance between real and synthetic mean embeddings, summed over classes.
-
-    Args:
-        real_means: [K, features], from :func:`class_means`.
-        syn_embeddings, syn_labels: as there.
-    """
+    """Squared distance of the :func:`class_means` [K, features], summed over classes."""
     syn_means = class_means(syn_embeddings, syn_labels, len(real_means))
     return (real_means - syn_means).square().sum()
 
@@ -52,25 +40,23 @@ def kernel_loss(
     """Squared maximum mean discrepancy of every class, summed, with two Gaussian kernels.
 
     ``mean k(s, s') - 2 mean k(s, r) + mean k(r, r')``, ``k(x, y) = exp(-|x - y|^2 / 2 b)``: 0 where
-    the two have one distribution, not only one mean.
+    the two have one distribution (Gretton et al., A Kernel Two-Sample Test, JMLR 2012, eq. 5).
 
     Args:
         real, synthetic: embeddings [N, features] and [M, features], the real ones without gradient.
         real_labels, synthetic_labels: int64; each synthetic class has real images.
-
-    Source: Gretton et al., A Kernel Two-Sample Test, JMLR 2012, eq. 5.
     """
+
+    def squared_distances(one: Tensor, other: Tensor) -> Tensor:
+        squares = one.square().sum(1)[:, None] + other.square().sum(1)[None]
+        return (squares - 2 * one @ other.T).clamp(min=0)
+
     total = synthetic.new_zeros(())
     for label in synthetic_labels.unique().tolist():
         s, r = synthetic[synthetic_labels == label], real[real_labels == label]
-        pairs = [(_squared_distances(*each), w) for *each, w in ((s, s, 1), (s, r, -2), (r, r, 1))]
+        pairs = [(squared_distances(*each), w) for *each, w in ((s, s, 1), (s, r, -2), (r, r, 1))]
         for bandwidth in BANDWIDTHS:
             scale = -0.5 / (bandwidth * pairs[-1][0].mean().clamp(min=1e-12))
             for distances, weight in pairs:
                 total = total + weight * torch.exp(scale * distances).mean()
     return total
-
-
-def _squared_distances(one: Tensor, other: Tensor) -> Tensor:
-    squares = one.square().sum(1)[:, None] + other.square().sum(1)[None]
-    return (squares - 2 * one @ other.T).clamp(min=0)

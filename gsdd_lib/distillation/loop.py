@@ -1,9 +1,7 @@
 """The outer loop: change a parameterization until networks cannot tell it from the real data.
 
-One step moves the parameters down the gradient of the objective
-(:mod:`gsdd_lib.distillation.losses`). Every random number of step ``t`` comes from generators made
-for ``(seed, t)``, so a run that was killed and resumed is bit for bit the run that was not (on the
-CPU), and an evaluation in between changes nothing.
+Random numbers of step ``t`` come from generators made for ``(seed, t)``, so a run that was killed
+and resumed is bit for bit the run that was not (on the CPU).
 """
 
 import contextlib
@@ -28,9 +26,7 @@ from gsdd_lib.evaluation.evaluate import SUMMARY, evaluate, summarize
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.training.train import EvaluationError
 
-# Largest gradient of the learned rate's logarithm that counts; the published code has no limit and
-# becomes non-finite.
-SYN_LR_CLIP = 1.0
+SYN_LR_CLIP = 1.0  # largest gradient of the learned rate's logarithm; published: none
 Row = dict[str, float]
 
 
@@ -47,27 +43,25 @@ def distill(
 ) -> Iterator[Row]:
     """Distill ``data.train`` into ``parameterization`` in place; a history row per evaluation.
 
-    A row holds step, loss, and the validation accuracy's mean, std, n and ci95; with trajectory
-    matching also syn_lr, the learned learning rate that its networks were trained with. After the
-    last row the parameterization is that of the best one, chosen on the validation split; the test
-    split is never read. Where memory runs out, a step is repeated with less in memory at once.
-    Ranks (:mod:`gsdd_lib.core.ranks`) share every step, to the same bits as one (tm: to rounding);
-    the first one writes the checkpoint, from which any number of them goes on.
+    After the last row the parameterization is that of the best one, chosen on the validation split;
+    the test split is never read. Where memory runs out, a step is repeated with less in memory.
+    Ranks (:mod:`gsdd_lib.core.ranks`) share every step, to the same bits as one (tm: to rounding).
 
     Args:
-        parameterization: Gaussians, pixels, neural fields, or your own.
         eval_config: how a row's ``config.select_networks`` networks are trained.
         folder: of checkpoints, locked meanwhile: the same call goes on from there, and one with
             other settings, seed, data or start begins anew beside it.
-        start: the first row of another run from the same parameters, settings and seed, which is
-            taken in place of an evaluation where this one would be evaluated alike.
+        start: the first row of another run from the same parameters, settings and seed, taken in
+            place of an evaluation where this one would be evaluated alike.
         experts: ``Experts`` whose paths trajectory matching follows.
-        snapshots: a list that receives the parameters of every row by name (see ``Snapshot``), for
-            ``protocols.compare_protocols``; the checkpoint then holds them too.
+        snapshots: a list that receives the parameters of every row, for ``compare_protocols``.
         soft_labels: ``SoftLabels``, one per image, moved in place at ``config.label_lr``; a row's
-            networks train on their probabilities, and at the end they are those of the best row.
+            networks train on their probabilities.
         codec: ``CodecConfig``: after ``config.round_from`` of the steps Gaussians are rounded to
             grids of so few bits, learned labels to 4; no row before that is the best one.
+
+    Yields:
+        step, loss, the validation accuracy's mean, std, n, ci95; tm: syn_lr, learned and used here.
 
     Raises:
         DistillError: the loss or its gradient is non-finite, memory does not suffice, the
@@ -86,7 +80,7 @@ def distill(
         ranks.meet()  # the first rank writes to the file when all have read it
         yield from state.history
         try:
-            yield from _rows(state, data, eval_config, checkpoint, seed, start)
+            yield from _rows(state, data, eval_config, checkpoint, seed, start or {})
         except (DistillError, EvaluationError) as error:
             raise DistillError(f"{error}. {checkpoint}") from error
         except KeyboardInterrupt:
@@ -98,22 +92,33 @@ def distill(
 
 
 def _rows(
-    state: State,
-    data: ImageData,
-    eval_config: EvalConfig,
-    checkpoint: Checkpoint,
-    seed: int,
-    start: Row | None,
+    state: State, data: ImageData, judge: EvalConfig, checkpoint: Checkpoint, seed: int, start: Row
 ) -> Iterator[Row]:
-    """The rows that are not in the checkpoint, which is kept up to date."""
-    config = state.config
-    select = eval_config.model_copy(update={"networks": config.select_networks})
-    alike = config.objective != "tm" or math.isclose(config.syn_lr_init, eval_config.eval_lr)
-    known = start if alike and state.soft_labels is None else None  # evaluated as this one is
+    config, learned = state.config, state.config.objective == "tm"
+    judge = judge.model_copy(update={"networks": config.select_networks})
+    alike = not learned or math.isclose(config.syn_lr_init, judge.eval_lr)
+    known = start if alike and state.soft_labels is None else {}  # evaluated as this one is
+
+    def add_row(loss: float, known: Row) -> None:
+        own = {"syn_lr": state.syn_lr} if learned else {}
+        if not known:
+            how = judge.model_copy(update={"eval_lr": own.get("syn_lr", judge.eval_lr)})
+            with torch.no_grad():
+                images, labels = state.parameterization.render(), state.targets()
+            with progress.timed("evaluation"):
+                rows = evaluate(images, labels, data, how, seed=seed, split="validation")
+            known = summarize(rows)
+        own |= {name: known[name] for name in SUMMARY}
+        state.history.append({"step": state.step, "loss": loss, **own})
+        if state.snapshots is not None:
+            state.snapshots.append(state.snapshot())
+        if known["mean"] > state.best_accuracy:
+            state.best_accuracy, state.best = known["mean"], state.snapshot()
+
     more = {"done": state.step, "every": config.eval_every}
     with Progress(config.steps, config.objective, **more) as progress:
         if not state.history:
-            _evaluate(state, data, select, seed, math.nan, progress, known)
+            add_row(math.nan, known)
             checkpoint.save(state)
             yield state.history[-1]
         while state.step < config.steps:
@@ -122,49 +127,15 @@ def _rows(
             progress.update(loss=loss)
             due = state.step % config.eval_every == 0 or state.step == config.steps
             if due:
-                _evaluate(state, data, select, seed, loss, progress)
+                add_row(loss, {})
             if due or state.step % config.checkpoint_every == 0:
                 checkpoint.save(state)
             if due:
                 yield state.history[-1]
 
 
-def _evaluate(
-    state: State,
-    data: ImageData,
-    select: EvalConfig,
-    seed: int,
-    loss: float,
-    progress: Progress,
-    known: Row | None = None,
-) -> None:
-    """Add the history row of this moment to ``state``; known: a row with its accuracy."""
-    learned = {"syn_lr": state.syn_lr} if state.config.objective == "tm" else {}
-    if known is None:
-        select = select.model_copy(update={"eval_lr": learned.get("syn_lr", select.eval_lr)})
-        with torch.no_grad():
-            images, labels = state.parameterization.render(), state.targets()
-        with progress.timed("evaluation"):
-            rows = evaluate(images, labels, data, select, seed=seed, split="validation")
-        known = summarize(rows)
-    accuracy = {name: known[name] for name in SUMMARY}
-    state.history.append({"step": state.step, "loss": loss, **learned, **accuracy})
-    if state.snapshots is not None:
-        state.snapshots.append(state.snapshot())
-    if known["mean"] > state.best_accuracy:
-        state.best_accuracy, state.best = known["mean"], state.snapshot()
-
-
 def take_step(state: State, data: ImageData, *, seed: int) -> Tensor:
-    """One step of the outer loop, in place; or, with ``update_per_class``, one for each class.
-
-    Returns:
-        The loss, boundary loss included.
-
-    Raises:
-        DistillError: the loss, its gradient or the new learning rate is non-finite, or memory does
-            not suffice.
-    """
+    """One step, in place, or one per class (``update_per_class``); errors as of ``distill``."""
     config, images = state.config, state.parameterization
     if state.codec is not None and state.step == int(config.round_from * config.steps):
         state.fit_grids()
@@ -174,8 +145,7 @@ def take_step(state: State, data: ImageData, *, seed: int) -> Tensor:
     state.optimizers[0].param_groups[0]["lr"] = config.lr * factor
     total = 0.0
     for term in terms:
-        # The boundary loss counts once in all terms together; the published code adds it anew in
-        # each, which `boundary` times the number of classes equals (see ``DistillConfig``).
+        # The boundary loss counts once in all terms; the published code adds it anew in each
         loss = _differentiate(state, data, seed, config.boundary / len(terms), term)
         params = [p for optimizer in state.optimizers for p in optimizer.param_groups[0]["params"]]
         gradients = [param.grad for param in params if param.grad is not None]
@@ -199,7 +169,6 @@ def take_step(state: State, data: ImageData, *, seed: int) -> Tensor:
 def _differentiate(
     state: State, data: ImageData, seed: int, boundary: float, term: dict[str, int]
 ) -> Tensor:
-    """Put the gradient of the loss, or of a term of it, where the optimizers look for it."""
     network = state.network
     while True:
         for optimizer in state.optimizers:
@@ -220,23 +189,19 @@ def _differentiate(
 
 
 def _use_less_memory(state: State, data: ImageData) -> None:
-    """Halve what is in memory at once. Raises :class:`DistillError` at the minimum."""
     config, step = state.config, state.step + 1
     images = max(len(state.parameterization.labels), config.batch_real * data.num_classes)
     name, most, least, smaller = "micro_batch", images, 1, "gpc or width"
     if config.objective == "tm":
         name, most, least, smaller = "keep_steps", config.syn_steps, 0, "batch_syn, gpc or width"
     now = min(getattr(config, name), most)
+    short = f"Memory does not suffice for step {step}"
     if now <= least:
-        raise DistillError(
-            f"Memory does not suffice for step {step} even with {name}={now}: run again with a "
-            f"smaller {smaller}, which starts anew"
-        )
+        remedy = f"run again with a smaller {smaller}, which starts anew"
+        raise DistillError(f"{short} even with {name}={now}: {remedy}")
     if ranks.world() > 1:  # the others are in the middle of the step
-        raise DistillError(
-            f"Memory does not suffice for step {step} on rank {ranks.rank()}: run again with "
-            f"{name}={now // 2}, which goes on"
-        )
+        remedy = f"run again with {name}={now // 2}, which goes on"
+        raise DistillError(f"{short} on rank {ranks.rank()}: {remedy}")
     state.config = config.model_copy(update={name: now // 2})
     gc.collect()
     if torch.cuda.is_available():
@@ -249,7 +214,5 @@ def _non_finite(state: State) -> DistillError:
     lower = f"a lower lr (now {config.lr})"
     if config.objective == "tm":
         lower += f", lr_lr ({config.lr_lr}) or syn_lr_init ({config.syn_lr_init})"
-    return DistillError(
-        f"The loss is non-finite at step {state.step + 1}: run again with {lower}, which starts "
-        "anew"
-    )
+    fault = f"The loss is non-finite at step {state.step + 1}"
+    return DistillError(f"{fault}: run again with {lower}, which starts anew")

@@ -10,14 +10,13 @@ from gsdd_lib.core import ranks
 from gsdd_lib.data.dataset import class_members
 
 GROUPS = 16  # of classes in a step; so many ranks can share it
-Recomputable = Callable[..., Sequence[Tensor]]  # see :func:`recomputed`
 
 
 def class_groups(labels: Tensor, limit: int) -> list[Tensor]:
     """Indices of whole classes, as many together as stay within ``limit`` images.
 
-    A class of more than ``limit`` images is a group of its own. There are :data:`GROUPS` or more
-    where there are so many classes, however many ranks share them: so their number changes no bit.
+    At least :data:`GROUPS` of them where there are so many classes, however many ranks share them:
+    so their number changes no bit.
     """
     groups: list[list[Tensor]] = []
     classes = class_members(labels)
@@ -31,24 +30,20 @@ def class_groups(labels: Tensor, limit: int) -> list[Tensor]:
 
 
 def sum_over_groups(
-    images: Tensor,
-    groups: Sequence[Tensor],
-    loss: Callable[..., Tensor],
-    labels: Tensor | None = None,
+    images: Tensor, groups: Sequence[Tensor], loss: Callable[..., Tensor], *labels: Tensor
 ) -> Tensor:
     """``sum over groups of loss(images[group], group)``, one group's graph in memory at a time.
 
-    Ranks share the groups.
+    Ranks share the groups. With labels [N, K], ``loss(images, labels, group)`` is summed.
 
     Args:
         images: [N, ...], with a graph behind them.
         groups: indices; no image in two of them.
-        labels: probabilities [N, K] with a graph; given, ``loss(images, labels, group)`` is summed.
 
     Returns:
         A scalar whose gradient in ``images`` and ``labels`` is known when it is returned.
     """
-    sources = [images] if labels is None else [images, labels]
+    sources = [images, *labels]
     gradients = [torch.zeros_like(source) for source in sources]
     values = torch.zeros(len(groups), dtype=images.dtype, device=images.device)
     for number in ranks.share(range(len(groups))):
@@ -77,25 +72,19 @@ def map_micro_batches(function: Callable[..., Tensor], size: int, *tensors: Tens
     return torch.cat([checkpoint(function, *batch, **once) for batch in batches])
 
 
-def recomputed(function: Recomputable, *inputs: Tensor) -> list[Tensor]:
+def recomputed(function: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> list[Tensor]:
     """``function(*inputs)`` that keeps its inputs alone and is computed again for its gradient.
 
-    ``torch.utils.checkpoint`` runs a function that differentiates inside itself three times and
-    builds the graph of the second derivative each time; here it runs twice, first without a graph.
-
-    Args:
-        function: the same whenever it is called: with ``create_graph=False`` for the values, and
-            with True when they are differentiated.
-
-    Returns:
-        Its values, differentiable once in ``inputs``, exactly.
+    Called with ``create_graph=False`` for the values, with True when they are differentiated, once.
+    ``torch.utils.checkpoint`` would run a function that differentiates inside itself three times,
+    with the graph of the second derivative each time.
     """
     return list(_Recomputed.apply(function, *inputs))
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, function: Recomputable, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx, function: Callable, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.function = function
         ctx.save_for_backward(*inputs)
         with torch.enable_grad():  # for a function that differentiates inside itself
@@ -111,7 +100,7 @@ class _Recomputed(torch.autograd.Function):
         with torch.enable_grad():
             values = ctx.function(*leaves, create_graph=True)
         pairs = [(x, v) for x, v in zip(values, v_values, strict=True) if x.requires_grad]
-        outputs, v_outputs = zip(*pairs, strict=True)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        outputs, v_outputs = zip(*pairs, strict=True)
         found = iter(torch.autograd.grad(outputs, wanted, v_outputs, materialize_grads=True))
         return None, *[next(found) if need else None for need in needed]

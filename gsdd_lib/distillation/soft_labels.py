@@ -1,8 +1,6 @@
 """Learned labels: a number per class and image in place of the class's number alone.
 
-They start from what a network trained on real data says of the images, are moved by the gradient
-of any objective (``distill(..., soft_labels=soft)``), and are stored in bf16 or fewer bits and paid
-for. ``evaluate`` takes their probabilities.
+They start from what a network trained on real data says of the images, and are stored and paid for.
 """
 
 import torch
@@ -19,22 +17,17 @@ from gsdd_lib.parameterizations.label_codec import LabelCodec, encode_labels
 from gsdd_lib.training.train import train_network
 
 BATCH = 256  # images shown to the teacher at once
-TEACHER_IMAGES = 2_000  # real images a teacher trains on, all classes together
-TEACHER_BATCH = 64  # of them per step
+TEACHER_IMAGES, TEACHER_BATCH = 2_000, 64  # real images a teacher trains on; of them per step
 
 
 class SoftLabels(nn.Module):
-    """Logits [N, num_classes] as the one parameter; their probabilities are the labels.
-
-    codec: a grid of a few bits per logit in the place of bf16; may be set at any moment
-    """
+    """Logits [N, num_classes], stored in bf16 or on the grid of a ``codec``, set at any time."""
 
     def __init__(self, logits: Tensor, codec: LabelCodec | None = None) -> None:
         super().__init__()
         if logits.dim() != 2 or not torch.isfinite(logits).all():
-            raise ValueError(
-                f"soft labels need finite logits [N, num_classes], got {list(logits.shape)}"
-            )
+            found = list(logits.shape)
+            raise ValueError(f"soft labels need finite logits [N, num_classes], got {found}")
         self.logits = nn.Parameter(logits.detach().to(torch.float32, copy=True))
         self.codec = codec
 
@@ -43,10 +36,10 @@ class SoftLabels(nn.Module):
 
     @property
     def bits(self) -> int:
-        """Bits of all labels as they are stored."""
-        if self.codec is not None:
-            return 8 * len(encode_labels(self.codec.quantize(self.logits.detach()), self.codec))
-        return self.logits.numel() * LABEL_BITS
+        """Of all labels as they are stored."""
+        if self.codec is None:
+            return self.logits.numel() * LABEL_BITS
+        return 8 * len(encode_labels(self.codec.quantize(self.logits.detach()), self.codec))
 
     def probabilities(self, index: Tensor | None = None) -> Tensor:
         """[n, num_classes], rows that sum to 1, of the logits as stored; differentiable."""
@@ -57,12 +50,9 @@ class SoftLabels(nn.Module):
 
 @torch.no_grad()
 def labels_of_teacher(teacher: nn.Module, images: Tensor, labels: Tensor) -> SoftLabels:
-    """What ``teacher`` says of the images, with each image's own class kept on top.
+    """What ``teacher`` says of normalized images [N, C, H, W].
 
-    Args:
-        teacher: a network trained on real data; used in eval mode.
-        images: normalized, [N, C, H, W].
-        labels: int64 [N]. Where the teacher prefers another class, the two logits are exchanged.
+    Where it prefers another class than the image's own, int64 [N], the two logits are exchanged.
     """
     was_training = teacher.training
     logits = torch.cat([teacher.eval()(few) for few in images.split(BATCH)])
@@ -74,14 +64,9 @@ def labels_of_teacher(teacher: nn.Module, images: Tensor, labels: Tensor) -> Sof
 
 
 def train_teacher(data: ImageData, config: EvalConfig, *, seed: int, epochs: int = 20) -> nn.Module:
-    """A network for :func:`labels_of_teacher`: enough to say which classes are alike.
-
-    ``config.eval_network`` trained for ``epochs`` passes over at most :data:`TEACHER_IMAGES` random
-    images of the training split.
-    """
-    images, weights, training = (
-        generator(seed, "soft labels", what) for what in ("images", "weights", "training")
-    )
+    """``config.eval_network`` trained on at most :data:`TEACHER_IMAGES` random training images."""
+    purposes = ("images", "weights", "training")
+    images, weights, training = (generator(seed, "soft labels", what) for what in purposes)
     per_class = max(1, TEACHER_IMAGES // data.num_classes)
     real = data.train.select(keep_per_class(data.train.labels, per_class, generator=images))
     network = network_for(data, config.eval_network, config.eval_width, generator=weights)

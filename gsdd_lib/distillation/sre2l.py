@@ -1,9 +1,7 @@
 """Squeeze, recover and relabel (SRe2L, arXiv 2306.13092): no inner loop, so that ImageNet-1k fits.
 
-The teacher is a network with batch norms, trained on the real data (squeezed). Images are recovered
-from it: each is to be named as its class, and a batch of them to have the means and variances that
-the batch norms saw in training. Students then learn what the teacher says of every augmented batch
-(notebook 13).
+A teacher with batch norms is trained on the real data, images are recovered from it, and students
+learn what it says of every augmented batch (notebook 13).
 """
 
 import copy
@@ -25,30 +23,23 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class Recovery:
-    """How images are recovered.
-
-    lr: Adam's rate, falling to 0 by cosine; published for pixels: 0.25, with ``betas``
-    batch: images that share their statistics
-    weight, first: of the statistics over the cross-entropy, and of the first batch norm's over
-        the others'
-    boundary: weight of the parameterization's own penalty
-    """
+    """How images are recovered; ``dsa`` augments them."""
 
     steps: int = 1000
-    lr: float = 0.01
+    lr: float = 0.01  # of Adam, falling to 0 by cosine; published for pixels: 0.25
     betas: tuple[float, float] = (0.5, 0.9)
-    batch: int = 100
-    weight: float = 0.01
-    first: float = 10.0
-    boundary: float = 0.1
+    batch: int = 100  # images that share their statistics
+    weight: float = 0.01  # of the statistics over the cross-entropy
+    first: float = 10.0  # of the first batch norm's statistics over the others'
+    boundary: float = 0.1  # of the parameterization's own penalty
     dsa: str = "crop_flip"
 
 
 def logits_and_gap(teacher: nn.Module, images: Tensor, first: float = 1.0) -> tuple[Tensor, Tensor]:
     """Logits of normalized images, and how far their statistics are from the batch norms' own.
 
-    The gap: sum over batch norms of ``|mean - running mean| + |variance - running variance|``, the
-    first one times ``first`` (eq. 5 of the source). Raises ``DistillError`` without a batch norm.
+    Eq. 5: the sum of ``|mean - running mean| + |variance - running variance|``, the first one times
+    ``first``. Raises ``DistillError`` without a batch norm.
     """
     gaps: list[Tensor] = []
 
@@ -71,8 +62,7 @@ def recover(
 ) -> Iterator[Row]:
     """Move ``images`` in place, one batch after another; a row per step: batch, step, the losses.
 
-    Raises:
-        DistillError: the teacher has no batch norm, or the loss is non-finite.
+    DistillError: the teacher has no batch norm, or the loss is non-finite.
     """
     order = torch.randperm(len(images), generator=generator(seed, "sre2l", "order"))
     frozen = copy.deepcopy(teacher).requires_grad_(False)
@@ -99,7 +89,7 @@ def recover(
 
 
 def _subset(images: Parameterization, index: Tensor) -> Parameterization:
-    """The images at ``index``, with parameters of their own, so that Adam moves no others."""
+    # With parameters of their own, so that Adam moves no others
     part = copy.copy(images)
     own = {name: nn.Parameter(value.detach()[index]) for name, value in images.named_parameters()}
     part._parameters, part._buffers = own, images._buffers | {"labels": images.labels[index]}

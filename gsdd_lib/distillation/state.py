@@ -1,7 +1,6 @@
 """Where a distillation stands, all that a step leaves to the next, and the checkpoint of it.
 
-A checkpoint is written atomically, with a checksum over every bit, so that a run killed at any
-moment goes on from the last one and ends bit for bit as it would have (on the CPU).
+A checkpoint is written atomically, with a checksum over every bit.
 """
 
 import io
@@ -28,15 +27,13 @@ from gsdd_lib.training.experts import ExpertError, Experts
 
 VERSION = 3  # of the checkpoint's format
 SYN_LR_MOMENTUM = 0.5  # of the SGD that learns the students' learning rate, as published
-# How much is in memory at once changes rounding alone: a run may go on where there is less of it.
-MEMORY_SETTINGS = {"micro_batch", "keep_steps"}
+MEMORY_SETTINGS = {"micro_batch", "keep_steps"}  # they change rounding alone
 REPORT_SETTINGS = {"protocol", "networks"}  # what is done with a run when it is over
 HASHES = ("data", "experts", "start")  # settings that are told apart, but not shown
 KEPT = ("network", "step", "history", "best", "best_accuracy", "snapshots")  # of a state, as it is
 GRIDS = {"images": ("bits", "offset", "step", "channels"), "labels": ("step", "bits")}
 
-# Parameters by name, as ``named_parameters`` has them, and "label_logits" where labels are learned.
-# ``torch.func.functional_call(parameterization, snapshot, ())`` renders it.
+# By name, as ``torch.func.functional_call`` takes them, and "label_logits" where they are learned
 Snapshot = dict[str, Tensor]
 
 
@@ -45,12 +42,7 @@ class DistillError(GsddError, RuntimeError):
 
 
 class State:
-    """What a step finds and what it leaves to the next; arguments as of ``distill``.
-
-    Raises:
-        DistillError: labels or a codec do not fit.
-        ExpertError: the experts do not fit, or trajectory matching has none.
-    """
+    """What a step finds and what it leaves to the next; arguments and errors as of ``distill``."""
 
     def __init__(
         self,
@@ -73,15 +65,12 @@ class State:
         self.best, self.best_accuracy = None, -math.inf
         self.log_syn_lr = nn.Parameter(torch.tensor(math.log(config.syn_lr_init)))
         syn_lr = {"lr": config.lr_lr, "momentum": SYN_LR_MOMENTUM}
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Adam(parameterization.parameters(), lr=config.lr),
-            torch.optim.SGD([self.log_syn_lr], **syn_lr),
-        ]
+        adam = torch.optim.Adam(parameterization.parameters(), lr=config.lr)
+        self.optimizers = [adam, torch.optim.SGD([self.log_syn_lr], **syn_lr)]
         if soft_labels is not None:
-            soft_labels.requires_grad_(config.label_lr > 0)
-            if config.label_lr:
-                adam = torch.optim.Adam(soft_labels.parameters(), lr=config.label_lr)
-                self.optimizers.append(adam)
+            logits = soft_labels.requires_grad_(config.label_lr > 0).parameters()
+            own = [torch.optim.Adam(logits, lr=config.label_lr)] if config.label_lr else []
+            self.optimizers += own
 
     def _check(self, data: ImageData) -> None:
         images, soft, config = self.parameterization, self.soft_labels, self.config
@@ -103,17 +92,14 @@ class State:
             remedy = "train some by train_experts (notebook 03) and pass experts=Experts(folder)"
             raise ExpertError(f"Trajectory matching follows experts; {remedy}.")
 
-    @property
-    def syn_lr(self) -> float:
-        """The students' learning rate."""
-        return self.log_syn_lr.detach().exp().item()
+    # The students' learning rate
+    syn_lr = property(lambda self: self.log_syn_lr.detach().exp().item())
 
     def targets(self, index: Tensor | None = None) -> Tensor:
         """Of the images at ``index``: learned probabilities [n, num_classes], or int64 [n]."""
         if self.soft_labels is not None:
             return self.soft_labels.probabilities(index)
-        labels = self.parameterization.labels
-        return labels if index is None else labels[index]
+        return self.parameterization.labels[... if index is None else index]
 
     def distilled(self) -> dict[str, nn.Parameter]:
         """The parameters that are distilled, by name."""
@@ -121,12 +107,11 @@ class State:
         return dict(self.parameterization.named_parameters()) | logits
 
     def snapshot(self) -> Snapshot:
-        """A copy of what is distilled, as it is now."""
+        """A copy of what is distilled."""
         return {name: value.detach().clone() for name, value in self.distilled().items()}
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
-        """Bring back what :meth:`snapshot` gave."""
         for name, value in self.distilled().items():
             value.copy_(snapshot[name])
 
@@ -176,8 +161,7 @@ class State:
 class Checkpoint:
     """``checkpoint.<hash>.pt`` in the folder of a run, named by all that the run depends on.
 
-    So a run finds its own file again, whatever else was run in the folder meanwhile, and a run of
-    other settings, data or start begins anew beside it; no file is ever removed.
+    A run of other settings, data or start begins anew beside it; no file is ever removed.
     """
 
     def __init__(
@@ -186,24 +170,17 @@ class Checkpoint:
         self.path, self.step = None, None  # step: of what is in the file
         if folder is None:
             return
-        self.settings = {
-            **state.config.model_dump(exclude=MEMORY_SETTINGS),
-            **eval_config.model_dump(exclude=REPORT_SETTINGS),
-            "seed": seed,
-            "data": data.fingerprint,
-            "experts": state.experts.fingerprint if state.experts else "",
-            "start": _fingerprint(state),
-            "snapshots": state.snapshots is not None,
-            **(state.codec.model_dump() if state.codec else {}),
-            "version": VERSION,
-        }
+        self.settings = state.config.model_dump(exclude=MEMORY_SETTINGS)
+        self.settings |= eval_config.model_dump(exclude=REPORT_SETTINGS)
+        experts = state.experts.fingerprint if state.experts else ""
+        self.settings |= {"seed": seed, "data": data.fingerprint, "experts": experts}
+        self.settings |= {"start": _fingerprint(state), "snapshots": state.snapshots is not None}
+        self.settings |= state.codec.model_dump() if state.codec else {}
+        self.settings["version"] = VERSION
         self.path = Path(folder) / f"checkpoint.{checksum({}, self.settings)[:8]}.pt"
 
     def load(self, state: State) -> str:
-        """Bring ``state`` to where the file is, if there is one.
-
-        Returns:
-            A line that says where the run goes on, or why it begins anew; may be empty.
+        """Bring ``state`` to where the file is; a line on that, or why the run begins anew.
 
         Raises:
             DistillError: the file is damaged, cannot be read, or is not a checkpoint.
@@ -236,18 +213,14 @@ class Checkpoint:
         return f"The checkpoint of step {self.step} is kept: {os.path.relpath(self.path)}."
 
     def _why_anew(self) -> str:
-        """What differs from the newest other checkpoint in the folder that can be read."""
         others = self.path.parent.glob("checkpoint.*.pt") if self.path else []
         for path in sorted(others, key=os.path.getmtime, reverse=True):
             try:
                 old = read_checkpoint(path)["settings"]
-                changes = [
-                    name if name in HASHES else f"{name} {old.get(name)} -> {value}"
-                    for name, value in self.settings.items()
-                    if old.get(name) != value
-                ]
+                new = {n: value for n, value in self.settings.items() if old.get(n) != value}
             except (DistillError, KeyError, TypeError, AttributeError):
                 continue
+            changes = [n if n in HASHES else f"{n} {old.get(n)} -> {new[n]}" for n in new]
             changes[4:] = [f"{len(changes) - 4} more"] if len(changes) > 4 else []
             kept = f"starting anew; the old checkpoint is kept as {path.name}"
             return f"settings changed ({', '.join(changes)}): {kept}"
@@ -261,25 +234,21 @@ def read_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
         DistillError: the file is damaged, cannot be read, or is not a checkpoint.
     """
     try:
-        sealed = Path(path).read_bytes()
+        content = io.BytesIO(unseal(Path(path).read_bytes()))
+        return torch.load(content, map_location=device, weights_only=True)
     except OSError as error:
         reason = f"cannot be read ({error.strerror}); change its permissions"
         raise DistillError(f"The checkpoint {os.path.relpath(path)} {reason}.") from None
-    try:
-        return torch.load(io.BytesIO(unseal(sealed)), map_location=device, weights_only=True)
     except Exception:  # whatever unpickling meets; torch's own text advises to unpickle anything
         raise _damaged(path) from None
 
 
 def _damaged(path: Path) -> DistillError:
-    return DistillError(
-        f"The checkpoint {os.path.relpath(path)} is damaged or was not written by a distillation; "
-        "put back a copy, or move it away to start anew."
-    )
+    fault = "is damaged or was not written by a distillation; put back a copy, or move it away to"
+    return DistillError(f"The checkpoint {os.path.relpath(path)} {fault} start anew.")
 
 
 def _fingerprint(state: State) -> str:
-    """SHA-256 of what is distilled, as it is: all numbers, and the settings of every module."""
     images, plain = state.parameterization, (bool, int, float, str, tuple, Config)
     about = {"kind": type(images).__name__, "normalization": images.normalization.fingerprint}
     for name, module in images.named_modules():

@@ -1,8 +1,7 @@
 """Trajectory matching: ``|| student - target ||^2 / || start - target ||^2``.
 
-arXiv 2203.11932, eq. 3: a student starts where an expert was after some epoch of training on real
-data, takes steps of SGD on the synthetic images, and is to end where the expert was some epochs
-later. Parameters are one flat vector [P], in the order of ``network.named_parameters()``.
+arXiv 2203.11932, eq. 3: a student that starts where an expert was after some epoch is to end, by
+SGD on synthetic images, where it was some epochs later. Parameters are one flat vector [P].
 """
 
 from collections.abc import Callable, Sequence
@@ -22,10 +21,9 @@ from gsdd_lib.training.experts import ExpertError
 def synthetic_batches(
     count: int, size: int, steps: int, *, generator: torch.Generator
 ) -> list[Tensor]:
-    """Indices out of ``count`` images for each of ``steps`` inner steps, ``size`` at a time.
+    """Indices out of ``count`` images for each of ``steps`` steps, ``size`` at a time (0: all).
 
-    Without replacement until the set is used up (its last batch may be smaller), then in a new
-    order. ``size`` 0: the whole set at every step.
+    Without replacement until the set is used up (its last batch may be smaller).
     """
     batches: list[Tensor] = []
     while len(batches) < steps:
@@ -48,14 +46,12 @@ def student_path(
 
     Args:
         network: its structure alone is used.
-        images: normalized [N, C, H, W], rendered once for all inner steps.
+        images: normalized [N, C, H, W], rendered once for all steps.
         labels: int64 [N], or probabilities [N, K].
-        lr: scalar, the learning rate of every inner step.
-        batches: for each inner step the indices of its images (:func:`synthetic_batches`).
-        augment: ``augment(images, which, step=t)`` of those at ``which`` places in the batch of
-            step t, the same whenever it is called.
-        keep_steps: how many of the last steps keep their activations for the gradient; the others
-            are computed again, one at a time. The gradient is exact either way.
+        batches: indices of the images of every step (:func:`synthetic_batches`).
+        augment: ``augment(images, which, step=t)`` of those at ``which`` places in t's batch.
+        keep_steps: so many last steps keep their activations for the gradient, which is exact; the
+            others are computed again, one at a time.
 
     Returns:
         Parameters [P], differentiable once in images, labels and lr.
@@ -87,15 +83,10 @@ def student_path(
 
 
 def tm_loss(student: Tensor, start: Tensor, target: Tensor) -> Tensor:
-    """``||student - target||^2 / ||start - target||^2``: 1 for a student that did not move.
-
-    Raises:
-        ExpertError: the expert did not move.
-    """
+    """1 for a student that did not move; ExpertError where the expert did not."""
     distance = (start - target).square().sum()
     if not distance > 0:  # also where it is NaN
-        raise ExpertError(
-            "the expert's parameters are equal or non-finite at the start and at the end of the "
-            "matched epochs; train the experts with a larger expert_lr or match more epochs"
-        )
+        fault = "the expert's parameters are equal or non-finite at the start and at the end of the"
+        remedy = "train the experts with a larger expert_lr or match more epochs"
+        raise ExpertError(f"{fault} matched epochs; {remedy}")
     return (student - target).square().sum() / distance

@@ -1,7 +1,6 @@
 """Rivals of a distilled set at equal storage, and the whole data set, evaluated alike.
 
-They are evaluated on the test split by networks that begin with the same weights, so that methods
-can be compared network by network.
+All by networks that begin with the same weights, so that methods are compared network by network.
 """
 
 import math
@@ -30,16 +29,11 @@ WHOLE_DATA = "whole data"  # every training image: what a distilled set is to co
 
 @dataclass(frozen=True)
 class RealImages:
-    """Real training images as a rival: which ones of each class, and how they are stored.
+    """Real training images as a rival: which ones of each class, and how they are stored."""
 
-    coreset: the images nearest to the k-means centers of their class, in place of random ones
-    storage: of a pixel value
-    factor: how many times smaller each side is stored; interpolated bilinearly to its full size
-    """
-
-    coreset: bool = False
-    storage: Storage = "uint8"
-    factor: int = 1
+    coreset: bool = False  # those nearest to the k-means centers of their class, or random ones
+    storage: Storage = "uint8"  # of a pixel value
+    factor: int = 1  # how many times smaller each side is stored
 
     def per_class(self, budget: Budget) -> int:
         """Images of each class that ``budget`` buys."""
@@ -47,19 +41,13 @@ class RealImages:
 
     @torch.no_grad()
     def choose(self, data: ImageData, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
-        """``count`` images of each class, all of a smaller class, as they are stored.
-
-        Returns:
-            Normalized images [N, C, H, W], and their labels [N].
-        """
+        """At most ``count`` images of each class, normalized [N, C, H, W], and their labels."""
         real = data.train
         if self.coreset:
-            classes = [
-                own[representatives(real.images[own], count, seed=seed)]
-                if len(own) > count
-                else own
-                for own in class_members(real.labels)
-            ]
+            classes = class_members(real.labels)
+            for label, own in enumerate(classes):
+                if len(own) > count:
+                    classes[label] = own[representatives(real.images[own], count, seed=seed)]
             index = torch.cat(classes)
         else:
             order = generator(seed, "evaluate", "random real")
@@ -85,12 +73,7 @@ def set_rows(
     seed: int,
     split: str = "test",
 ) -> list[Row]:
-    """The rows of ``evaluate`` for every set, with its name as ``method``; prints a line for each.
-
-    Args:
-        sets: by name, images and labels as ``evaluate`` takes them.
-        config: how networks are trained; or one for each name.
-    """
+    """The rows of ``evaluate`` for every set, its name as ``method``; prints a line for each."""
     rows = []
     for name, (images, labels) in sets.items():
         own = config if isinstance(config, EvalConfig) else config[name]
@@ -101,10 +84,7 @@ def set_rows(
 def real_rows(
     method: str, data: ImageData, budget: Budget, config: EvalConfig, *, seed: int
 ) -> list[Row]:
-    """Real images at the storage of ``budget`` (a key of :data:`REAL`), a choice per network.
-
-    Their spread is that of the choice and of the networks together.
-    """
+    """Real images at the storage of ``budget`` (a key of :data:`REAL`), a choice per network."""
     rival, one = REAL[method], config.model_copy(update={"networks": 1})
 
     def row(index: int) -> Row:
@@ -125,11 +105,8 @@ def whole_data_rows(
 
 
 def equal_steps(config: EvalConfig, images: int, rival: int) -> EvalConfig:
-    """``config`` for a set of ``rival`` images with the SGD steps that ``images`` get in it.
-
-    In the field's 1,000 epochs every set is learned to the end; in a few epochs a smaller set,
-    which has fewer steps in each, would seem worse than it is.
-    """
+    """``config`` for a set of ``rival`` images with the SGD steps that ``images`` get in it."""
+    # In a few epochs a smaller set, which has fewer steps in each, would seem worse than it is
     steps = config.epochs * math.ceil(images / config.eval_batch)
     epochs = math.ceil(steps / math.ceil(rival / config.eval_batch))
     return config.model_copy(update={"epochs": epochs})
@@ -145,17 +122,11 @@ def summary_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def paired(rows: Sequence[Row], method: str, over: str) -> dict[str, str | float]:
-    """By how much ``method`` is above ``over``, network by network.
-
-    Networks of one ``network_index`` and seed begin with the same weights, so the interval of
-    their mean difference is narrower than those of the two means.
+    """By how much ``method`` is above ``over``, network by network of the same initial weights.
 
     Returns:
-        method, over, gain (percentage points), and std, n and ci95 of the differences; 0 lies
-        outside ``gain ± ci95`` where one is better at the 95 % level.
-
-    Raises:
-        ValueError: the two were not evaluated by the same networks.
+        method, over, gain (percentage points), and std, n and ci95 of the differences; ValueError
+        where the two were not evaluated by the same networks.
     """
     first, second = (
         {(r["network_index"], r["seed"]): r["accuracy"] for r in rows if r["method"] == name}

@@ -1,8 +1,6 @@
 """How good is a distilled set? Train fresh networks on nothing else and test them on real ones.
 
-The ``validation`` split serves every choice; ``test`` is read only when it is asked for by name.
-Networks are trained one after another: all in one ``torch.func.vmap`` pass are slower on a CPU (a
-step of five ConvNetD3 of width 64 on 100 images of 28x28 took 0.85 s in the loop, 1.36 s so).
+``test`` is read only when asked for by name. One network after another: vmap is slower on a CPU.
 """
 
 import math
@@ -35,20 +33,17 @@ def evaluate(
     seed: int,
     split: str = "validation",
 ) -> list[Row]:
-    """Train ``config.networks`` networks on a set of images and test each.
+    """Train ``config.networks`` networks on a set of images and test each; ranks share them.
 
-    Network i has generators of its own: the same rows come out whatever was evaluated before, and
-    the first rows are the same for any number of networks. Ranks share the networks.
+    Network i has generators of its own: its row is the same whatever was evaluated before it.
 
     Args:
         images: [N, C, H, W], normalized; or real ones as uint8, normalized batch by batch.
         labels: int64 [N], or probabilities [N, num_classes].
-        data: real images to test on, and their normalization.
         split: ``validation`` or ``test``; the other one is not read.
 
     Returns:
-        A row per network: network_index, seed, split, accuracy (percent), train_loss (mean of the
-        last epoch) and seconds.
+        Rows of network_index, seed, split, accuracy (percent), train_loss (last epoch), seconds.
 
     Raises:
         EvaluationError: the images or labels do not fit, or the training diverges.
@@ -57,14 +52,14 @@ def evaluate(
         raise EvaluationError(fault)
     images, labels = images.detach().to(data.device), labels.detach().to(data.device)
     normalize = data.normalize if images.dtype == torch.uint8 else None
-    kind, choices = (config.eval_network, config.eval_width), _choices(config)
+    kind, default = (config.eval_network, config.eval_width), EvalConfig()
+    values = {name: getattr(config, f"eval_{name}") for name in ("norm", "pooling", "activation")}
+    choices = {n: value for n, value in values.items() if value != getattr(default, f"eval_{n}")}
 
     def row(index: int) -> Row:
-        started, real = time.perf_counter(), getattr(data, split)
-        weights, order = (
-            generator(seed, "evaluate", index, what) for what in ("weights", "training")
-        )
-        network = network_for(data, *kind, generator=weights, **choices)
+        started, real, made = time.perf_counter(), getattr(data, split), ("weights", "training")
+        weights, order = (generator(seed, "evaluate", index, what) for what in made)
+        network = network_for(data, *kind, generator=weights, **choices)  # only ConvNets have them
         how = {"generator": order, "normalize": normalize, "progress": progress}
         loss = train_network(images, labels, network, config, **how)
         percent = accuracy(network, real.images, real.labels, normalize=data.normalize)
@@ -78,12 +73,10 @@ def evaluate(
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What several networks say together of one set.
+    """What several networks say together of one set: mean (percent), std, n, ci95.
 
-    Returns:
-        Mean accuracy in percent, std (of a sample, n - 1), n, and ci95, the half-width of the 95 %
-        interval for the mean: Student's t times std / sqrt(n). Over n networks of one distillation
-        seed, it says nothing of the spread between distillations. Both are NaN for one network.
+    ci95 is the half-width of the 95 % interval for the mean, Student's t times std / sqrt(n): over
+    networks, not over distillations. It and std (of a sample, n - 1) are NaN for one network.
     """
     if not rows:
         raise ValueError("no rows to summarize; evaluate at least one network")
@@ -101,40 +94,25 @@ def format_accuracy(summary: Mapping[str, float]) -> str:
     return f"{mean:.1f}" + ("" if math.isnan(ci95) else f" ± {ci95:.1f}") + f" (n={n:.0f})"
 
 
-def _choices(config: EvalConfig) -> dict[str, str]:
-    """The settings of a ConvNet that are not the defaults; the other networks have none."""
-    values = {name: getattr(config, f"eval_{name}") for name in ("norm", "pooling", "activation")}
-    default = EvalConfig()
-    return {n: value for n, value in values.items() if value != getattr(default, f"eval_{n}")}
-
-
 def _fault(images: Tensor, labels: Tensor, data: ImageData, split: str) -> str | None:
-    """What is wrong with the arguments of :func:`evaluate`, in a sentence."""
     if split not in ("validation", "test"):
         return f"unknown split '{split}'; choose 'validation' or 'test'"
     count, classes, expected = len(images), data.num_classes, [data.channels, *data.resolution]
     if images.dim() != 4 or list(images.shape[1:]) != expected or not count:
-        return (
-            f"images to evaluate must be [N, {str(expected)[1:]} to be tested on '{data.name}', "
-            f"got {list(images.shape)}; render them at its resolution"
-        )
+        fault = f"images to evaluate must be [N, {str(expected)[1:]} to be tested on '{data.name}'"
+        return f"{fault}, got {list(images.shape)}; render them at its resolution"
     if images.is_floating_point() and not images.isfinite().all():
         return "the images to evaluate have non-finite pixels; repair them first"
     soft = labels.shape == (count, classes) and labels.is_floating_point()
     hard = labels.shape == (count,) and not labels.is_floating_point()
     low, high = (int(labels.min()), int(labels.max())) if hard else (0, 0)
     if not (soft or hard) or not 0 <= low <= high < classes:
-        return (
-            f"labels must be integers [{count}] in 0 to {classes - 1}, numbered as '{data.name}' "
-            f"does, or probabilities [{count}, {classes}], got {labels.dtype} {list(labels.shape)}"
-            + f" in {low} to {high}"
-            * hard
-        )
+        wanted = f"integers [{count}] in 0 to {classes - 1}, numbered as '{data.name}' does"
+        found = f"{labels.dtype} {list(labels.shape)}" + f" in {low} to {high}" * hard
+        return f"labels must be {wanted}, or probabilities [{count}, {classes}], got {found}"
     counts = torch.bincount(labels, minlength=classes) if hard else labels.sum(0)
     if not counts.all():
         name = data.class_names[int((counts == 0).nonzero()[0])]
-        return (
-            f"no image to train on is of class '{name}', so no network could ever name it; give "
-            "every class at least one"
-        )
+        fault = f"no image to train on is of class '{name}', so no network could ever name it"
+        return f"{fault}; give every class at least one"
     return None

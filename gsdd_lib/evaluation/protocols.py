@@ -1,9 +1,7 @@
 """The two ways to report a run, side by side, and the settings of other architectures.
 
-``clean``: the history row with the best validation accuracy is chosen, and the test split read for
-that row once. ``paper``: the best test accuracy of all rows, the rule of the paper's code and of
-most of the field, so that numbers compare; never below clean. Both train the same networks from
-the same seeds, so the gap is due to nothing but the choice.
+``clean``: the row of the best validation accuracy, read on the test split once. ``paper``: the best
+test accuracy of all rows, as the paper's code and most of the field. By the same networks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +15,8 @@ from gsdd_lib.config import EvalConfig
 from gsdd_lib.data import ImageData
 from gsdd_lib.evaluation.evaluate import SUMMARY, Row, evaluate, summarize
 
-# Other architectures train with a cosine schedule at the paper's learning rates. Its text says
-# Adam; its code has AdamW with weight decay 0.05, or SGD. Here: AdamW for the two small rates, SGD
-# for the two of 0.01, at which AdamW leaves both networks at chance: trained on 20 random images of
-# Fashion-MNIST, VGG11 for 40 epochs is right on 54.7 % of validation images with SGD and on 7.7 %
-# with Adam and with AdamW, ResNet18 for 15 epochs on 32.3 % and on 10.0 %.
+# Other architectures: a cosine schedule, the paper's learning rates; its text says Adam, its code
+# AdamW or SGD. Here: SGD for the two of 0.01, at which AdamW leaves both at chance.
 SGD = {"eval_optimizer": "sgd", "eval_weight_decay": 5e-4, "eval_schedule": "cosine"}
 ADAMW = {"eval_optimizer": "adamw", "eval_weight_decay": 0.05, "eval_schedule": "cosine"}
 USUAL = {"eval_norm": "instance", "eval_pooling": "avg", "eval_activation": "relu"}  # of ConvNets
@@ -42,10 +37,8 @@ class Protocols:
     paper: Row  # chosen on the test split
     reported: Row  # the one of ``EvalConfig.protocol``
 
-    @property
-    def gap(self) -> float:
-        """Percentage points that choosing on the test split adds; at least 0."""
-        return self.paper["mean"] - self.clean["mean"]
+    # Percentage points that choosing on the test split adds; at least 0
+    gap = property(lambda self: self.paper["mean"] - self.clean["mean"])
 
 
 def best_row(history: Sequence[Mapping[str, float]]) -> int:
@@ -64,11 +57,10 @@ def compare_protocols(
     seed: int,
     known: Mapping[int, Mapping[str, float]] | None = None,
 ) -> Protocols:
-    """Evaluate every row of a run on the test split, the row chosen on validation first.
+    """Evaluate every row of a run on the test split; a row's syn_lr is the rate it is trained at.
 
     Args:
-        history: the rows that ``distill`` yielded; one with syn_lr is evaluated with that rate.
-        snapshots: what ``distill(..., snapshots=[...])`` filled: a distilled set per row.
+        history, snapshots: what ``distill(..., snapshots=[...])`` yielded, and filled.
         render: a snapshot to normalized images [N, C, H, W].
         labels: as of ``evaluate``; or, where a run learned them, a function of a snapshot.
         known: by row, ``summarize`` of what was read on the test split already.
@@ -77,10 +69,9 @@ def compare_protocols(
         ValueError: rows and snapshots do not belong together.
     """
     if not history or len(history) != len(snapshots):
-        raise ValueError(
-            f"{len(history)} history rows and {len(snapshots)} snapshots: both protocols need one "
-            "of each per evaluation; pass snapshots=[] to the distillation that yields the rows"
-        )
+        counts = f"{len(history)} history rows and {len(snapshots)} snapshots: both protocols need"
+        remedy = "pass snapshots=[] to the distillation that yields the rows"
+        raise ValueError(f"{counts} one of each per evaluation; {remedy}")
 
     def test(row: int) -> Mapping[str, float]:
         with torch.no_grad():
@@ -92,21 +83,17 @@ def compare_protocols(
     chosen, tested = best_row(history), dict(known or {})
     order = [chosen, *(row for row in range(len(history)) if row != chosen)]
     tested |= {row: test(row) for row in order if row not in tested}
-    rows = [
-        {"step": past["step"], "validation": past["mean"]}
-        | {key: tested[row][key] for key in SUMMARY}
-        for row, past in enumerate(history)
-    ]
+    rows = []
+    for row, past in enumerate(history):
+        read = {key: tested[row][key] for key in SUMMARY}
+        rows.append({"step": past["step"], "validation": past["mean"], **read})
     clean = rows[chosen]
     paper = rows[max(order, key=lambda row: rows[row]["mean"])]  # the chosen one, if among equals
     return Protocols(rows, clean, paper, paper if config.protocol == "paper" else clean)
 
 
 def learned_eval_config(config: EvalConfig, history: Sequence[Mapping[str, float]]) -> EvalConfig:
-    """``config`` with the learned learning rate of the best history row, the one that is kept.
-
-    Unchanged where there is none, which is so for every objective but trajectory matching.
-    """
+    """``config`` with the learned learning rate of the best history row, if it has one (tm)."""
     rate = history[best_row(history)].get("syn_lr", config.eval_lr)
     return config.model_copy(update={"eval_lr": rate})
 

@@ -1,7 +1,6 @@
-"""Differentiable siamese augmentation (DSA, arXiv 2102.08259): parameters, and their application.
+"""Differentiable siamese augmentation (DSA, arXiv 2102.08259) of *normalized* images.
 
-The six transformations are those of the published code, which augments *normalized* images: the
-zeros that crop, cutout, scale and rotate fill in are the mean color of the data set, not black.
+As in the published code, the zeros that fill in are the mean color of the data set, not black.
 """
 
 import math
@@ -9,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from gsdd_lib.config import check_choice
@@ -45,22 +44,13 @@ class DsaParams:
 
 
 def sample_dsa(
-    strategy: str,
-    count: int,
-    size: tuple[int, int],
-    *,
-    generator: torch.Generator,
-    mixed: bool = False,
+    strategy: str, count: int, size: tuple[int, ...], *, generator: Generator, mixed: bool = False
 ) -> DsaParams:
-    """Sample augmentation parameters; equal generator states give equal parameters.
+    """Sample ``count`` sets of parameters for images of ``size`` (height, width).
 
     Args:
-        strategy: names out of :data:`TRANSFORMS` joined by ``_``, of which one is chosen at random.
-            Empty: nothing is done.
-        count: sets of parameters: 1 for all images, one per image, or one per class.
-        size: (height, width) of the images, in pixels.
-        mixed: a transformation chosen for each set of parameters, as DM's published code has one
-            per class; otherwise one for all, as in the published training of networks.
+        strategy: names of :data:`TRANSFORMS` joined by ``_``, one is chosen at random; may be "".
+        mixed: chosen for each set, as DM's published code does per class, in place of one for all.
 
     Raises:
         ConfigError: naming the nearest known transformation.
@@ -68,24 +58,23 @@ def sample_dsa(
     names = [name for name in strategy.split("_") if name]
     for name in names:
         check_choice("augmentation", TRANSFORMS, name)
-    device = generator.device
+    source = {"generator": generator, "device": generator.device}
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand((count, *shape), generator=generator, device=device)
+        return low + (high - low) * torch.rand((count, *shape), **source)
 
     def integers(low: int, high: int, number: int = count) -> Tensor:  # high is excluded
-        return torch.randint(low, high, (number,), generator=generator, device=device)
+        return torch.randint(low, high, (number,), **source)
 
-    kind = torch.full((count,), -1, device=device)
+    kinds = torch.tensor([list(TRANSFORMS).index(name) for name in names] or [-1])
     if names:
-        kinds = torch.tensor([list(TRANSFORMS).index(name) for name in names], device=device)
-        kind = kinds[integers(0, len(names), count if mixed else 1)].expand(count)
+        kinds = kinds.to(generator.device)[integers(0, len(names), count if mixed else 1)]
     reach = [_round(side * CROP) for side in size]
     # A square of even side has its center between two pixels, so there is one more place for it.
     places = [side + 1 - _round(side * CUTOUT) % 2 for side in size]
     return DsaParams(
         size=tuple(size),
-        kind=kind,
+        kind=kinds.to(generator.device).expand(count),
         brightness=uniform(-0.5, 0.5),
         saturation=uniform(0.0, 2.0),
         contrast=uniform(0.5, 1.5),
@@ -101,8 +90,7 @@ def apply_dsa(images: Tensor, params: DsaParams, groups: Tensor | None = None) -
     """Augment normalized images; differentiable in them.
 
     Args:
-        images: [N, C, H, W], floating point.
-        params: one set of parameters for all images, one for each, or one for each group.
+        params: one set for all images, one for each, or one for each group.
         groups: int64 [N]; image n uses the parameters at ``groups[n]``, e.g. the labels.
 
     Raises:
@@ -114,11 +102,11 @@ def apply_dsa(images: Tensor, params: DsaParams, groups: Tensor | None = None) -
         return images
     if len(kinds) == 1:
         return transforms[kinds[0]](images, params)
-    order = [(params.kind == kind).nonzero().flatten() for kind in kinds]
-    transformed = [  # each image goes through its own transformation only
-        transforms[kind](images.index_select(0, index), params.select(index))
-        for index, kind in zip(order, kinds, strict=True)
-    ]
+    order, transformed = [], []
+    for kind in kinds:  # each image goes through its own transformation only
+        order.append((params.kind == kind).nonzero().flatten())
+        own = images.index_select(0, order[-1])
+        transformed.append(transforms[kind](own, params.select(order[-1])))
     return torch.cat(transformed).index_select(0, torch.cat(order).argsort())
 
 
@@ -134,13 +122,12 @@ def color(images: Tensor, params: DsaParams) -> Tensor:
 def crop(images: Tensor, params: DsaParams) -> Tensor:
     """The window of the image's size moved by ``shift``, zero outside the image."""
     height, width = params.size
-    row = torch.arange(height, device=images.device) + params.shift[:, :1]  # [N, H]
-    column = torch.arange(width, device=images.device) + params.shift[:, 1:]  # [N, W]
-    inside_row, inside_column = (row >= 0) & (row < height), (column >= 0) & (column < width)
-    inside = inside_row[:, None, :, None] & inside_column[:, None, None, :]  # [N, 1, H, W]
-    row, column = row.clamp(0, height - 1), column.clamp(0, width - 1)
-    pixel = row[:, :, None] * width + column[:, None, :]  # [N, H, W]
-    pixel = pixel.flatten(1)[:, None].expand(len(images), images.shape[1], -1)
+    row = torch.arange(height, device=images.device) + params.shift[:, :1]
+    column = torch.arange(width, device=images.device) + params.shift[:, 1:]
+    row, column = row[:, None, :, None], column[:, None, None, :]  # [N, 1, H, 1], [N, 1, 1, W]
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)  # [N, 1, H, W]
+    pixel = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+    pixel = pixel.flatten(2).expand(-1, images.shape[1], -1)  # [N, C, H * W]
     return images.flatten(2).gather(2, pixel).view_as(images) * inside
 
 
@@ -151,12 +138,10 @@ def cutout(images: Tensor, params: DsaParams) -> Tensor:
         length = _round(side * CUTOUT)
         offset = torch.arange(side, device=images.device) - params.cutout[:, axis, None]
         hidden.append((offset >= -(length // 2)) & (offset < length - length // 2))  # [N, side]
-    rows, columns = hidden
-    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+    return images.masked_fill(hidden[0][:, None, :, None] & hidden[1][:, None, None], 0.0)
 
 
 def flip(images: Tensor, params: DsaParams) -> Tensor:
-    """Left and right exchanged where ``flip``."""
     return torch.where(params.flip[:, None, None, None], images.flip(3), images)
 
 
@@ -171,34 +156,31 @@ def rotate(images: Tensor, params: DsaParams) -> Tensor:
     return _resample(images, torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2))
 
 
-TRANSFORMS: dict[str, Callable[[Tensor, DsaParams], Tensor]] = {
+TRANSFORMS: dict[str, Callable[..., Tensor]] = {
     transform.__name__: transform for transform in (color, crop, cutout, flip, scale, rotate)
 }
 
 
 def _resample(images: Tensor, matrix: Tensor) -> Tensor:
-    # matrix [N, 2, 2] takes output to input coordinates, (x, y) in [-1, 1] at the outer pixels.
+    # matrix [N, 2, 2] takes output to input coordinates, (x, y) in [-1, 1] at the outer pixels
     theta = F.pad(matrix, (0, 1)).to(images.dtype)  # no translation: [N, 2, 3]
     grid = F.affine_grid(theta, list(images.shape), align_corners=True)
     return F.grid_sample(images, grid, align_corners=True)
 
 
 def _index(images: Tensor, params: DsaParams, groups: Tensor | None) -> Tensor:
-    """Which set of parameters each image uses: int64 [N] on its device."""
     count, last = len(images), len(params) - 1
     if tuple(images.shape[2:]) != params.size:
-        raise ValueError(
-            f"the augmentation was sampled for images of {params.size[0]}x{params.size[1]} pixels, "
-            f"these are {images.shape[2]}x{images.shape[3]}; sample one for their size"
-        )
+        wanted, size = ("{}x{}".format(*pair) for pair in (params.size, images.shape[2:]))
+        fault = f"the augmentation was sampled for images of {wanted} pixels, these are {size}"
+        raise ValueError(f"{fault}; sample one for their size")
     if groups is None:
         groups = torch.arange(last + 1) if last else torch.zeros(count, dtype=torch.int64)
     low, high = (int(end) for end in groups.aminmax()) if groups.numel() else (0, last)
     if groups.shape != (count,) or low < 0 or high > last:
-        raise ValueError(
-            f"{last + 1} sets of parameters for {count} images: groups must be [{count}] in 0 to "
-            f"{last}, one per image, not {list(groups.shape)} in {low} to {high}"
-        )
+        wanted = f"groups must be [{count}] in 0 to {last}, one per image"
+        found = f"not {list(groups.shape)} in {low} to {high}"
+        raise ValueError(f"{last + 1} sets of parameters for {count} images: {wanted}, {found}")
     return groups.to(images.device)
 
 

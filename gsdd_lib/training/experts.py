@@ -1,10 +1,6 @@
 """Expert trajectories: networks trained on the real data, their parameters after every epoch.
 
-An expert is a safetensors file of ``epoch_000`` (before training), ``epoch_001``, ..., each float32
-[P] in the order of ``network.named_parameters()``, and a description: its settings, its data, and
-its accuracy after every epoch. It is written when the expert is done, so that a run that was
-stopped goes on with the first one that is missing. Experts of other settings have folders of their
-own; nothing here removes or replaces an expert.
+A safetensors file per expert: ``epoch_000`` (untrained), ..., float32 [P], and a description.
 """
 
 import contextlib
@@ -34,6 +30,7 @@ from gsdd_lib.training.train import accuracy, train_epoch
 FORMAT, VERSION = "gsdd-expert", 2
 FILES = "expert_*.safetensors"
 Row = dict[str, float | int]
+_key = "epoch_{:03d}".format
 
 
 class ExpertError(GsddError, RuntimeError):
@@ -41,11 +38,7 @@ class ExpertError(GsddError, RuntimeError):
 
 
 class Experts:
-    """The experts of a folder, for matching: what they are, and snapshots read when asked for.
-
-    Args:
-        folder: of :func:`train_experts`, or the one inside it of these settings
-            (:func:`settings_folder`).
+    """The experts in ``folder``, or of one :func:`settings_folder` in it; snapshots when asked for.
 
     Raises:
         ExpertError: there are none, or of several settings, or a file is damaged.
@@ -68,34 +61,23 @@ class Experts:
     def __len__(self) -> int:
         return len(self.paths)
 
-    @property
-    def epochs(self) -> int:
-        """Epochs of training; there is one snapshot more."""
-        return self.about[0]["settings"]["train_epochs"]
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of all descriptions: equal for equal experts, wherever they are."""
-        return _hash(self.about)
+    # Epochs of training (there is one snapshot more); equal for equal experts, wherever they are
+    epochs = property(lambda self: self.about[0]["settings"]["train_epochs"])
+    fingerprint = property(lambda self: _hash(self.about))
 
     def snapshots(self, index: int, *epochs: int) -> list[Tensor]:
         """Parameters [P] of expert ``index`` after each of ``epochs``; 0 is before training."""
-        path = self.paths[index]
         try:
-            with safe_open(path, "pt") as file:
+            with safe_open(self.paths[index], "pt") as file:
                 return [file.get_tensor(_key(epoch)) for epoch in epochs]
         except (SafetensorError, OSError) as error:
-            raise _unreadable(path, error) from None
+            raise _unreadable(self.paths[index], error) from None
 
     def check(self, data: ImageData, network: str, width: int, epochs: int) -> None:
-        """Refuse a matching that these experts do not fit.
-
-        They must be of the same architecture, and of a data set that holds out the very same
-        images, so that they cannot have seen one that a choice or a result depends on. How many
-        training images they saw (``DataConfig.max_per_class``) does not matter.
+        """Refuse another architecture, other held-out images, or less training than ``epochs``.
 
         Raises:
-            ExpertError: naming what differs, or that they trained for less than ``epochs``.
+            ExpertError: naming what differs; how many training images they saw does not matter.
         """
         wanted = {"expert_network": network, "expert_width": width, **_about_data(data)}
         _require(self.paths[0], self.about[0]["settings"], wanted)
@@ -106,17 +88,13 @@ class Experts:
 
 
 def distances(experts: Experts, expert_epochs: int) -> list[Row]:
-    """How far an expert goes in the matched epochs: the root of what divides the TM loss.
-
-    Returns:
-        Rows of expert, epoch (where the matched epochs start) and distance ``||start - target||``.
-    """
+    """Rows of expert, epoch (the first of the matched ones) and distance ``||start - target||``."""
     rows = []
     for index in range(len(experts)):
         for epoch in range(experts.epochs - expert_epochs + 1):
             start, target = experts.snapshots(index, epoch, epoch + expert_epochs)
-            distance = (start - target).norm().item()
-            rows.append({"expert": index, "epoch": epoch, "distance": distance})
+            far = (start - target).norm().item()
+            rows.append({"expert": index, "epoch": epoch, "distance": far})
     return rows
 
 
@@ -139,20 +117,15 @@ def plan_experts(data: ImageData, config: ExpertConfig) -> ExpertPlan:
     parameters = sum(value.numel() for value in network.parameters())
     steps = -(-len(data.train) // config.expert_batch) * epochs * count
     total = 4 * count * (epochs + 1) * parameters
-    sentence = (
-        f"{count} expert{'s' * (count != 1)} x {epochs + 1} snapshots x {parameters:,} parameters: "
-        f"{total / 2**20:,.1f} MiB on disk, {steps:,} SGD steps"
-    )
-    return ExpertPlan(sentence, total)
+    experts = f"{count} expert{'s' * (count != 1)} x {epochs + 1} snapshots"
+    cost = f"{total / 2**20:,.1f} MiB on disk, {steps:,} SGD steps"
+    return ExpertPlan(f"{experts} x {parameters:,} parameters: {cost}", total)
 
 
 def settings_folder(
     data: ImageData, config: ExpertConfig, folder: Path | str, *, seed: int
 ) -> Path:
-    """Where in ``folder`` the experts of these settings are, or will be: for :class:`Experts`.
-
-    ``folder/<hash of the settings>``; or ``folder`` itself, if it has experts of these settings.
-    """
+    """``folder``, if it has experts of these settings, else ``folder/<hash of the settings>``."""
     folder, settings = Path(folder), _settings(data, config, seed)
     for path in sorted(folder.glob(FILES)):
         with contextlib.suppress(ExpertError):
@@ -164,14 +137,14 @@ def settings_folder(
 def train_experts(
     data: ImageData, config: ExpertConfig, folder: Path | str, *, seed: int
 ) -> Iterator[Row]:
-    """Train what ``folder`` does not have yet, in the :func:`settings_folder` of these settings.
+    """Train what is missing in :func:`settings_folder`; nothing is ever removed or replaced.
 
     Expert i has generators of its own: where a run was stopped, and how many there are, changes
     nothing. Ranks share the experts, as many at a time as there are ranks.
 
     Yields:
-        A row per expert and epoch, also of experts that were there: expert, epoch, train_loss (0
-        before training) and accuracy in percent on the validation split.
+        Rows, also of experts that were there: expert, epoch (0: untrained), train_loss, and
+        accuracy in percent on the validation split.
 
     Raises:
         ExpertError: a file is damaged, or the training diverges.
@@ -181,20 +154,17 @@ def train_experts(
     there = [path.exists() for path in paths]
     ranks.meet()  # all look before one writes
 
-    def train(index: int) -> list[Row]:
-        snapshots, rows = _train_expert(data, config, seed, index, progress)
-        about = {"settings": settings, "parameters": len(snapshots[0]), "rows": rows}
-        tensors = {_key(epoch): params for epoch, params in enumerate(snapshots)}
-        write_tensors(paths[index], tensors, {"format": FORMAT, "version": VERSION, **about})
-        return rows
-
     def rows_of(index: int) -> list[Row]:
-        if not there[index]:
-            return train(index)
-        about = read_about(paths[index])
-        _require(paths[index], about["settings"], settings)
-        progress.update(config.train_epochs)
-        return about["rows"]
+        if there[index]:
+            about = read_about(paths[index])
+            _require(paths[index], about["settings"], settings)
+            progress.update(config.train_epochs)
+            return about["rows"]
+        tensors, rows = _train_expert(data, config, seed, index, progress)
+        about = {"format": FORMAT, "version": VERSION, "settings": settings}
+        about |= {"parameters": len(tensors[_key(0)]), "rows": rows}
+        write_tensors(paths[index], tensors, about)
+        return rows
 
     with Progress(config.num_experts * config.train_epochs, "experts") as progress:
         for first in range(0, config.num_experts, ranks.world()):
@@ -244,24 +214,23 @@ def _checked(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
 
 def _train_expert(
     data: ImageData, config: ExpertConfig, seed: int, index: int, progress: Progress
-) -> tuple[list[Tensor], list[Row]]:
-    """Parameters after every epoch, the untrained ones first, and a row for each."""
+) -> tuple[dict[str, Tensor], list[Row]]:
     weights, order = (generator(seed, "expert", index, what) for what in ("weights", "training"))
     network = network_for(data, config.expert_network, config.expert_width, generator=weights)
     optimizer = torch.optim.SGD(network.parameters(), lr=config.expert_lr)
     real, held = data.train, data.validation
     how = {"batch": config.expert_batch, "dsa": config.expert_dsa, "normalize": data.normalize}
-    snapshots, rows, loss = [], [], 0.0
+    snapshots, rows, loss = {}, [], 0.0
     for epoch in range(config.train_epochs + 1):
         if epoch:
             loss = train_epoch(network, optimizer, real.images, real.labels, generator=order, **how)
         percent = accuracy(network, held.images, held.labels, normalize=data.normalize)
-        snapshots.append(flatten(dict(network.named_parameters())).cpu())
-        if not torch.isfinite(snapshots[-1]).all():
-            raise ExpertError(
-                f"Expert {index} is non-finite after epoch {epoch}; lower its learning rate "
-                f"(expert_lr={config.expert_lr}). The experts before it are kept."
-            )
+        params = flatten(dict(network.named_parameters())).cpu()
+        if not params.isfinite().all():
+            lower = f"lower its learning rate (expert_lr={config.expert_lr})"
+            fault = f"Expert {index} is non-finite after epoch {epoch}; {lower}."
+            raise ExpertError(f"{fault} The experts before it are kept.")
+        snapshots[_key(epoch)] = params
         rows.append({"expert": index, "epoch": epoch, "train_loss": loss, "accuracy": percent})
         if epoch:
             progress.update(expert=index, accuracy=percent)
@@ -269,48 +238,35 @@ def _train_expert(
 
 
 def _settings(data: ImageData, config: ExpertConfig, seed: int) -> dict[str, Any]:
-    """All that experts depend on, apart from their index; their number is not among it."""
     about = config.model_dump(exclude={"num_experts"}) | _about_data(data)
     return about | {"data": data.fingerprint, "train_images": len(data.train), "seed": seed}
 
 
 def _about_data(data: ImageData) -> dict[str, Any]:
-    """What of its data an expert must share with a matching; see :meth:`Experts.check`."""
+    # What of its data an expert must share with a matching
     held = {"validation": data.validation.images, "validation labels": data.validation.labels}
     held |= {"test": data.test.images, "test labels": data.test.labels}
-    channels = data.normalization if isinstance(data.normalization, ChannelNormalization) else None
-    return {
-        "dataset": data.name,
-        "images": [data.channels, *data.resolution],
-        "classes": data.num_classes,
-        "mean": list(channels.mean) if channels else [0.0] * data.channels,
-        "std": list(channels.std) if channels else [1.0] * data.channels,
-        "whitening": None if channels else data.normalization.fingerprint,
-        "held_out": checksum(held, {"classes": data.class_names}),
-    }
+    norm, mean, std = data.normalization, [0.0] * data.channels, [1.0] * data.channels
+    if channels := isinstance(norm, ChannelNormalization):
+        mean, std = list(norm.mean), list(norm.std)
+    about = {"dataset": data.name, "images": [data.channels, *data.resolution]}
+    about |= {"classes": data.num_classes, "mean": mean, "std": std}
+    about["whitening"] = None if channels else norm.fingerprint
+    return about | {"held_out": checksum(held, {"classes": data.class_names})}
 
 
 def _require(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise :class:`ExpertError` unless ``found`` has all of ``wanted``."""
     other = [key for key in wanted if found.get(key) != wanted[key]]
     if other:
         listed = "; ".join(f"{key} {found.get(key)}, wanted {wanted[key]}" for key in other)
-        seen = "these experts may have seen images that are held out here, "
-        raise ExpertError(
-            f"The expert file {path.name} has other settings ({listed}); "
-            f"{seen * ('held_out' in other)}train experts for this run or name another folder."
-        )
+        seen = "these experts may have seen images that are held out here, " * ("held_out" in other)
+        fault = f"The expert file {path.name} has other settings ({listed}); {seen}"
+        raise ExpertError(f"{fault}train experts for this run or name another folder.")
 
 
 def _unreadable(path: Path, reason: Exception) -> ExpertError:
-    return ExpertError(
-        f"The expert file '{path}' cannot be read ({reason}); make it readable, or move it away "
-        "and the same call trains it again, the other experts are kept."
-    )
-
-
-def _key(epoch: int) -> str:
-    return f"epoch_{epoch:03d}"
+    fault = f"The expert file '{path}' cannot be read ({reason}); make it readable, or move it away"
+    return ExpertError(f"{fault} and the same call trains it again, the other experts are kept.")
 
 
 def _hash(about: Any) -> str:

@@ -1,11 +1,11 @@
 """Train a network: the one loop over the images of an epoch, and the schedules of evaluation.
 
-The defaults are the field's (arXiv 2006.05929, 2110.04181): SGD with momentum 0.9 and weight decay
-5e-4, a tenth of the learning rate in the second half, DSA with parameters of its own per image.
+The defaults are the field's (arXiv 2006.05929, 2110.04181).
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from gsdd_lib.training.augment import apply_dsa, sample_dsa
 
 MOMENTUM = 0.9
 TEST_BATCH = 512  # images per forward pass; the accuracy does not depend on it
-
 Normalize = Callable[[Tensor], Tensor]
 
 
@@ -29,47 +28,32 @@ class EvaluationError(GsddError, ValueError):
 
 
 def train_network(
-    images: Tensor,
-    labels: Tensor,
-    network: nn.Module,
-    config: EvalConfig,
-    *,
-    generator: torch.Generator,
-    normalize: Normalize | None = None,
-    progress: Progress | None = None,
+    images: Tensor, labels: Tensor, network: nn.Module, config: EvalConfig, **more: Any
 ) -> float:
     """Train ``network`` in place; with ``eval_ema`` it ends with its weights' moving average.
 
     Args:
-        images: [N, C, H, W], normalized unless ``normalize`` is given.
-        labels: int64 [N], or probabilities [N, num_classes].
-        generator: the source of the order of the images and of their augmentation.
-        normalize: applied batch by batch, e.g. ``data.normalize`` for uint8 images.
-        progress: updated after every epoch.
+        more: as of :func:`train_epoch`; and ``progress``, updated after every epoch.
 
     Returns:
-        The mean loss of the last epoch.
-
-    Raises:
-        EvaluationError: the loss is no longer finite.
+        The mean loss of the last epoch; EvaluationError where it is not finite.
     """
+    progress: Progress | None = more.pop("progress", None)
     network.train()
     optimizer, averaged = _optimizer(network, config), None
     if config.eval_ema:
         average = get_ema_multi_avg_fn(config.eval_ema)
         averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
-    how = {"batch": config.eval_batch, "dsa": config.eval_dsa, "normalize": normalize}
+    more |= {"batch": config.eval_batch, "dsa": config.eval_dsa, "averaged": averaged}
     for epoch in range(passes(config)):
         if config.eval_schedule == "published" and epoch == config.epochs // 2 + 2:
             optimizer = _optimizer(network, config)  # its momentum is lost where the rate falls
         optimizer.param_groups[0]["lr"] = learning_rate(config, epoch)
-        more = {"generator": generator, "averaged": averaged, **how}
         loss = train_epoch(network, optimizer, images, labels, **more)
         if not math.isfinite(loss):
-            raise EvaluationError(
-                f"the training loss is {loss} in epoch {epoch + 1} of {passes(config)}; "
-                f"lower the learning rate (eval_lr={config.eval_lr}) or look for non-finite images"
-            )
+            lower = f"lower the learning rate (eval_lr={config.eval_lr})"
+            fault = f"the training loss is {loss} in epoch {epoch + 1} of {passes(config)}; {lower}"
+            raise EvaluationError(f"{fault} or look for non-finite images")
         if progress:
             progress.update(loss=loss)
     if averaged is not None:
@@ -90,14 +74,14 @@ def train_epoch(
     normalize: Normalize | None = None,
     averaged: AveragedModel | None = None,
 ) -> float:
-    """One pass over the images in a new order, each batch augmented; arguments as above.
+    """One pass over the images in a new order, each batch augmented; returns the mean loss.
 
     Args:
+        images: [N, C, H, W], normalized unless ``normalize`` is given, for batches of them.
+        labels: int64 [N], or probabilities [N, num_classes].
         dsa: strategy of :func:`~gsdd_lib.training.augment.sample_dsa`.
+        generator: of the order of the images and of their augmentation.
         averaged: updated after every step.
-
-    Returns:
-        The mean loss over the images.
     """
     total = torch.zeros((), dtype=torch.float64, device=images.device)
     order = torch.randperm(len(images), generator=generator, device=generator.device)
@@ -123,9 +107,8 @@ def passes(config: EvalConfig) -> int:
 def learning_rate(config: EvalConfig, epoch: int) -> float:
     """The learning rate of one epoch, counted from 0.
 
-    ``step`` falls to a tenth after epoch ``epochs // 2``. ``published`` is what the codes of
-    dataset condensation do: ``range(epochs + 1)``, and a tenth after epoch ``epochs // 2 + 1``, so
-    that 1,000 epochs are 502 at the full rate and 499 at a tenth.
+    ``step`` falls to a tenth after epoch ``epochs // 2``, ``published`` one later, as the codes of
+    dataset condensation do: of 1,001 epochs 502 have the full rate and 499 a tenth.
     """
     if config.eval_schedule == "cosine":
         return config.eval_lr * cosine(epoch, config.epochs)
