@@ -10,7 +10,7 @@ PROFILE ?= demo
 ONLY ?=
 CORES ?= 2
 NPROC ?= 1
-GPUS ?= $(shell nvidia-smi -L 2>/dev/null | wc -l)
+GPUS ?= $(words $(wildcard /dev/nvidia[0-9]*))
 BASE_PYTHON ?= python3
 VENV := .venv
 PYTHON ?= $(VENV)/bin/python
@@ -34,7 +34,7 @@ reproduce: $(ENVIRONMENT) compiler ## Every figure and table of PROFILE=demo (ON
 	  for name in $$names; do $(PYTHON) -m gsdd_lib.data "$$name" --fetch || exit 1; done
 	@ONLY='$(ONLY)' $(PYTHON) -m snakemake --cores $(CORES) --resources gpu=$(GPUS) --nolock \
 	  --rerun-incomplete --quiet all \
-	  --config profile=$(PROFILE) nproc=$(NPROC) gpus=$$(( $(GPUS) ? $(NPROC) : 0 ))
+	  --config profile=$(PROFILE) nproc=$(NPROC) gpus=$(if $(filter-out 0,$(GPUS)),$(NPROC),0)
 	@printf '\nFigures and tables: figures/%s/\n' $(PROFILE)
 	@for table in $(REPORT)/*/*.md; do \
 	  if [ -f "$$table" ]; then printf '\n%s\n\n' "$$table"; cat "$$table"; fi; done
