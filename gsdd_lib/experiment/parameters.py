@@ -128,6 +128,8 @@ def pick(
     if wrong := others.keys() - {field for model in face.models for field in model.model_fields}:
         raise ParameterError("parameters.pick", f"no model has a field '{min(wrong)}'")
     if faults := face.unknown() or face.faults(values):
+        if isinstance(namespace, dict):  # cells that run nevertheless must not use an earlier run's
+            namespace.pop("settings", None)
         raise ParameterError(where, *faults)
     settings = Settings(values={})
     for model in face.models:

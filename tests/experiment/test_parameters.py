@@ -114,3 +114,10 @@ except parameters.ParameterError as error:
     nbclient.NotebookClient(made, kernel_name="python3").execute()
     assert "unknown parameter 'ipcc', did you mean 'ipc'?" in made.cells[1].outputs[0].text
     assert made.cells[4].outputs[0].text == "7\n"
+
+
+def test_settings_of_an_earlier_run_do_not_survive_a_fault():
+    namespace = notebook(CELL + "ipcc: int = 10\n") | {"settings": "of the run before"}
+    with pytest.raises(ParameterError):
+        pick(namespace, *MODELS, own=["photos"])
+    assert "settings" not in namespace
