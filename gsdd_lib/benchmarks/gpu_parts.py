@@ -22,7 +22,7 @@ POINTS, STEPS = (21, 107, 170, 214, 682, 2730), 1000  # 214: the 963 numbers of 
 PER_CLASS = 100  # photographs of each of ten classes
 BOTH = {"lr_schedule": "cosine", "eval_batch": 64, "eval_lr": 0.03, "eval_schedule": "cosine"}
 FULL = {"steps": 1000, "eval_every": 500, "batch_real": 256, "width": 128, "epochs": 300}
-QUICK = {"steps": 2, "eval_every": 2, "fit_steps": 5, "width": 8, "epochs": 2, "networks": 2}
+QUICK = {"steps": 2, "eval_every": 2, "fit_steps": 5, "width": 8, "epochs": 2}
 
 
 class NotRun(Exception):  # noqa: N818
