@@ -50,8 +50,8 @@ def measure_operator(folder: Path, device: str, quick: bool) -> None:
             ms, published = median_ms(job, 9, device), theirs[f"pub_{name}"]
             row |= {f"ours_{name}": ms, f"pub_{name}": published, f"ratio_{name}": published / ms}
         rows.append(row)
-    print(f"Milliseconds; the published rasterizer's were recorded on {recorded['device']}:")
     print(markdown(rows))
+    print(f"Milliseconds; the published rasterizer's were recorded on {recorded['device']}.")
     keep(folder, "beside_published", device, published_on=recorded["device"], rows=rows)
 
 
