@@ -152,9 +152,9 @@ def accuracy_bars(frame: pd.DataFrame, *, published: pd.DataFrame | None = None)
 
     Args:
         frame: columns ``method``, ``mean`` and ``ci95`` (half-width), percent; top to bottom.
-        published: columns ``method``, ``accuracy``, percent, as ``tables.fashion_mnist_rivals``.
+        published: columns ``method`` and ``paper``, percent, as ``tables.paper_rows`` gives.
     """
-    rivals = [] if published is None else list(published[["method", "accuracy"]].to_numpy())
+    rivals = [] if published is None else list(published[["method", "paper"]].to_numpy())
     count = len(frame) + len(rivals)
     figure, ax = plt.subplots(figsize=(COLUMN * 1.25, 0.5 + 0.26 * count))
     ours = zip(frame.method, frame["mean"], frame.ci95.fillna(0.0), strict=True)
