@@ -50,19 +50,15 @@ class Run:
         """In runs/: checkpoints, logs and the notebook while it is unfinished; or in figures/."""
         return project_root() / kind / place(self.notebook, self.params)
 
-    def command(self) -> list[str]:
-        """The command line, the same as in a terminal."""
-        module = "gsdd_lib.experiment.runner"
-        return [sys.executable, "-m", module, str(self.notebook), str(self.params)]
-
     def start(self) -> subprocess.Popen:
         """Start the run in the background; what it prints goes to ``console.log``."""
+        command = [sys.executable, "-m", "gsdd_lib.experiment.runner", self.notebook, self.params]
         self.folder().mkdir(parents=True, exist_ok=True)
         # Between two cells a kernel ignores SIGINT, and its children would inherit that.
         own = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
         own |= {"cwd": project_root(), "stdin": subprocess.DEVNULL, "start_new_session": True}
         with open(self.folder() / "console.log", "wb") as log:
-            return subprocess.Popen(self.command(), stdout=log, stderr=subprocess.STDOUT, **own)
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **own)
 
     def stop(self) -> None:
         """Interrupt the run, as Ctrl-C in its terminal does; it can be resumed."""
@@ -107,7 +103,7 @@ class Run:
 
 
 def rows(lines: list[str]) -> list[dict[str, Any]]:
-    """What a log counts last: label, done, total, seconds, the numbers shown, and seconds left."""
+    """What a log counts last: label, done, total, seconds and the numbers shown, line by line."""
     found: list[dict[str, Any]] = []
     for match in filter(None, map(PROGRESS.fullmatch, lines)):
         label, done, total, numbers, seconds = match.groups()
@@ -115,9 +111,6 @@ def rows(lines: list[str]) -> list[dict[str, Any]]:
         row |= {name: float(value) for name, value in re.findall(r"(\w+) (\S+)", numbers)}
         same = found and all(row[key] == found[-1][key] for key in ("label", "total"))
         found = [*found, row] if same and row["done"] >= found[-1]["done"] else [row]
-        first = found[0] if len(found) > 1 else {"done": 0, "seconds": 0}
-        pace = (row["seconds"] - first["seconds"]) / max(1, row["done"] - first["done"])
-        row["left"] = pace * (row["total"] - row["done"])
     return found
 
 
@@ -150,9 +143,7 @@ def summary(run: Run, running: bool) -> str:
     if running:
         head = next((line.strip("# ") for line in reversed(lines) if line[:1] == "#"), "starting")
         for row in rows(lines)[-1:]:
-            head += (
-                f" · {row['label']} {row['done']}/{row['total']}, {row['left']:.0f} s left of it"
-            )
+            head += f" · {row['label']} {row['done']}/{row['total']}"
         text = html.escape("\n".join(lines[-LINES:]))
         return f"<b>running</b> · {html.escape(head)}<pre>{text}</pre>"
     home = run.folder("figures" if run.state() == "done" else "runs")

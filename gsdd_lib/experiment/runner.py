@@ -77,7 +77,6 @@ def run(notebook: Path, params: Path) -> int:
     values |= {"output_folder": f"figures/{where}", "run_folder": f"runs/{where}"}
     if "RANK" in os.environ:
         signal.signal(signal.SIGTERM, _end)  # from torchrun, when a rank has ended
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of what waits for the kernel
     if rank := int(os.environ.get("RANK", 0)):
         return _follow(notebook, folder, values, f"{name[:-1]}, rank {rank}]", rank)
     with lock_folder(folder, "case.lock"):
@@ -140,6 +139,7 @@ def launch(count: int, notebook: Path, params: Path) -> int:
 
 def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], lines: _Lines) -> str:
     os.environ["TQDM_DISABLE"] = "1"  # progress as lines, which papermill passes on
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of what waits for a dead kernel
     papermill_engines.register(ENGINE, _AnnouncingEngine)
     more = {"engine_name": ENGINE, "kernel_name": "python3", "progress_bar": False}
     more |= {"stdout_file": lines, "stderr_file": lines, "cwd": str(notebook.resolve().parent)}
