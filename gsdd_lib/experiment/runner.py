@@ -213,7 +213,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gsdd_lib.experiment.runner")
     parser.add_argument("notebook", type=Path, nargs="?", help="notebooks/<stem>.ipynb")
     parser.add_argument("params", type=Path, nargs="?", help="a parameter file, in params/ or not")
-    parser.add_argument("--check", action="store_true", help="check the file and run nothing")
     parser.add_argument("--check-all", type=Path, metavar="FOLDER", help="check a whole profile")
     parser.add_argument("--data-sets", type=Path, metavar="FOLDER", help="print what it reads")
     parser.add_argument("--only", default="", help="a notebook, a case or a table of the paper")
@@ -226,9 +225,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return check_all(options.check_all, options.only)
         if options.data_sets:
             print(*data_sets(options.data_sets, options.only))
-        elif options.check:
-            check(options.notebook, options.params)
-            print(f"{options.params}: valid.")
         elif options.ranks > 1:
             return launch(options.ranks, options.notebook, options.params)
         else:
