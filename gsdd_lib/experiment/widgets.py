@@ -2,7 +2,6 @@
 
     from gsdd_lib.experiment import widgets as explore
     explore.Explorer(load("set.safetensors"))  # the last line of a cell
-    figure = explore.static(load("set.safetensors"), images=[0, 7])
 
 A widget is a :class:`Sliders`: a pure function that draws, and a control for each of its arguments.
 """
@@ -125,21 +124,6 @@ class Explorer(Sliders):
             return draw(source, [image], views, originals)
 
         super().__init__(view, controls)
-
-
-def static(
-    source: Source, originals: Tensor | None = None, *, images: Sequence[int] = (0, 1, 2)
-) -> Figure:
-    """What the sliders show, as one figure for a page without a kernel; a row per image.
-
-    From left to right: the original, if given, a quarter, half and all of the Gaussians, all of
-    them at four times the resolution, and their ellipses.
-    """
-    gaussians = getattr(source, "gaussians", source)
-    points, size = gaussians.points, gaussians.resolution
-    views = [(max(1, points // part), size, False) for part in (4, 2, 1)]
-    views += [(points, (4 * size[0], 4 * size[1]), False), (points, size, True)]
-    return draw(source, images, views, originals, width=PAGE)
 
 
 @torch.no_grad()

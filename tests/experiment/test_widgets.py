@@ -112,21 +112,21 @@ def test_ellipses_follow_the_resolution(channels, opacity):
 
 
 def test_originals_of_other_images_are_refused(images):
-    for make in (explore.Explorer, explore.static):
-        with pytest.raises(ValueError, match=r"originals must be \[3, C, H, W\]"):
-            make(images, torch.rand(2, 3, HEIGHT, WIDTH))
+    with pytest.raises(ValueError, match=r"originals must be \[3, C, H, W\]"):
+        explore.Explorer(images, torch.rand(2, 3, HEIGHT, WIDTH))
 
 
-def test_static_has_a_row_per_image_and_one_line_of_titles(images):
+def test_a_still_figure_has_a_row_per_image_and_one_line_of_titles(images):
     originals = torch.rand(IMAGES, 3, HEIGHT, WIDTH)
-    figure = explore.static(images, originals, images=[2, 0])
-    axes = np.array(figure.axes).reshape(2, 6)
-    sizes = [picture_of(ax).shape[:2] for ax in axes[0]]
-    assert sizes == [(HEIGHT, WIDTH)] * 4 + [(4 * HEIGHT, 4 * WIDTH), (HEIGHT, WIDTH)]
+    size, large = (HEIGHT, WIDTH), (4 * HEIGHT, 4 * WIDTH)
+    views = [(2, size, False), (POINTS, large, False), (POINTS, size, True)]
+    figure = explore.draw(images, [2, 0], views, originals, width=7)
+    axes = np.array(figure.axes).reshape(2, 4)
+    assert [picture_of(ax).shape[:2] for ax in axes[0]] == [size, size, large, size]
     np.testing.assert_allclose(picture_of(axes[0, 0]), originals[2].permute(1, 2, 0), rtol=1e-6)
     np.testing.assert_allclose(picture_of(axes[1, 0]), originals[0].permute(1, 2, 0), rtol=1e-6)
-    assert [bool(ax.get_title()) for ax in axes.flat] == [True] * 6 + [False] * 6
-    assert len(explore.static(images, images=[1]).axes) == 5
+    assert [bool(ax.get_title()) for ax in axes.flat] == [True] * 4 + [False] * 4
+    assert figure.get_figwidth() == 7 and len(explore.draw(images, [1], views).axes) == 3
 
 
 def test_the_sliders_leave_no_figure_open_to_be_shown_twice(images):
@@ -216,7 +216,6 @@ def test_one_image_of_one_gaussian_can_be_looked_at():
     identity = ChannelNormalization((0.0,), (1.0,))
     images = GaussianImages(packed, torch.zeros(1), resolution=(8, 8), normalization=identity)
     assert decode(explore.Explorer(images).png).any()
-    assert len(explore.static(images, images=[0]).axes) == 5
 
 
 NORMALIZATION = ChannelNormalization((0.5,), (0.5,))
