@@ -35,14 +35,6 @@ class ParameterError(GsddError, ValueError):
         super().__init__(f"{where}: {sentence}" + "." * (not sentence.endswith("?")))
 
 
-class Settings(SimpleNamespace):
-    """A notebook's settings: one per model, called by its name (``data`` is a DataConfig), and
-    ``values``, every parameter and field by name."""
-
-    values: dict[str, Any]
-    run: RunConfig
-
-
 @dataclass(frozen=True)
 class Interface:
     """What a notebook can be told: types and defaults by name, and what checks the values."""
@@ -108,8 +100,9 @@ class Interface:
 
 def pick(
     namespace: Mapping[str, Any], *models: type[Config], own: Iterable[str] = (), **others: Any
-) -> Settings:
-    """All settings of a notebook, built by name from its parameters cell.
+) -> SimpleNamespace:
+    """All settings of a notebook, built by name from its parameters cell: one per model, called by
+    its name (``data`` is a DataConfig), and ``values``, every parameter and field by name.
 
     Args:
         namespace: the notebook's ``globals()``. IPython keeps there the source of the cells that
@@ -131,7 +124,7 @@ def pick(
         if isinstance(namespace, dict):  # cells that run nevertheless must not use an earlier run's
             namespace.pop("settings", None)
         raise ParameterError(where, *faults)
-    settings = Settings(values={})
+    settings = SimpleNamespace(values={})
     for model in face.models:
         picked = model.pick({**values, **others})
         setattr(settings, model.__name__.removesuffix("Config").lower(), picked)
