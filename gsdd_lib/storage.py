@@ -36,10 +36,16 @@ from gsdd_lib.core.files import METADATA_KEY, DamagedFileError, read_tensors, wr
 from gsdd_lib.data import DataError, ImageData
 from gsdd_lib.data.normalization import ChannelNormalization, read_whitening, write_whitening
 from gsdd_lib.distillation.soft_labels import SoftLabels
-from gsdd_lib.parameterizations.codec import Codec, decode, encode
+from gsdd_lib.parameterizations.codec import (
+    Codec,
+    LabelCodec,
+    decode,
+    decode_labels,
+    encode,
+    encode_labels,
+)
 from gsdd_lib.parameterizations.entropy import DamagedCodeError
 from gsdd_lib.parameterizations.gaussian import GaussianImages
-from gsdd_lib.parameterizations.label_codec import LabelCodec, decode_labels, encode_labels
 from gsdd_lib.splatting.splat import GEOMETRY
 
 FORMAT, VERSION, OLD_VERSIONS = "gsdd-distilled-set", 3, {"1": 1, "2": 2}
