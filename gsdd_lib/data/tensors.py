@@ -38,7 +38,11 @@ def from_tensors(
     if (test_images is None) != (test_labels is None):
         raise DataError("test_images and test_labels go together: give both, or neither")
     sets = {"": _checked(images, labels, "")}
-    names, shape = _checked_names(class_names, sets[""].labels), list(images.shape[1:])
+    highest, shape = int(sets[""].labels.max()), list(images.shape[1:])
+    if class_names is None and highest >= len(labels):
+        fault = f"labels reach {highest} but there are only {len(labels)} images"
+        raise DataError(f"{fault}; number the classes 0, 1, 2, ... without gaps")
+    names = tuple(map(str, range(highest + 1)) if class_names is None else class_names)
     if test_images is not None:
         sets["test_"] = _checked(test_images, test_labels, "test_")
     for prefix, each in sets.items():
@@ -82,16 +86,3 @@ def _checked(images: Tensor, labels: Tensor, prefix: str) -> ImageSet:
     if fault:
         raise DataError(fault)
     return ImageSet(images.detach().to("cpu", torch.uint8), labels.to("cpu", torch.int64))
-
-
-def _checked_names(class_names: Sequence[str] | None, labels: Tensor) -> tuple[str, ...]:
-    if class_names is None:
-        highest = int(labels.max())
-        if highest >= len(labels):
-            fault = f"labels reach {highest} but there are only {len(labels)} images"
-            raise DataError(f"{fault}; number the classes 0, 1, 2, ... without gaps")
-        return tuple(map(str, range(highest + 1)))
-    listed = isinstance(class_names, list | tuple)
-    if not listed or not all(isinstance(name, str) for name in class_names):
-        raise DataError("class_names must be a list with the name of each class")
-    return tuple(class_names)
