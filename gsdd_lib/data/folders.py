@@ -23,7 +23,7 @@ SUBSETS: dict[str, dict[str, str]] = {  # WordNet ids and names of the classes, 
     name: {row["wnid"]: row["name"] for row in rows}
     for name, rows in yaml.safe_load(TABLE.read_text("utf-8")).items()
 }
-GRAY_MODES = ("1", "L", "I", "I;16", "I;16L", "I;16B")
+GRAY = {"1", "L", "I", "I;16", "I;16L", "I;16B"}  # modes
 AT_LEAST = 3  # images of a class: one each to train on, to hold out and to test on
 
 
@@ -73,16 +73,13 @@ def read_imagefolder(config: DataConfig) -> RawData:
     _check_tree(tree, root / train_folder, root / TEST)
     names = tuple(tree[train_folder])
     listing = list_images(root, tree, names, train=train_folder)
-    first, gray, side = None, True, config.resolution
+    sizes, modes = [], set()
     for position, path in enumerate(listing.paths):  # their headers alone
         with open_image(listing.read(position), path) as image:
-            first, gray = first or image.size, gray and image.mode in GRAY_MODES
-            if image.size != first and not side:
-                found = f"{path} has {image.width}x{image.height}, {listing.paths[0]} another"
-                fault = f"images of the folder differ in size ({found})"
-                raise DataError(f"{fault}; choose a resolution")
-    size, channels = (side, side) if side else first[::-1], 1 if gray else 3
-    resize = config.resize if config.resolution else "exact"
+            sizes.append(image.size)
+            modes.add(image.mode)
+    size = (config.resolution,) * 2 if config.resolution else sizes[0][::-1]
+    resize, channels = config.resize if config.resolution else "exact", 1 if modes <= GRAY else 3
     train, test = decoded("imagefolder", listing, size, channels=channels, resize=resize)
     note = "its test split"
     if TEST not in tree:

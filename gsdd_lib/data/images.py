@@ -152,7 +152,8 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 def _resized(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Image:
     height, width = size
     if resize == "exact" and image.size != (width, height):
-        raise ValueError(f"it has {image.width}x{image.height} pixels instead of {width}x{height}")
+        found = f"it has {image.width}x{image.height} pixels instead of {width}x{height}"
+        raise ValueError(f"{found}; choose a resolution")
     if resize == "squash":
         return image.resize((width, height), BILINEAR)
     scale = max(height / image.height, width / image.width)

@@ -438,7 +438,10 @@ def empty_test(root):
 BAD = {
     "few images": (few, "class folder 'b' of .* holds 2 images; each class needs at least 3"),
     "one class": (one_class, "holds 1 class folders; classification needs at least two"),
-    "sizes": (sizes, r"differ in size \(b/00.png has 7x7, a/00.png another\); choose a resol"),
+    "sizes": (
+        sizes,
+        r"b/00.png cannot be decoded \(it has 7x7 pixels instead of 6x5; choose a resol",
+    ),
     "a strange class": (strange, "has a class folder 'c' that .*train lacks"),
     "an empty test": (empty_test, "test holds no images; add some, or remove it"),
     "no folder": (lambda root: None, "there is no folder .*mine; name one"),
