@@ -120,14 +120,10 @@ def check_parameterization(images: Parameterization) -> None:
 
     require(isinstance(images, Parameterization), "it must be a subclass of Parameterization")
     require([*images.parameters()], "it has no nn.Parameter, so nothing can be distilled")
-    mine = copy.deepcopy(images)
-    pixels, state, (height, width) = (
-        mine.pixels(),
-        copy.deepcopy(mine.state_dict()),
-        mine.resolution,
-    )
-    for size, found in (((height, width), pixels), ((9, 7), mine.pixels(resolution=(9, 7)))):
-        due = [len(mine), *pixels.shape[1:2], *size]
+    mine, state = copy.deepcopy(images), copy.deepcopy(images.state_dict())
+    pixels = mine.pixels()
+    for size in (mine.resolution, (9, 7)):
+        found, due = mine.pixels(resolution=size), [len(mine), *pixels.shape[1:2], *size]
         require(list(found.shape) == due, f"at {size} pixels() is {list(found.shape)}, not {due}")
     require(pixels.isfinite().all(), "pixels() has non-finite values")
     index = torch.tensor([len(mine) - 1, 0, len(mine) - 1], device=mine.labels.device)
