@@ -48,17 +48,15 @@ def read_imagenet_subset(name: str, config: DataConfig) -> RawData:
 
 
 def _find_imagenet(name: str, folder: str) -> tuple[Path, str]:
-    places, published = roots(folder), [name + size for size in SIZES]
-    for place in places:
-        for path in (place, *(place / folder for folder in (*published, "imagenet"))):
-            if (path / TRAIN).is_dir():
-                return path, path.name if path.name in published else "a folder of ImageNet"
-    fault = (
-        f"no folder '{TRAIN}' of ImageNet is in {', '.join(map(str, places))}; to get {name}, name"
-    )
-    hint = "a folder with train/ and val/ and a folder per WordNet id in each (parameter 'folder')"
+    published = [name + size for size in SIZES]
+    places = [root / sub for root in roots(folder) for sub in ("", *published, "imagenet")]
+    for path in places:
+        if (path / TRAIN).is_dir():
+            return path, path.name if path.name in published else "a folder of ImageNet"
+    fault = f"no folder '{TRAIN}' of ImageNet is in {', '.join(map(str, places))}; to get {name},"
+    hint = "name a folder with train/ and val/ and in each a folder per WordNet id (parameter"
     archive = "unpack an archive first, as in 'tar -xzf imagenette2-320.tgz'"
-    raise DataError(f"{fault} {hint}; {archive}")
+    raise DataError(f"{fault} {hint} 'folder'); {archive}")
 
 
 def read_imagefolder(config: DataConfig) -> RawData:

@@ -86,11 +86,9 @@ def decoded(
             if path.exists():
                 warnings.warn(f"{path} is damaged: decoding its images again", stacklevel=2)
             path.parent.mkdir(parents=True, exist_ok=True)
-            needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
-            if needed + SPARE_BYTES > free:
-                space = f"{needed / 2**30:.1f} GiB in {path.parent}, which has {free / 2**30:.1f}"
-                hint = "name another folder in $GSDD_CACHE"
-                raise DataError(f"the decoded images need {space} GiB free; {hint}")
+            needed = math.prod(shape) + SPARE_BYTES
+            if needed > shutil.disk_usage(path.parent).free:  # known before the work
+                raise OSError(f"{needed / 2**30:.1f} GiB are not free")
             pixels = _decode_all(listing, shape, resize)
             write_atomically(path, sha256(pixels).digest(), pixels.data)
         pixels = np.memmap(path, np.uint8, "c", MARK, shape)  # changes stay in memory

@@ -176,9 +176,7 @@ def read_about(path: Path) -> dict[str, Any]:
 def _checked(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
     tensors, about = read_tensors(path, FORMAT)
     if about["version"] != VERSION:
-        found = f"has version {about['version']} of the format, not {VERSION}"
-        remedy = "move it away and the same call trains it again"
-        raise ExpertError(f"The expert file '{path}' {found}; {remedy}.")
+        raise DamagedFileError(f"it has version {about['version']} of the format, not {VERSION}")
     snapshots = {_key(epoch) for epoch in range(len(tensors))}
     if set(tensors) != snapshots or len(tensors) != about["settings"]["train_epochs"] + 1:
         raise DamagedFileError("snapshots are missing")

@@ -262,5 +262,5 @@ def test_an_absurd_number_of_epochs_is_refused_at_once(tmp_path: Path):
 def test_a_file_of_another_version_is_refused(tmp_path: Path):
     about = {"format": "gsdd-expert", "version": 3, "settings": {"train_epochs": 0}}
     write_tensors(tmp_path / "expert_000.safetensors", {"epoch_000": torch.zeros(3)}, about)
-    with pytest.raises(ExpertError, match="has version 3 of the format, not 2; move it away"):
+    with pytest.raises(ExpertError, match="has version 3 of the format, not 2.*move it away"):
         Experts(tmp_path)
