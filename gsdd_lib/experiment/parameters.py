@@ -131,9 +131,9 @@ def pick(
     except ParameterError:
         namespace.pop("settings", None)  # an earlier run's, which a cell run by hand would use
         if "get_ipython" in namespace:
-            # When a cell fails, the kernel aborts those that are waiting; ipykernel 7 executes those
-            # that arrive later, whatever its stop_on_error_timeout says. This cell may fail before
-            # the rest of a Run All has arrived.
+            # When a cell fails, the kernel aborts those that are waiting, but ipykernel 7 executes
+            # those that arrive later, whatever its stop_on_error_timeout says. This cell may fail
+            # before the rest of a Run All is there.
             time.sleep(ARRIVAL)
         raise
 
