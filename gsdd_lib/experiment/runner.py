@@ -77,7 +77,7 @@ def run(notebook: Path, params: Path) -> int:
     values |= {"output_folder": f"figures/{where}", "run_folder": f"runs/{where}"}
     if "RANK" in os.environ:
         signal.signal(signal.SIGTERM, _end)  # from torchrun, when a rank has ended
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of what waits for the kernel
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of what waits for the kernel
     if rank := int(os.environ.get("RANK", 0)):
         return _follow(notebook, folder, values, f"{name[:-1]}, rank {rank}]", rank)
     with lock_folder(folder, "case.lock"):
