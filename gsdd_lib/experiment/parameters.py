@@ -136,7 +136,7 @@ def _picked(
     models: Iterable[type[Config]],
     own: Iterable[str],
     others: Mapping[str, Any],
-) -> Settings:
+) -> SimpleNamespace:
     where = "The parameters cell"
     types, assigned = _executed(where, namespace)
     face = Interface(types, others, (RunConfig, *models), frozenset(own))
