@@ -51,7 +51,7 @@ def _commits(folder: Path) -> list[str]:
 
 
 class Recorder:
-    """Seconds since it was made, or of a ``with`` block, and the process's peak memory."""
+    """Seconds since it was made, or of a ``with`` block."""
 
     def __init__(self) -> None:
         self._start, self._stop = time.perf_counter(), None
@@ -66,12 +66,6 @@ class Recorder:
     @property
     def seconds(self) -> float:
         return (self._stop or time.perf_counter()) - self._start
-
-    @property
-    def peak_mib(self) -> float:
-        """Peak resident memory of this process since it began, in MiB."""
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def run_record(parameters: Mapping[str, Any], *, seconds: float, extra=None, device="cpu") -> dict:
@@ -96,8 +90,9 @@ def run_record(parameters: Mapping[str, Any], *, seconds: float, extra=None, dev
     if torch and device.startswith("cuda"):
         record |= {"device": torch.cuda.get_device_name(device), "driver": gpu_driver()}
         record["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    record |= {"seconds": round(float(seconds), 2)}
-    record |= {"peak_memory_mib": round(Recorder().peak_mib, 1)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on macOS in bytes
+    peak /= 2**20 if sys.platform == "darwin" else 2**10
+    record |= {"seconds": round(float(seconds), 2), "peak_memory_mib": round(peak, 1)}
     if taken := sorted(record.keys() & (extra or {}).keys()):
         raise ValueError(f"the run record has its own {', '.join(taken)}; name the extra another.")
     return record | _portable(extra or {})
