@@ -25,6 +25,7 @@ template <typename T, int C>
 struct RenderShared {
     Staged<T, C> staged[kStaged];
     Outlines<T, kStaged> outlines;
+    uint8_t list[kWarps][kStaged];  // the Gaussians that touch the warp's tile
 };
 
 // Whether a lane's column may be walked by the recurrence from its top sample: with a sample of the
@@ -104,12 +105,13 @@ SPLAT_DEVICE void walk_columns(const Staged<T, C>& g, T x, T y, T (&weight)[kRow
     }
 }
 
-// Adds the Gaussians of the set bits to one lane's pixels, whose first sample is at (x, y).
+// Adds the listed Gaussians of the set bits to one lane's pixels, whose first sample is at (x, y).
 template <typename T, int C, int S>
 SPLAT_DEVICE void draw(
-    const Staged<T, C>* staged, uint32_t alive, T x, T y, Pixels<T, C>& pixels) {
+    const Staged<T, C>* staged, const uint8_t* list, uint32_t alive, T x, T y,
+    Pixels<T, C>& pixels) {
     for (; alive != 0; alive &= alive - 1) {
-        const Staged<T, C> g = staged[lowest_bit(alive)];
+        const Staged<T, C> g = staged[list[lowest_bit(alive)]];
         T weight[kRowsPerLane] = {};
         if (g.bend > T(0)) walk_columns<T, C, S>(g, x, y, weight);
         else sample_columns<T, C, S>(g, x, y, weight);
@@ -152,19 +154,21 @@ SPLAT_DEVICE void render(
                 stage(rows + int64_t(begin + thread) * shape.row, shape, thread, shared);
         });
 
-        // 2. Cull 32 Gaussians at a time, 3. walk those that touch the warp's tile.
+        // 2. List those that touch the warp's tile, 3. draw: the lanes of a quarter walk through
+        // those that touch it.
         Team::warps([&](int warp) {
             if (first_tile + warp >= tiles) return;
             const Tile<T> tile = tile_at<T, S>(shape, first_tile + warp);
-            for (int group = 0; group < count; group += kLanes) {
-                const uint32_t alive = Team::ballot([&](int lane) {
-                    return group + lane < count && touches(shared.outlines, group + lane, tile);
-                });
+            uint8_t* list = shared.list[warp];
+            const int listed = list_touching<Team>(shared.outlines, count, tile, list);
+            for (int first = 0; first < listed; first += kLanes) {
+                const Masks masks =
+                    masks_of<Team>(shared.outlines, list + first, listed - first, tile);
                 Team::lanes([&](int lane) {
                     const T x = T(tile.x + lane_column(lane)) + T(0.5 / S);
                     const T y = T(tile.y + lane_row(lane)) + T(0.5 / S);
-                    draw<T, C, S>(
-                        shared.staged + group, alive, x, y, pixels[warp * kLanes + lane]);
+                    draw<T, C, S>(shared.staged, list + first, masks.of(lane_quarter(lane)), x, y,
+                                  pixels[warp * kLanes + lane]);
                 });
             }
         });
