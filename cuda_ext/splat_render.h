@@ -16,9 +16,11 @@ struct Pixels {
 // of samples by a recurrence: exp of a quadratic has a geometric second difference.
 template <typename T, int C>
 struct alignas(16) Staged : Brush<T, C> {
-    T rim;   // 2^log2_rim
-    T bend;  // ratio of two successive ratios of samples; 0 where the recurrence is not safe
-    T lean;  // ratio of the first ratios of two neighboring columns
+    T rim;         // 2^log2_rim
+    T bend;        // ratio of two successive ratios of samples; 0 where the recurrence is not safe
+    T lean;        // ratio of the first ratios of two neighboring columns
+    T shear;       // fall of t from one column of samples to the next
+    T rate, drop;  // log2 of a column's first ratio is rate t + drop
 };
 
 template <typename T, int C>
@@ -59,6 +61,9 @@ SPLAT_DEVICE void stage(
     staged.rim = power_of_2(staged.log2_rim);
     staged.bend = walks(g, shape) ? power_of_2(T(-2) * down * down) : T(0);
     staged.lean = power_of_2(T(2) * down * down * g.slope);
+    staged.shear = down * g.slope;
+    staged.rate = T(-2) * down;
+    staged.drop = -down * down;
     const T samples = T(shape.per_axis * shape.per_axis);
     const T scale = (saturates(g, shape) ? T(1) : g.opacity) / samples;
     for (int c = 0; c < C; ++c)
@@ -87,21 +92,20 @@ SPLAT_DEVICE void sample_columns(
 // times zero; that is NaN, and fails the test at the rim as zero would.
 template <typename T, int C, int S>
 SPLAT_DEVICE void walk_columns(const Staged<T, C>& g, T x, T y, T (&weight)[kRowsPerLane]) {
-    constexpr T step = T(1) / S;
-    const T down = step * g.steep;
-    T first_ratio = T(0);
+    T dx = x - g.x, t = g.steep * ((y - g.y) - g.slope * dx);
+    T first_ratio = power_of_2(g.rate * t + g.drop);
 #pragma unroll
     for (int j = 0; j < S; ++j) {
-        const Column<T> column = column_at(g, x + T(j) * step, y);
-        T value = power_of_2(column.base - column.t * column.t);
-        first_ratio = j == 0 ? power_of_2(-down * (T(2) * column.t + down)) : first_ratio * g.lean;
-        T ratio = first_ratio;
+        T value = power_of_2(g.lift - g.flat * dx * dx - t * t), ratio = first_ratio;
 #pragma unroll
         for (int i = 0; i < kRowsPerLane * S; ++i) {
             if (inside(value, g.rim)) weight[i / S] += clamped(value, T(1));
             value *= ratio;
             ratio *= g.bend;
         }
+        dx += T(1) / S;
+        t -= g.shear;
+        first_ratio *= g.lean;
     }
 }
 
