@@ -54,7 +54,7 @@ struct Block {
 template <typename T>
 constexpr int kRenderOccupancy = sizeof(T) == 4 ? 4 : 1;
 template <typename T>
-constexpr int kGatherOccupancy = sizeof(T) == 4 ? 3 : 1;
+constexpr int kGatherOccupancy = sizeof(T) == 4 ? 4 : 1;
 
 template <typename T, int C, int S>
 __global__ void __launch_bounds__(kThreads, kRenderOccupancy<T>)

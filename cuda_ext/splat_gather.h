@@ -25,6 +25,7 @@ struct Sums {
 template <typename T>
 struct Portion {
     int image, begin, count, part, first_tile, end_tile, first_slot, end_slot;
+    int64_t plane;  // pixels of an image; from memory, or a compiler multiplies anew for each pixel
 
     SPLAT_HD void set(const Shape& shape, int block) {
         const int chunks = ceil_div(shape.points, kChunk<T>), tiles = tiles_of(shape);
@@ -36,6 +37,7 @@ struct Portion {
         end_tile = tiles - first_tile < kTilesPerPart ? tiles : first_tile + kTilesPerPart;
         first_slot = shape.indexed ? 0 : image;
         end_slot = shape.indexed ? int(shape.batch) : image + 1;
+        plane = int64_t(shape.height) * shape.width;
     }
     // Offset of the row of the chunk's Gaussian number k.
     SPLAT_HD int64_t row(const Shape& shape, int k) const {
@@ -51,6 +53,7 @@ struct GatherShared {
     T color[C][kChunk<T>];  // these are the rest of each brush
     PixelGradient<T, C> pixels[kWarps][kTile * kTile];
     Sums<T, C> sums[kWarps][kChunk<T>];
+    Tile<T> tile[kWarps];  // what each warp works on
     uint8_t list[kWarps][kChunk<T>];          // the Gaussians that touch the warp's tile
     uint8_t pairs[kWarps][kQuarters * kLanes];  // listed Gaussian + kLanes times quarter of it
 };
@@ -80,16 +83,19 @@ SPLAT_DEVICE Brush<T, C> brush(const GatherShared<T, C>& shared, int k) {
 // dL/dpixel of one lane's pixels over the samples per pixel, zero outside the image.
 template <typename T, int C, int S>
 SPLAT_DEVICE void load_pixels(
-    const T* v_images, const Shape& shape, int image, const Tile<T>& tile, int lane,
+    const T* v_images, const Shape& shape, int64_t plane, int image, const Tile<T>& tile, int lane,
     PixelGradient<T, C>* pixels) {
-    const int64_t plane = int64_t(shape.height) * shape.width;
-    const int column = lane_column(lane), x = tile.x + column;
-    for (int r = lane_row(lane); r < lane_row(lane) + kRowsPerLane; ++r) {
-        const bool inside = x < shape.width && tile.y + r < shape.height;
-        const T* from = v_images + pixel_offset(shape, image, x, tile.y + r);
+    const int column = lane_column(lane), row = lane_row(lane);
+    const int x = tile.x + column, y = tile.y + row;
+    const T* from = v_images + pixel_offset(shape, image, x, y);
+#pragma unroll
+    for (int r = 0; r < kRowsPerLane; ++r) {
+        const bool inside = x < shape.width && y + r < shape.height;
+#pragma unroll
         for (int c = 0; c < C; ++c)
-            pixels[r * kTile + column].v[c] =
+            pixels[(row + r) * kTile + column].v[c] =
                 inside && c < shape.channels ? from[c * plane] / T(S * S) : T(0);
+        from += shape.width;
     }
 }
 
@@ -164,8 +170,8 @@ SPLAT_DEVICE int list_pairs(const Masks& masks, uint8_t* pairs) {
 // its sums in turns.
 template <typename Team, typename T, int C, int S>
 SPLAT_DEVICE void gather_tile(
-    const T* v_images, const Shape& shape, int image, const Tile<T>& tile, int warp,
-    GatherShared<T, C>& shared) {
+    const T* v_images, const Shape& shape, int image, int warp, GatherShared<T, C>& shared) {
+    const Tile<T>& tile = shared.tile[warp];
     uint8_t *list = shared.list[warp], *pairs = shared.pairs[warp];
     PixelGradient<T, C>* pixels = shared.pixels[warp];
 
@@ -173,7 +179,7 @@ SPLAT_DEVICE void gather_tile(
     int listed = list_touching<Team>(shared.outlines, shared.own.count, tile, list);
     if (listed == 0) return;
     Team::lanes([&](int lane) {
-        load_pixels<T, C, S>(v_images, shape, image, tile, lane, pixels);
+        load_pixels<T, C, S>(v_images, shape, shared.own.plane, image, tile, lane, pixels);
     });
 
     // 2c. Sum: `slots` pairs at a time, each shared by kLanes / slots lanes.
@@ -184,27 +190,29 @@ SPLAT_DEVICE void gather_tile(
             const int left = paired - first;
             const int sharing = left <= kLanes / 4 ? 2 : left <= kLanes / 2 ? 1 : 0;  // log2
             const int slots = kLanes >> sharing, columns = kQuarter >> sharing;
+            const int taken = left < slots ? left : slots;
             typename Team::template PerLane<Sums<T, C>> sums;
+            typename Team::template PerLane<int> gaussian, turn;
             Team::lanes([&](int lane) {
-                const int slot = lane & (slots - 1), from = (lane >> (kLaneBits - sharing)) * columns;
-                if (slot >= left) return;
+                const int slot = lane & (slots - 1), share = lane >> (kLaneBits - sharing);
+                turn[lane] = -1;
+                if (slot >= taken) return;
                 const int pair = pairs[first + slot], quarter = pair / kLanes;
-                const int column = quarter_x(quarter) + from, row = quarter_y(quarter);
+                const int column = quarter_x(quarter) + share * columns, row = quarter_y(quarter);
                 const T x = T(tile.x + column) + T(0.5 / S), y = T(tile.y + row) + T(0.5 / S);
-                gather_columns<T, C, S>(brush(shared, list[pair % kLanes]), x, y,
+                gaussian[lane] = list[pair % kLanes];
+                turn[lane] = quarter << sharing | share;
+                gather_columns<T, C, S>(brush(shared, gaussian[lane]), x, y,
                                         pixels + row * kTile + column, columns, sums[lane]);
             });
-            const int last = first + (slots < left ? slots : left) - 1;
-            for (int quarter = pairs[first] / kLanes; quarter <= pairs[last] / kLanes; ++quarter)
-                for (int turn = 0; turn < 1 << sharing; ++turn)
-                    Team::lanes([&](int lane) {
-                        const int slot = lane & (slots - 1);
-                        if (lane >> (kLaneBits - sharing) != turn || slot >= left) return;
-                        const int pair = pairs[first + slot];
-                        if (pair / kLanes != quarter) return;
-                        Sums<T, C>& into = shared.sums[warp][list[pair % kLanes]];
-                        for (int i = 0; i < kSums<C>; ++i) into.value[i] += sums[lane].value[i];
-                    });
+            const int from = pairs[first] / kLanes, to = pairs[first + taken - 1] / kLanes;
+#pragma unroll 1
+            for (int now = from << sharing; now < (to + 1) << sharing; ++now)
+                Team::lanes([&](int lane) {
+                    if (turn[lane] != now) return;
+                    Sums<T, C>& into = shared.sums[warp][gaussian[lane]];
+                    for (int i = 0; i < kSums<C>; ++i) into.value[i] += sums[lane].value[i];
+                });
             first += slots;
         }
     }
@@ -270,9 +278,12 @@ SPLAT_DEVICE void gather(
     Team::warps([&](int warp) {
         for (int slot = next_shown<Team>(shape, own, own.first_slot); slot < own.end_slot;
              slot = next_shown<Team>(shape, own, slot + 1))
-            for (int tile = own.first_tile + warp; tile < own.end_tile; tile += kWarps)
-                gather_tile<Team, T, C, S>(
-                    v_images, shape, slot, tile_at<T, S>(shape, tile), warp, shared);
+            for (int tile = own.first_tile + warp; tile < own.end_tile; tile += kWarps) {
+                Team::lanes([&](int lane) {
+                    if (lane == 0) shared.tile[warp] = tile_at<T, S>(shape, tile);
+                });
+                gather_tile<Team, T, C, S>(v_images, shape, slot, warp, shared);
+            }
     });
 
     // 3. Sum over the warps in their order; apply the chain rule or keep the part's slot.

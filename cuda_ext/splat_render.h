@@ -25,9 +25,9 @@ struct alignas(16) Staged : Brush<T, C> {
 
 template <typename T, int C>
 struct RenderShared {
-    Staged<T, C> staged[kStaged];
-    Outlines<T, kStaged> outlines;
-    uint8_t list[kWarps][kStaged];  // the Gaussians that touch the warp's tile
+    Staged<T, C> staged[kStaged<T>];
+    Outlines<T, kStaged<T>> outlines;
+    uint8_t list[kWarps][kStaged<T>];  // the Gaussians that touch the warp's tile
 };
 
 // Whether a lane's column may be walked by the recurrence from its top sample: with a sample of the
@@ -149,8 +149,8 @@ SPLAT_DEVICE void render(
     const Numbers<T> rows = params + source * shape.points * shape.row;
     typename Team::template PerThread<Pixels<T, C>> pixels;
 
-    for (int begin = 0; begin < points; begin += kStaged) {
-        const int count = points - begin < kStaged ? points - begin : kStaged;
+    for (int begin = 0; begin < points; begin += kStaged<T>) {
+        const int count = points - begin < kStaged<T> ? points - begin : kStaged<T>;
 
         // 1. Stage: a thread projects one Gaussian.
         Team::threads([&](int thread) {

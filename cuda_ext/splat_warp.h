@@ -35,12 +35,14 @@ constexpr int kLanes = 32, kLaneBits = 5, kWarps = 8, kThreads = kLanes * kWarps
 constexpr int kTile = 8;                              // pixels along a tile's side
 constexpr int kQuarter = kTile / 2, kQuarters = 4;
 constexpr int kRowsPerLane = kTile * kTile / kLanes;  // a lane has one column and this many rows
-constexpr int kStaged = kThreads;                     // Gaussians staged at a time to render
 constexpr int kTilesPerPart = 64;                     // tiles whose gradients one block sums
-// Gaussians of one block of the gradient: as many as fit into 48 KB, the most without opting in.
+// Gaussians staged at a time to render, and those of one block of the gradient: as many as fit into
+// 48 KB, the most without opting in.
+template <typename T>
+constexpr int kStaged = sizeof(T) == 4 ? 256 : 128;
 template <typename T>
 constexpr int kChunk = sizeof(T) == 4 ? 96 : 32;
-static_assert(kChunk<float> <= 256, "a warp's list holds bytes");
+static_assert(kStaged<float> <= 256 && kChunk<float> <= 256, "a warp's list holds bytes");
 
 constexpr double kRoom = 1.001;   // the culling ellipse's reach over the true one: covers rounding
 constexpr double kMargin = 1e-3;  // pixels around a tile's outermost samples, for the same reason
@@ -84,15 +86,15 @@ SPLAT_HD Tile<T> tile_at(const Shape& shape, int index) {
 }
 
 // Quarters 0 to 3 of a tile are its upper left, upper right, lower left and lower right one.
-SPLAT_HD int quarter_x(int quarter) { return quarter % 2 * kQuarter; }
-SPLAT_HD int quarter_y(int quarter) { return quarter / 2 * kQuarter; }
+SPLAT_HD int quarter_x(int quarter) { return (quarter & 1) * kQuarter; }
+SPLAT_HD int quarter_y(int quarter) { return (quarter >> 1) * kQuarter; }
 
 // Eight lanes share a quarter. Of the tile, a lane has the pixels (lane_column, lane_row) and
 // (lane_column, lane_row + 1).
-SPLAT_HD int lane_quarter(int lane) { return lane / (kLanes / kQuarters); }
-SPLAT_HD int lane_column(int lane) { return quarter_x(lane_quarter(lane)) + lane % kQuarter; }
+SPLAT_HD int lane_quarter(int lane) { return lane >> 3; }
+SPLAT_HD int lane_column(int lane) { return quarter_x(lane_quarter(lane)) + (lane & 3); }
 SPLAT_HD int lane_row(int lane) {
-    return quarter_y(lane_quarter(lane)) + lane / kQuarter % 2 * kRowsPerLane;
+    return quarter_y(lane_quarter(lane)) + (lane >> 2 & 1) * kRowsPerLane;
 }
 
 // ---- Arithmetic that the two sides spell differently ----------------------------------------
@@ -196,7 +198,7 @@ struct Span {
     T top, bottom;
 
     // Written so that a NaN counts as touching; the samples' own test decides.
-    SPLAT_HD bool misses(T from, T to) const { return top > to || bottom < from; }
+    SPLAT_HD bool misses(T from, T to) const { return (top > to) | (bottom < from); }
 };
 
 // That of Gaussian k: exact but for kRoom and kMargin, and empty where it lies left or right of them.
@@ -211,8 +213,9 @@ SPLAT_HD Span<T> span(const Outlines<T, N>& all, int k, T from, T to) {
     const auto end = [&](T side) {
         return all.y[k] + arc(all.slope[k], all.lowest[k], side, left, right, half_chord);
     };
-    const bool beside = left > all.half_width[k] || right < -all.half_width[k];
-    return {beside ? T(INFINITY) : end(T(-1)), end(T(1))};
+    const bool beside = (left > all.half_width[k]) | (right < -all.half_width[k]);
+    const T top = end(T(-1)), bottom = end(T(1));
+    return {beside ? T(INFINITY) : top, bottom};
 }
 
 template <typename T, int N>
@@ -238,9 +241,10 @@ template <typename Team, typename T, int N>
 SPLAT_DEVICE int list_touching(
     const Outlines<T, N>& all, int count, const Tile<T>& tile, uint8_t* list) {
     int listed = 0;
+#pragma unroll 1
     for (int group = 0; group < count; group += kLanes) {
         const uint32_t alive = Team::ballot([&](int lane) {
-            return group + lane < count && touches(all, group + lane, tile);
+            return (group + lane < count) & touches(all, group + lane, tile);
         });
         Team::lanes([&](int lane) {
             if (alive >> lane & 1u)
