@@ -17,8 +17,8 @@
 //
 // An image is cut into tiles of 8x8 pixels, numbered row by row; a tile is one warp's work, and its
 // quarters of 4x4 pixels are what a Gaussian must touch to be looked at (figures/gpu/kernels.md). Which
-// tiles form a block, a part, a slot depends on the image's size alone, and every sum has a fixed
-// order: results are the same bit for bit from run to run, whatever else is in the batch.
+// tiles form a part, a slot depends on the image's size alone, and every sum has a fixed order:
+// results are the same bit for bit from run to run, whatever else is in the batch.
 #pragma once
 
 #include "splat_math.h"
@@ -56,8 +56,14 @@ SPLAT_HD int tiles_of(const Shape& shape) {
     return ceil_div(shape.width, kTile) * ceil_div(shape.height, kTile);
 }
 SPLAT_HD int parts_of(const Shape& shape) { return ceil_div(tiles_of(shape), kTilesPerPart); }
+// Tiles that a block renders: more of them share one staging, where that leaves blocks enough.
+SPLAT_HD int tiles_per_block(const Shape& shape) {
+    int tiles = 4 * kWarps;
+    while (tiles > kWarps && shape.batch * tiles_of(shape) / tiles < 4096) tiles /= 2;
+    return tiles;
+}
 SPLAT_HD int64_t render_blocks(const Shape& shape) {
-    return shape.batch * ceil_div(tiles_of(shape), kWarps);
+    return shape.batch * ceil_div(tiles_of(shape), tiles_per_block(shape));
 }
 template <typename T>
 SPLAT_HD int64_t gather_blocks(const Shape& shape) {
