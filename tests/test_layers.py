@@ -27,6 +27,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 WIDGETS = {"parameterizations", "storage"}
 # A parameter file is refused where its budget buys no Gaussian.
 MAY_ALSO = {"widgets.py": WIDGETS, "parameters.py": {"parameterizations"}}
+MAY_ALSO["gpu_parts.py"] = {"api"}  # it shows the whole library at work
 MAY_ALSO["live.py"] = {"distillation"}  # it opens checkpoints
 # What needs no tensors must not wait for torch, nor plots and tables for scikit-learn.
 LIGHT = ("config", "core.files", "experiment.results", "experiment.plots", "experiment.tables")

@@ -20,9 +20,8 @@ from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import class_members
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.parameterizations.base import Parameterization
-from gsdd_lib.parameterizations.codec import Codec
+from gsdd_lib.parameterizations.codec import Codec, LabelCodec
 from gsdd_lib.parameterizations.gaussian import GaussianImages
-from gsdd_lib.parameterizations.label_codec import LabelCodec
 from gsdd_lib.training.experts import ExpertError, Experts
 
 VERSION = 3  # of the checkpoint's format

@@ -19,9 +19,8 @@ from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import class_members, keep_per_class
 from gsdd_lib.evaluation.evaluate import Row, evaluate, format_accuracy, summarize
 from gsdd_lib.parameterizations.budget import Budget
-from gsdd_lib.parameterizations.downsampled import DownsampledImages, affordable_images
 from gsdd_lib.parameterizations.initialization import representatives
-from gsdd_lib.parameterizations.pixel import Storage
+from gsdd_lib.parameterizations.pixel import DownsampledImages, Storage, affordable_images
 
 INITIAL = "initial"  # the parameters before distillation
 RANDOM_REAL = "random real"  # real images as uint8 pixels

@@ -139,7 +139,8 @@ def draw(lines: list[str], checkpoints: Mapping[str, Mapping[str, Any]]) -> Figu
 
 def summary(run: Run, running: bool) -> str:
     """HTML: what the run does at this moment, or how it ended and where its results are."""
-    lines, said = run.lines(), (run.lines("console.log") or [""])[-1].partition("] ")[2]
+    lines, own = run.lines(), [line for line in run.lines("console.log") if line[:1] == "["]
+    said = (own or [""])[-1].partition("] ")[2]  # a library may have the last word
     if running:
         head = next((line.strip("# ") for line in reversed(lines) if line[:1] == "#"), "starting")
         for row in rows(lines)[-1:]:

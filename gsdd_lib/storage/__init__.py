@@ -23,9 +23,8 @@ from gsdd_lib.core.files import write_tensors
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.normalization import ChannelNormalization, write_whitening
 from gsdd_lib.distillation.soft_labels import SoftLabels
-from gsdd_lib.parameterizations.codec import Codec, encode
+from gsdd_lib.parameterizations.codec import Codec, LabelCodec, encode, encode_labels
 from gsdd_lib.parameterizations.gaussian import GaussianImages
-from gsdd_lib.parameterizations.label_codec import LabelCodec, encode_labels
 from gsdd_lib.storage.files import FORMAT, VERSION, read, require, stored
 
 EVALUATION_ONLY = {"protocol", "networks"}  # fields of EvalConfig that do not say how to train

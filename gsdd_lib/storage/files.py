@@ -25,10 +25,9 @@ from gsdd_lib.core.files import METADATA_KEY, DamagedFileError, read_tensors
 from gsdd_lib.data import DataError
 from gsdd_lib.data.normalization import ChannelNormalization, read_whitening
 from gsdd_lib.distillation.soft_labels import SoftLabels
-from gsdd_lib.parameterizations.codec import Codec, decode
+from gsdd_lib.parameterizations.codec import Codec, decode, decode_labels
 from gsdd_lib.parameterizations.entropy import DamagedCodeError
 from gsdd_lib.parameterizations.gaussian import GaussianImages
-from gsdd_lib.parameterizations.label_codec import decode_labels
 from gsdd_lib.splatting.splat import GEOMETRY
 
 FORMAT, VERSION, OLD_VERSIONS = "gsdd-distilled-set", 3, {"1": 1, "2": 2}

@@ -150,6 +150,14 @@ def test_a_run_in_the_background_is_seen_at_work_and_stopped(notebook, monkeypat
         process.kill()
 
 
+def test_how_a_run_ended_is_said_though_a_library_has_the_last_word(notebook):
+    run = live.Run(notebook, Path("case.yaml"))
+    run.folder().mkdir(parents=True)
+    text = "[01 case] 3 images\n[01 case] stopped: interrupted.\nTraceback:\n  Kernel died\n"
+    (run.folder() / "console.log").write_text(text)
+    assert "<b>stopped: interrupted.</b>" in live.summary(run, False)
+
+
 def test_a_finished_run_links_to_its_notebook(notebook):
     run = live.write(notebook, {"fast": True})
     assert run.start().wait(120) == 0 and run.state() == "done"
