@@ -2,7 +2,6 @@
 Each starts from :data:`STARTS`, is distilled by :func:`enter` and evaluated by :func:`judge`. A
 method of your own joins by a line: ``STARTS["mine"] = function``, called as the others are."""
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,8 +173,3 @@ def compare(
         both = protocols.compare_protocols(*run, config, seed=seed, known=known)
         found[entry.method] = both
     return found
-
-
-def repeat(images: Parameterization) -> Parameterization:
-    """A copy to distill in another way from the same start."""
-    return copy.deepcopy(images)
