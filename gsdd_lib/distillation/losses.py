@@ -39,7 +39,7 @@ def sample_matched(
     index = sample_per_class(state.members, config.batch_real, generator=real)
     if only is not None:
         index = index[data.train.labels.cpu()[index] == only]
-    return augmentation, data.train.select(index)
+    return augmentation, data.train.select(index.to(data.device, non_blocking=True))
 
 
 def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None = None) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from gsdd_lib.config import EvalConfig, FitConfig
 from gsdd_lib.core.graph import WARM_UP, Recorded, run_together, set_rate
 from gsdd_lib.core.rng import generator
+from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.networks import make_network
 from gsdd_lib.parameterizations import fit as fit_module
 from gsdd_lib.parameterizations.fit import fit_rows
@@ -164,7 +165,12 @@ def test_a_recorded_fit_gives_the_bits_of_a_plain_one(cuda, monkeypatch):
     def fit(kind):
         monkeypatch.setattr(fit_module, "Recorded", lambda *a: made.append(kind(*a)) or made[-1])
         labels = torch.arange(6, device=cuda)
-        gaussians = GaussianImages.init_from(targets, labels, points=12, seed=0)
+        how = {
+            "points": 12,
+            "seed": 0,
+            "normalization": ChannelNormalization((0.5,) * 3, (0.25,) * 3),
+        }
+        gaussians = GaussianImages.init_from(targets, labels, **how)
         return list(fit_rows(gaussians, targets, config)), gaussians.packed.detach()
 
     plain, recorded = fit(Plain), fit(Recorded)
