@@ -4,10 +4,7 @@ A safetensors file per expert: ``epoch_000`` (untrained), ..., float32 [P], and 
 """
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,7 +62,7 @@ class Experts:
 
     # Epochs of training (there is one snapshot more); equal for equal experts, wherever they are
     epochs = property(lambda self: self.about[0]["settings"]["train_epochs"])
-    fingerprint = property(lambda self: _hash(self.about))
+    fingerprint = property(lambda self: checksum({}, self.about))
 
     def snapshots(self, index: int, *epochs: int) -> list[Tensor]:
         """Parameters [P] of expert ``index`` after each of ``epochs``; 0 is before training."""
@@ -100,19 +97,8 @@ def distances(experts: Experts, expert_epochs: int) -> list[Row]:
     return rows
 
 
-@dataclass(frozen=True)
-class ExpertPlan:
-    """What training the experts will take, in a sentence, and the bytes of their parameters."""
-
-    sentence: str
-    total_bytes: int
-
-    def __str__(self) -> str:
-        return self.sentence
-
-
-def plan_experts(data: ImageData, config: ExpertConfig) -> ExpertPlan:
-    """Size and work of :func:`train_experts`, known before it starts."""
+def plan_experts(data: ImageData, config: ExpertConfig) -> tuple[str, int]:
+    """What :func:`train_experts` will take, in a sentence, and the bytes of all parameters."""
     count, epochs = config.num_experts, config.train_epochs
     weights = generator(0, "expert", "plan")
     network = network_for(data, config.expert_network, config.expert_width, generator=weights)
@@ -121,7 +107,7 @@ def plan_experts(data: ImageData, config: ExpertConfig) -> ExpertPlan:
     total = 4 * count * (epochs + 1) * parameters
     experts = f"{count} expert{'s' * (count != 1)} x {epochs + 1} snapshots"
     cost = f"{total / 2**20:,.1f} MiB on disk, {steps:,} SGD steps"
-    return ExpertPlan(f"{experts} x {parameters:,} parameters: {cost}", total)
+    return f"{experts} x {parameters:,} parameters: {cost}", total
 
 
 def settings_folder(
@@ -133,7 +119,7 @@ def settings_folder(
         with contextlib.suppress(ExpertError):
             _require(path, read_about(path)["settings"], USUAL | settings)
             return folder
-    return folder / _hash(settings)[:8]
+    return folder / checksum({}, settings)[:8]
 
 
 def train_experts(
@@ -152,7 +138,7 @@ def train_experts(
         ExpertError: a file is damaged, or the training diverges.
     """
     home, settings = settings_folder(data, config, folder, seed=seed), _settings(data, config, seed)
-    paths = [expert_path(home, index) for index in range(config.num_experts)]
+    paths = [home / FILES.replace("*", f"{index:03d}") for index in range(config.num_experts)]
     there = [path.exists() for path in paths]
     ranks.meet()  # all look before one writes
 
@@ -179,11 +165,6 @@ def train_experts(
                 yield from rows
 
 
-def expert_path(folder: Path | str, index: int) -> Path:
-    """The file of one expert."""
-    return Path(folder) / FILES.replace("*", f"{index:03d}")
-
-
 def read_about(path: Path) -> dict[str, Any]:
     """The description in an expert's file, every bit of the file checked once per process.
 
@@ -199,19 +180,9 @@ def read_about(path: Path) -> dict[str, Any]:
 
 @cache
 def _checked(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
-    try:
-        tensors, about = read_tensors(path, FORMAT)
-    except DamagedFileError:
-        old = {}
-        with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
-            old = file.metadata() or {}
-        if "about" not in old:  # where version 1, which had no checksum, kept its description
-            raise
-        tensors, about = {}, {"version": 1}
+    tensors, about = read_tensors(path, FORMAT)
     if about["version"] != VERSION:
-        found = f"has version {about['version']} of the format, not {VERSION}"
-        remedy = "move it away and the same call trains it again"
-        raise ExpertError(f"The expert file '{path}' {found}; {remedy}.")
+        raise DamagedFileError(f"it has version {about['version']} of the format, not {VERSION}")
     snapshots = {_key(epoch) for epoch in range(len(tensors))}
     if set(tensors) != snapshots or len(tensors) != about["settings"]["train_epochs"] + 1:
         raise DamagedFileError("snapshots are missing")
@@ -279,7 +250,3 @@ def _require(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) ->
 def _unreadable(path: Path, reason: Exception) -> ExpertError:
     fault = f"The expert file '{path}' cannot be read ({reason}); make it readable, or move it away"
     return ExpertError(f"{fault} and the same call trains it again, the other experts are kept.")
-
-
-def _hash(about: Any) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
