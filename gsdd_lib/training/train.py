@@ -33,7 +33,7 @@ class MovingAverage:
     """An exponential moving average of all that a network has: of the first step, what it is."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        self.current = [value.detach() for value in network.state_dict(keep_vars=True).values()]
+        self.current = list(network.state_dict(keep_vars=True).values())
         self.values, self.decay = [], decay
 
     @torch.no_grad()

@@ -155,9 +155,10 @@ def test_bf16_trains_nearly_as_float32_does():
     assert all(value.dtype == torch.float32 for value in rounded.state_dict().values())
 
 
-def test_channels_last_changes_rounding_alone():
-    plain, loss = train(with_(epochs=3))
-    other, loss_there = train(with_(epochs=3, eval_channels_last=True))
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_channels_last_changes_rounding_alone(ema):
+    plain, loss = train(with_(epochs=3, eval_ema=ema))
+    other, loss_there = train(with_(epochs=3, eval_ema=ema, eval_channels_last=True))
     assert loss_there == pytest.approx(loss, rel=1e-4)
     for own, there in zip(plain.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(own, there, atol=1e-4, rtol=1e-3)
