@@ -72,18 +72,12 @@ data: $(ENVIRONMENT) ## Find Fashion-MNIST on this machine, or fetch it (30 MB) 
 bench: $(ENVIRONMENT) compiler ## Time the splatting operator against the dense reference
 	@$(PYTHON) -m gsdd_lib.benchmarks.operator
 
-gpu-check: $(ENVIRONMENT) ## GPU tests, memory checker and benchmark (PYTHON=python3: its own torch)
+gpu-check: $(ENVIRONMENT) ## All that needs a GPU, in ten minutes (PYTHON=python3: its own torch; no .git: GSDD_COMMIT)
 	@$(PYTHON) -c 'import importlib.util as i, sys; i.find_spec("torch") or sys.exit( \
 	  "$(PYTHON) has no torch: name a Python that has, make gpu-check PYTHON=...")'
 	@$(PYTHON) -c 'import sys, torch; torch.cuda.is_available() or sys.exit( \
 	  "No GPU: torch %s sees no CUDA device, so there is nothing to check." % torch.__version__)'
-	@mkdir -p figures/gpu
-	$(PYTHON) -m pytest -m gpu --disable-warnings tests | tee figures/gpu/tests.txt
-	@if command -v compute-sanitizer >/dev/null; then \
-	  compute-sanitizer --error-exitcode 9 $(PYTHON) -m cuda_ext.sanitize \
-	    | tee figures/gpu/sanitizer.txt; \
-	else echo "compute-sanitizer is not on the PATH: the memory check is left out."; fi
-	$(PYTHON) -m gsdd_lib.benchmarks.operator --device cuda --json figures/gpu/benchmark.json
+	@$(PYTHON) -m gsdd_lib.benchmarks.gpu_check
 
 clean: ## Remove .venv and caches; runs/ with its checkpoints, figures/ and data/ stay
 	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -20,15 +20,15 @@ FLOORS = (  # from the ground up; packages on one line do not know each other
     {"evaluation"},
     {"distillation"},
     {"storage"},
-    {"contest"},
     {"api"},
     {"cli"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 WIDGETS = {"parameterizations", "storage"}
 # A parameter file is refused where its budget buys no Gaussian.
-MAY_ALSO = {"widgets.py": WIDGETS, "tradeoffs.py": WIDGETS, "parameters.py": {"parameterizations"}}
-MAY_ALSO["live.py"] = {"splatting", "parameterizations", "distillation"}  # it opens checkpoints
+MAY_ALSO = {"widgets.py": WIDGETS, "parameters.py": {"parameterizations"}}
+MAY_ALSO["gpu_parts.py"] = {"api"}  # it shows the whole library at work
+MAY_ALSO["live.py"] = {"distillation"}  # it opens checkpoints
 # What needs no tensors must not wait for torch, nor plots and tables for scikit-learn.
 LIGHT = ("config", "core.files", "experiment.results", "experiment.plots", "experiment.tables")
 LIGHT += ("cli", "experiment.parameters", "experiment.parameter_files", "experiment.runner")
@@ -87,7 +87,7 @@ def test_imports_run_downwards_only(path):
 
 def test_only_widgets_import_ipywidgets():
     users = {path.name for path in SOURCES for name in imported(path) if "ipywidgets" in name}
-    assert users == {"widgets.py", "tradeoffs.py", "live.py"}
+    assert users == {"widgets.py", "live.py"}
 
 
 def test_the_operator_knows_nothing_of_distillation():

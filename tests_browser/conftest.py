@@ -43,8 +43,8 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def server(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address that `make lab` prints, token included."""
+def server(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, float]]:
+    """The address that `make lab` prints, token included, and after how many seconds."""
     home = tmp_path_factory.mktemp("jupyter")  # no settings, no trusted notebooks: a first visit
     places = {f"JUPYTER_{name}_DIR": str(home / name) for name in ("CONFIG", "DATA", "RUNTIME")}
     with socket.socket() as free:
@@ -52,6 +52,7 @@ def server(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         port = free.getsockname()[1]
     options = f"--no-browser --ip=127.0.0.1 --port={port} --LabApp.expose_app_in_browser=True"
     log = home / "log.txt"
+    began = time.monotonic()
     with log.open("w") as file:
         make = subprocess.Popen(
             ["make", "lab", f"PYTHON={sys.executable}", f"ARGS={options}"],
@@ -69,7 +70,7 @@ def server(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             time.sleep(0.5)
         else:
             raise AssertionError(log.read_text())
-        yield found[0]
+        yield found[0], time.monotonic() - began
     finally:
         end(make.pid)
         PICTURES.mkdir(exist_ok=True)
@@ -105,9 +106,11 @@ def driver() -> Iterator[Chrome]:
 
 
 @pytest.fixture(scope="session")
-def lab(server: str, driver: Chrome) -> Lab:
+def lab(server: tuple[str, float], driver: Chrome) -> Lab:
     PICTURES.mkdir(exist_ok=True)
-    lab = Lab(driver, server.partition("/lab")[0], server, PICTURES)
+    lab = Lab(driver, server[0].partition("/lab")[0], server[0], PICTURES)
+    began = time.monotonic()
     lab.open()
+    lab.started = server[1] + time.monotonic() - began
     lab.decline_news()
     return lab

@@ -42,7 +42,11 @@ class Lab:
         address: of the server, without a path.
         start: the page that `make lab` opens, with its token.
         pictures: the folder of the screenshots.
+
+    ``started`` are the seconds from `make lab` to an idle kernel of the notebook that it opens.
     """
+
+    started: float
 
     def __init__(self, driver: Chrome, address: str, start: str, pictures: Path) -> None:
         self.driver, self.address, self.start, self.pictures = driver, address, start, pictures
@@ -75,8 +79,12 @@ class Lab:
     # Notebooks
 
     def open(self, path: str = "") -> None:
-        """Open a notebook by its path from the project; without one, what `make lab` opens."""
-        self.driver.get(f"{self.address}/lab/tree/{path}?reset" if path else self.start)
+        """Open a notebook by its path from the project; without one, what `make lab` opens.
+
+        ``reset`` forgets the tabs of before: one that JupyterLab shows again would seem ready, and
+        be put in front once more later.
+        """
+        self.driver.get(f"{self.address}/lab/tree/{path}?reset" if path else f"{self.start}&reset")
         self.ready()
 
     def ready(self) -> None:
@@ -117,6 +125,10 @@ class Lab:
     def run_all(self, seconds: float) -> None:
         """Run > Run All Cells, and wait until nothing runs any more."""
         self.menu("Run", "Run All Cells")
+        self.done(seconds)
+
+    def done(self, seconds: float) -> None:
+        """Wait until no cell runs any more."""
         code = """return panel.sessionContext.session.kernel.status === 'idle'
           && !panel.content.widgets.some(cell => cell.prompt === '*')"""
         time.sleep(1)

@@ -40,6 +40,11 @@ def printed(lab: Lab, text: str) -> str:
     return "".join("".join(output["text"]) for output in outputs(lab, text, "stream"))
 
 
+def pictures(lab: Lab) -> list[dict]:
+    made = [output for cell in lab.code_cells() for output in cell["outputs"]]
+    return [output for output in made if "image/png" in output.get("data", {})]
+
+
 def errors(lab: Lab) -> list[dict]:
     cells = lab.code_cells()
     return [o for cell in cells for o in cell["outputs"] if o["output_type"] == "error"]
@@ -103,9 +108,20 @@ def test_an_untrusted_notebook_shows_no_bare_widget(lab: Lab):
     assert not broken("".join(lab.pages("quickstart_first_visit")))
 
 
-def test_run_all_runs_without_an_error(lab: Lab):
+def test_run_all_runs_without_an_error(lab: Lab, capsys):
+    began = time.monotonic()
     lab.open(QUICKSTART)
-    lab.run_all(RUN)
+    opened = time.monotonic() - began
+    began = time.monotonic()
+    lab.menu("Run", "Run All Cells")  # takes the saved pictures away
+    lab.until(lambda: pictures(lab), "first picture", RUN)
+    first = time.monotonic() - began
+    with capsys.disabled():
+        print(f"\nmake lab to the index's idle kernel: {lab.started:.1f} s", end="")
+        print(f"; opening the quickstart: {opened:.1f} s", end="")
+        print(f"; Run All to its first picture: {first:.1f} s", end="")
+        print(f"; together {lab.started + opened + first:.1f} s")
+    lab.done(RUN)
     counts = [cell["execution_count"] for cell in lab.code_cells()]
     assert not errors(lab) and counts == list(range(1, len(counts) + 1))
     assert not broken("".join(lab.pages("quickstart_run")))
@@ -164,17 +180,19 @@ def test_a_changed_setting_starts_anew_and_says_so(lab: Lab):
 
 
 def test_a_misspelt_parameter_is_refused_in_the_setup_cell(lab: Lab):
+    """The second time, with all imported, it fails before the other cells reach the kernel."""
+    lab.open(QUICKSTART)
     lab.type_line(find(lab, "ipc: int"), "ipc:", "ipcc: int = 2  # budget")
-    lab.run_all(RUN)
-    lab.shot("quickstart_misspelt")
-    (error,) = outputs(lab, SETUP, "error")
-    (sentence,) = error["traceback"]
-    assert "unknown parameter 'ipcc'" in sentence and "ipc" in sentence and "\n" not in sentence
-    cells = lab.code_cells()
-    failed = next(n for n, cell in enumerate(cells) if SETUP in "".join(cell["source"]))
-    last = cells[failed]["execution_count"]
-    counts = [cell["execution_count"] or 0 for cell in cells[failed + 1 :]]
-    assert max(counts) <= last, counts
+    for _ in range(2):
+        lab.run_all(RUN)
+        lab.shot("quickstart_misspelt")
+        (error,) = outputs(lab, SETUP, "error")
+        (sentence,) = error["traceback"]
+        assert "unknown parameter 'ipcc'" in sentence and "ipc" in sentence
+        assert "\n" not in sentence and len(errors(lab)) == 1
+        cells = lab.code_cells()
+        failed = next(n for n, cell in enumerate(cells) if SETUP in "".join(cell["source"]))
+        assert not any(cell["execution_count"] for cell in cells[failed + 1 :])
     lab.show(find(lab, SETUP))
     lab.shot("quickstart_misspelt_setup")
 

@@ -111,7 +111,10 @@ def without_gsplat(device: str) -> str:
     return "" if importlib.util.find_spec("gsplat") else "gsplat is not installed"
 
 
-def _job(renderer, which, fitted, work: Workload, device: str, *, few: bool = False) -> Job:
+def render_job(
+    renderer: str, which: str, fitted: Any, work: Workload, device: str, *, few: bool = False
+) -> Job:
+    """Rendering ``work`` in one of :data:`PASSES`; ``fitted``: distinct images, a numpy array."""
     count, size = 1 if few else work.rendered_by(renderer), (work.height, work.width)
     params = torch.from_numpy(fitted).repeat(math.ceil(count / FITTED), 1, 1)[:count].to(device)
     params = params.contiguous().requires_grad_()
@@ -128,7 +131,8 @@ def measure(work: Workload, *, repeats: int, device: str = "cpu") -> list[dict[s
     ways = list(itertools.product(PASSES, renderers))
     jobs = [(renderer, which, fitted.numpy(), work, device) for which, renderer in ways]
     rows = []
-    for (which, renderer), row in zip(ways, measure_jobs(_job, jobs, repeats, device), strict=True):
+    found = measure_jobs(render_job, jobs, repeats, device)
+    for (which, renderer), row in zip(ways, found, strict=True):
         rendered, limit = work.rendered_by(renderer), None
         row |= {name: row[name] * work.images / rendered for name in ("ms", "ms_low", "ms_high")}
         if device == "cpu" and renderer == "operator":  # a GPU's roofline is not measured
@@ -170,18 +174,24 @@ def photographs(count: int, size: int) -> Tensor:
     return torch.stack(crops)
 
 
-def _start(case: Fitting, device: str) -> tuple[Any, Tensor]:
+def start_fit(targets: Tensor, points: int) -> Any:
+    """``GaussianImages`` placed on photographs [N, 3, H, W], before their fit."""
     from gsdd_lib.data.normalization import ChannelNormalization  # needs more than torch
     from gsdd_lib.parameterizations.gaussian import GaussianImages
 
-    targets = photographs(case.images, case.size).to(device)
-    labels = torch.zeros(case.images, dtype=torch.int64)
+    labels = torch.zeros(len(targets), dtype=torch.int64)
     identity = ChannelNormalization((0.0,) * 3, (1.0,) * 3)
-    more = {"points": case.points, "normalization": identity, "seed": 0}
-    return GaussianImages.init_from(targets, labels, **more), targets
+    more = {"points": points, "normalization": identity, "seed": 0}
+    return GaussianImages.init_from(targets, labels, **more)
 
 
-def _fit(gaussians: Any, targets: Tensor, steps: int) -> list[dict[str, float]]:
+def _start(case: Fitting, device: str) -> tuple[Any, Tensor]:
+    targets = photographs(case.images, case.size).to(device)
+    return start_fit(targets, case.points), targets
+
+
+def fit(gaussians: Any, targets: Tensor, steps: int) -> list[dict[str, float]]:
+    """Fit in place by the library's defaults; the rows of its curve."""
     from gsdd_lib.config import FitConfig
     from gsdd_lib.parameterizations.fit import fit_rows
 
@@ -190,7 +200,7 @@ def _fit(gaussians: Any, targets: Tensor, steps: int) -> list[dict[str, float]]:
 
 def _fit_job(case: Fitting, device: str, *, few: bool = False) -> Job:
     start = _start(replace(case, images=1) if few else case, device)
-    return lambda: _fit(*start, 3)[:0]
+    return lambda: fit(*start, 3)[:0]
 
 
 def measure_fitting(case: Fitting, *, repeats: int, device: str = "cpu") -> dict[str, Any]:
@@ -198,7 +208,7 @@ def measure_fitting(case: Fitting, *, repeats: int, device: str = "cpu") -> dict
     gaussians, targets = _start(case, device)
     (mib,) = timing.peaks_alone(_fit_job, [(case, device)], device)
     start = time.perf_counter()
-    curve = _fit(gaussians, targets, case.steps)  # its last row waits for the device
+    curve = fit(gaussians, targets, case.steps)  # its last row waits for the device
     seconds = time.perf_counter() - start
     size = (case.size, case.size)
     rows, v_images = gaussians.packed.detach().clone().requires_grad_(), torch.ones_like(targets)
@@ -237,7 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = _options(arguments)
     device, repeats = options.device, options.repeats
     about, rows = machine(device), []
-    print("{device}, {threads} threads, torch {torch}, kernels: {kernels}\n".format(**about))
+    print(", ".join(f"{name} {value}" for name, value in about.items()), end="\n\n")
     for work in QUICK if options.quick else WORKLOADS:
         new = measure(work, repeats=repeats, device=device)
         lines = markdown(new).splitlines()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsdd_lib.core.device import cpu_name
+from gsdd_lib.core.device import commit, cpu_name, gpu_driver
 
 LEVELS = ("portable", "v3", "v4")  # instruction sets of the CPU kernels, narrow to wide
 PASSES = ("forward", "forward + backward")
@@ -123,11 +123,15 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def machine(device: str = "cpu") -> dict[str, str | int]:
-    """What a measurement was made on: device, threads, torch's version, the operator's kernels."""
-    names = cpu_name(), cpu_kernels()
-    name, kernels = names if device == "cpu" else (torch.cuda.get_device_name(), "cuda")
+    """What a measurement was made on, and of: device, a GPU's driver, threads, torch's version, the
+    operator's kernels, the code's commit."""
+    if device == "cpu":
+        hardware, kernels = {"device": cpu_name()}, cpu_kernels()
+    else:
+        hardware = {"device": torch.cuda.get_device_name(), "driver": gpu_driver()}
+        kernels = "cuda"
     facts = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    return {"device": name, **facts, "kernels": kernels}
+    return {**hardware, **facts, "kernels": kernels, "commit": commit()["commit"]}
 
 
 def cpu_kernels() -> str:

@@ -1,13 +1,17 @@
-"""Where a run computes, and what it is called; random numbers are always drawn on the CPU."""
+"""Where a run computes, what that is called, and by which commit of the code; random numbers are
+always drawn on the CPU."""
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from gsdd_lib.core.errors import ConfigError
+from gsdd_lib.core.files import project_root
 
 CPU_INFO = Path("/proc/cpuinfo")
+LOOK = {"capture_output": True, "text": True, "check": True, "timeout": 30}
 
 
 def choose_device(name: str = "auto") -> Any:
@@ -39,3 +43,24 @@ def cpu_name() -> str:
     lines = CPU_INFO.read_text("utf-8").splitlines() if CPU_INFO.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(filter(None, models), "") or platform.processor() or platform.machine()
+
+
+def gpu_driver() -> str:
+    """The version of the NVIDIA driver ("580.65"), or "unknown"."""
+    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(ask, **LOOK).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"
+
+
+def commit() -> dict[str, Any]:
+    """``commit`` and ``modified`` as git says, of files beside ``figures``. A copy without git is
+    of the commit that $GSDD_COMMIT names, else "unknown"; whether it was modified, nobody knows."""
+    git = ["git", "-C", str(project_root())]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], **LOOK).stdout.strip()
+        status = [*git, "status", "--porcelain", "--", ".", ":(exclude)figures"]
+        return {"commit": head, "modified": bool(subprocess.run(status, **LOOK).stdout.strip())}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": os.environ.get("GSDD_COMMIT") or "unknown", "modified": None}

@@ -3,31 +3,26 @@
 Where that cannot be, or ``TQDM_DISABLE=1`` asks for no bars, a line is printed now and then.
 """
 
-import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, Self
 
 SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_UPDATES = 10.0, 0.2
 WIDTH = 24  # characters of the bar
-MEASURED = {"step": 4, "evaluation": 1}  # how many are timed; the first step warms up
-UNITS = ((180 * 60, 3600, "h"), (180, 60, "min"), (0, 1, "s"))  # from which seconds on
-WORTH_SAYING = 10.0  # seconds; a rest that is shorter is not announced
 
 
 class Progress:
     """``with Progress(steps, "fit") as progress: ... progress.update(psnr_db=25.1)``.
 
-    ``done``: steps done before; ``every``: steps between two evaluations, for :meth:`timed`.
+    ``done``: steps done before. What is shown ends in the time that the rest will take.
     """
 
-    def __init__(self, total: int, label: str, *, done: int = 0, every: int = 1) -> None:
-        self.total, self.label, self.done, self.every = total, label, done, every
+    def __init__(self, total: int, label: str, *, done: int = 0) -> None:
+        self.total, self.label, self.done = total, label, done
         self._first, self._numbers = done, ""
-        self._times: dict[str, list[float]] = {what: [] for what in MEASURED}
         self._write = _line()
         self._pause = SECONDS_BETWEEN_UPDATES if self._write else SECONDS_BETWEEN_LINES
         self._started = self._shown = time.monotonic()
@@ -39,41 +34,17 @@ class Progress:
         if time.monotonic() - self._shown > self._pause:
             self._show()
 
-    @contextlib.contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Around a "step" or an "evaluation"; once they are known, prints what the rest takes."""
-        started, times = time.monotonic(), self._times[what]
-        yield
-        if len(times) == MEASURED[what]:
-            return
-        times.append(time.monotonic() - started)
-        if len(times) < MEASURED[what] or len(self._times["step"]) < MEASURED["step"]:
-            return
-        done, (_, *measured) = self.done + (what == "step"), self._times["step"]
-        steps, each = self.total - done, sum(measured) / len(measured)
-        seconds, text = steps * each, f"{steps} steps ({each:.2g} s a step)"
-        evaluations = -(-self.total // self.every) - done // self.every
-        for took in self._times["evaluation"]:
-            seconds += evaluations * took
-            text += f" and {evaluations} evaluations ({took:.2g} s each)"
-        if not self._times["evaluation"]:
-            text += ", evaluations not counted"
-        until = datetime.now() + timedelta(seconds=seconds)
-        day = "" if until.date() == datetime.now().date() else "%a %d %b "
-        if seconds >= WORTH_SAYING:
-            unit, name = next(rest for least, *rest in UNITS if seconds >= least)
-            say(f"about {seconds / unit:.0f} {name} for {text}, until {until:{day}%H:%M}")
-
     def _show(self, *, last: bool = False) -> None:
         self._shown = time.monotonic()
         seconds = self._shown - self._started
         text = f"{self.label}: {self.done}/{self.total}{self._numbers}  ({seconds:.0f} s"
-        if self._write is None:
-            print(f"{text})", flush=True)
-            return
         left = seconds / max(1, self.done - self._first) * max(0, self.total - self.done)
+        text += ")" if last or not left else f", {timedelta(seconds=round(left))} left)"
+        if self._write is None:
+            print(text, flush=True)
+            return
         bar = f"{'━' * (WIDTH * self.done // max(1, self.total)):·<{WIDTH}}"
-        self._write(f"{text})" if last else f"{bar} {text}, {left:.0f} s left)", last)
+        self._write(text if last else f"{bar} {text}", last)
 
     def __enter__(self) -> Self:
         return self

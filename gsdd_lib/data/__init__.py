@@ -9,14 +9,13 @@ from dataclasses import replace
 from functools import partial
 
 from gsdd_lib.config import DataConfig
+from gsdd_lib.core.errors import DataError
 from gsdd_lib.data.cifar import read_cifar
-from gsdd_lib.data.dataset import DataError, ImageData, ImageSet, RawData, prepare, resize
+from gsdd_lib.data.dataset import ImageData, ImageSet, RawData, from_tensors, prepare, resize
 from gsdd_lib.data.fashion_mnist import read_fashion_mnist
-from gsdd_lib.data.folder import read_imagefolder
-from gsdd_lib.data.imagenet import SUBSETS, read_imagenet_subset
+from gsdd_lib.data.folders import SUBSETS, read_imagefolder, read_imagenet_subset
 from gsdd_lib.data.normalization import cached_whitening
 from gsdd_lib.data.synthetic import read_digits, read_shapes
-from gsdd_lib.data.tensors import from_tensors
 
 __all__ = ["READERS", "DataError", "ImageData", "ImageSet", "from_tensors", "load_data"]
 

@@ -86,12 +86,10 @@ def decoded(
             if path.exists():
                 warnings.warn(f"{path} is damaged: decoding its images again", stacklevel=2)
             path.parent.mkdir(parents=True, exist_ok=True)
-            needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
-            if needed + SPARE_BYTES > free:
-                space = f"{needed / 2**30:.1f} GiB in {path.parent}, which has {free / 2**30:.1f}"
-                hint = "name another folder in $GSDD_CACHE"
-                raise DataError(f"the decoded images need {space} GiB free; {hint}")
-            pixels = _decode_all(listing, hashes, shape, resize)
+            needed = math.prod(shape) + SPARE_BYTES
+            if needed > shutil.disk_usage(path.parent).free:  # known before the work
+                raise OSError(f"{needed / 2**30:.1f} GiB are not free")
+            pixels = _decode_all(listing, shape, resize)
             write_atomically(path, sha256(pixels).digest(), pixels.data)
         pixels = np.memmap(path, np.uint8, "c", MARK, shape)  # changes stay in memory
     except OSError as error:
@@ -152,7 +150,8 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 def _resized(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Image:
     height, width = size
     if resize == "exact" and image.size != (width, height):
-        raise ValueError(f"it has {image.width}x{image.height} pixels instead of {width}x{height}")
+        found = f"it has {image.width}x{image.height} pixels instead of {width}x{height}"
+        raise ValueError(f"{found}; choose a resolution")
     if resize == "squash":
         return image.resize((width, height), BILINEAR)
     scale = max(height / image.height, width / image.width)
@@ -171,15 +170,12 @@ def _is_intact(path: Path, shape: tuple[int, ...]) -> bool:
         return file.read(MARK) == file_digest(file, "sha256").digest()
 
 
-def _decode_all(listing: Listing, hashes: list[bytes], shape: tuple, resize: str) -> np.ndarray:
+def _decode_all(listing: Listing, shape: tuple, resize: str) -> np.ndarray:
     pixels = np.empty(shape, np.uint8)
 
     def decode(position: int) -> None:
-        content, source = listing.read(position), listing.paths[position]
-        if sha256(content).digest() != hashes[position]:
-            raise DataError(f"{source} was changed while the data set was read; load it again")
-        how = {"channels": shape[1], "resize": resize, "source": source}
-        pixels[position] = decode_image(content, shape[2:], **how)
+        how = {"channels": shape[1], "resize": resize, "source": listing.paths[position]}
+        pixels[position] = decode_image(listing.read(position), shape[2:], **how)
 
     workers = min(8, os.cpu_count() or 1)  # Pillow releases the GIL
     with ThreadPoolExecutor(workers) as pool, Progress(shape[0], "decode images") as progress:

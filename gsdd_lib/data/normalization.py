@@ -3,6 +3,7 @@
 ZCA as kornia's: z = (x - mean) W, W = U (S + 0.1)^(-1/2) U^T, unbiased covariance U S U^T.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -132,10 +133,9 @@ def cached_whitening(images: Tensor) -> Whitening:
     """:func:`fit_whitening`, or what it gave for the same images before, from the cache."""
     path = cache_folder() / f"zca-{_content_hash(images)}.safetensors"
     kept = read_whitening(path, tuple(images.shape[1:]))
-    try:
+    with contextlib.suppress(DataError):
         return replace(kept, read=lambda parts=kept.parts: parts)
-    except DataError:
-        made = fit_whitening(images)
+    made = fit_whitening(images)
     try:
         write_whitening(path.parent, made)
     except OSError as error:

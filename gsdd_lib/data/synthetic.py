@@ -3,7 +3,6 @@
 Shapes are one of eight figures at random on a shaded ground, the same scene at every resolution.
 """
 
-import importlib.metadata
 import math
 from collections.abc import Callable
 
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.config import DataConfig
-from gsdd_lib.core.errors import DataError
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data.dataset import ImageSet, RawData, check_size, split_test
 
@@ -100,16 +98,11 @@ def _rasterize(figure: Figure, scenes: Array, resolution: int) -> Array:
 
 
 def read_digits(config: DataConfig) -> RawData:
-    """1,797 handwritten digits of 8x8, read from scikit-learn's wheel; a test split of our own."""
-    try:
-        wheel = importlib.metadata.distribution("scikit-learn")
-        path = wheel.locate_file("sklearn/datasets/data/digits.csv.gz")
-        table = np.loadtxt(path, delimiter=",", dtype=np.int64).reshape(1797, 64 + 1)
-    except (importlib.metadata.PackageNotFoundError, OSError, ValueError) as error:
-        fault = f"the digits inside scikit-learn cannot be read ({error})"
-        raise DataError(f"{fault}; install scikit-learn 1.3 or newer") from None
-    levels = (table[:, :64] * 255 + 8) // 16
-    images = torch.from_numpy(levels.astype(np.uint8)).reshape(-1, 1, 8, 8)
-    whole = ImageSet(images, torch.from_numpy(table[:, 64].copy()))
+    """1,797 handwritten digits of 8x8, embedded in scikit-learn; a test split of our own."""
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    digits = load_digits()
+    levels = (digits.images[:, None] * 255 + 8) // 16
+    whole = ImageSet(torch.from_numpy(levels.astype(np.uint8)), torch.from_numpy(digits.target))
     about = *split_test(whole, "digits"), "digits (UCI, handwritten, 8x8), embedded in scikit-learn"
     return RawData("digits", tuple("0123456789"), DIGITS_MEAN, DIGITS_STD, *about)

@@ -56,20 +56,11 @@ def gradient_distance(real_grads: Sequence[Tensor], syn_grads: Sequence[Tensor])
 
     Args:
         real_grads, syn_grads: one tensor per parameter, [out, ...] each; vectors are skipped.
-
-    Raises:
-        ValueError: the gradients are of different networks, or all of them are vectors.
     """
-    shapes = [[list(grad.shape) for grad in grads] for grads in (real_grads, syn_grads)]
-    if shapes[0] != shapes[1]:
-        fault = f"real and synthetic gradients have the shapes {shapes[0]} and {shapes[1]}"
-        raise ValueError(f"{fault}; take both from the same network")
     layers = []
     for real, syn in zip(real_grads, syn_grads, strict=True):
         if real.dim() > 1:
             real, syn = real.flatten(1), syn.flatten(1)  # [out, rest]
             product = real.norm(dim=1) * syn.norm(dim=1)
             layers.append((1 - (real * syn).sum(1) / product.clamp(min=EPSILON)).sum())
-    if not layers:
-        raise ValueError("no weight among the gradients, only vectors: there is nothing to match")
     return torch.stack(layers).sum()

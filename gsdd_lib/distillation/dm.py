@@ -14,17 +14,19 @@ def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Mean embedding of every class, [num_classes, features], of embeddings [N, features].
 
     Args:
-        labels: int64 [N], or probabilities [N, num_classes] by which the means are weighted.
+        labels: int64 [N], which may stay on the CPU, where nobody waits for them; or probabilities
+            [N, num_classes] by which the means are weighted.
 
     Raises:
         ValueError: a class has no images.
     """
     hard = not labels.is_floating_point()
-    members = F.one_hot(labels, num_classes).to(embeddings) if hard else labels  # [N, K]
+    members = F.one_hot(labels, num_classes).to(embeddings.dtype) if hard else labels  # [N, K]
     counts = members.sum(0)  # [K]
     if not counts.all():
         fault = f"class {int((counts == 0).nonzero()[0])} of {num_classes} has no images"
         raise ValueError(f"{fault}, so it has no mean embedding; give every class at least one")
+    members, counts = (v.to(embeddings.device, non_blocking=True) for v in (members, counts))
     return (members.T @ embeddings) / counts[:, None]  # equal inputs give equal bits anywhere
 
 
@@ -44,7 +46,7 @@ def kernel_loss(
 
     Args:
         real, synthetic: embeddings [N, features] and [M, features], the real ones without gradient.
-        real_labels, synthetic_labels: int64; each synthetic class has real images.
+        real_labels, synthetic_labels: int64, best on the CPU; each synthetic class has real images.
     """
 
     def squared_distances(one: Tensor, other: Tensor) -> Tensor:
@@ -52,8 +54,13 @@ def kernel_loss(
         return (squares - 2 * one @ other.T).clamp(min=0)
 
     total = synthetic.new_zeros(())
+
+    def of_class(embeddings: Tensor, labels: Tensor, label: int) -> Tensor:
+        index = (labels == label).nonzero().flatten()
+        return embeddings[index.to(embeddings.device, non_blocking=True)]
+
     for label in synthetic_labels.unique().tolist():
-        s, r = synthetic[synthetic_labels == label], real[real_labels == label]
+        s, r = of_class(synthetic, synthetic_labels, label), of_class(real, real_labels, label)
         pairs = [(squared_distances(*each), w) for *each, w in ((s, s, 1), (s, r, -2), (r, r, 1))]
         for bandwidth in BANDWIDTHS:
             scale = -0.5 / (bandwidth * pairs[-1][0].mean().clamp(min=1e-12))

@@ -105,9 +105,7 @@ def _rows(
             how = judge.model_copy(update={"eval_lr": own.get("syn_lr", judge.eval_lr)})
             with torch.no_grad():
                 images, labels = state.parameterization.render(), state.targets()
-            with progress.timed("evaluation"):
-                rows = evaluate(images, labels, data, how, seed=seed, split="validation")
-            known = summarize(rows)
+            known = summarize(evaluate(images, labels, data, how, seed=seed, split="validation"))
         own |= {name: known[name] for name in SUMMARY}
         state.history.append({"step": state.step, "loss": loss, **own})
         if state.snapshots is not None:
@@ -115,15 +113,13 @@ def _rows(
         if known["mean"] > state.best_accuracy:
             state.best_accuracy, state.best = known["mean"], state.snapshot()
 
-    more = {"done": state.step, "every": config.eval_every}
-    with Progress(config.steps, config.objective, **more) as progress:
+    with Progress(config.steps, config.objective, done=state.step) as progress:
         if not state.history:
             add_row(math.nan, known)
             checkpoint.save(state)
             yield state.history[-1]
         while state.step < config.steps:
-            with progress.timed("step"):
-                loss = take_step(state, data, seed=seed).item()
+            loss = take_step(state, data, seed=seed).item()
             progress.update(loss=loss)
             due = state.step % config.eval_every == 0 or state.step == config.steps
             if due:

@@ -13,7 +13,7 @@ from gsdd_lib.data.dataset import keep_per_class
 from gsdd_lib.networks import network_for
 from gsdd_lib.parameterizations.base import as_stored
 from gsdd_lib.parameterizations.budget import LABEL_BITS
-from gsdd_lib.parameterizations.label_codec import LabelCodec, encode_labels
+from gsdd_lib.parameterizations.codec import LabelCodec, encode_labels
 from gsdd_lib.training.train import train_network
 
 BATCH = 256  # images shown to the teacher at once

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gsdd_lib.config import CodecConfig, Config, DistillConfig, EvalConfig
+from gsdd_lib.config import USUAL, CodecConfig, Config, DistillConfig, EvalConfig
 from gsdd_lib.core import ranks
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import checksum, seal, unseal, write_atomically
@@ -20,12 +20,12 @@ from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import class_members
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.parameterizations.base import Parameterization
-from gsdd_lib.parameterizations.codec import Codec
+from gsdd_lib.parameterizations.codec import Codec, LabelCodec
 from gsdd_lib.parameterizations.gaussian import GaussianImages
-from gsdd_lib.parameterizations.label_codec import LabelCodec
 from gsdd_lib.training.experts import ExpertError, Experts
 
 VERSION = 3  # of the checkpoint's format
+PICTURES = 10  # images that a checkpoint shows
 SYN_LR_MOMENTUM = 0.5  # of the SGD that learns the students' learning rate, as published
 MEMORY_SETTINGS = {"micro_batch", "keep_steps"}  # they change rounding alone
 REPORT_SETTINGS = {"protocol", "networks"}  # what is done with a run when it is over
@@ -134,11 +134,19 @@ class State:
                 for kind, codec in codecs.items()
             },
             "parameters": self.snapshot(),
-            "resolution": self.parameterization.resolution,  # for who looks into the file
+            "pictures": self._pictures(),
             "log_syn_lr": self.log_syn_lr.detach(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             **{name: getattr(self, name) for name in KEPT},
         }
+
+    @torch.no_grad()
+    def _pictures(self) -> Tensor:
+        """uint8, some of all classes: for who looks into the file."""
+        images = self.parameterization
+        index = torch.linspace(0, len(images) - 1, min(PICTURES, len(images))).round().long()
+        pixels = images.pixels(index.to(images.labels.device))
+        return (255 * pixels.clamp(0, 1)).round().to(torch.uint8).cpu()
 
     def load(self, content: dict[str, Any]) -> None:
         """Take over what :meth:`content` gave."""
@@ -171,7 +179,10 @@ class Checkpoint:
         if folder is None:
             return
         self.settings = state.config.model_dump(exclude=MEMORY_SETTINGS)
-        self.settings |= eval_config.model_dump(exclude=REPORT_SETTINGS)
+        judge = eval_config.model_dump(exclude=REPORT_SETTINGS).items()
+        self.settings |= {
+            name: value for name, value in judge if (name, value) not in USUAL.items()
+        }
         experts = state.experts.fingerprint if state.experts else ""
         self.settings |= {"seed": seed, "data": data.fingerprint, "experts": experts}
         self.settings |= {"start": _fingerprint(state), "snapshots": state.snapshots is not None}

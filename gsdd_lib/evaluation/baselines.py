@@ -6,6 +6,7 @@ All by networks that begin with the same weights, so that methods are compared n
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,9 +19,8 @@ from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import class_members, keep_per_class
 from gsdd_lib.evaluation.evaluate import Row, evaluate, format_accuracy, summarize
 from gsdd_lib.parameterizations.budget import Budget
-from gsdd_lib.parameterizations.downsampled import DownsampledImages, affordable_images
 from gsdd_lib.parameterizations.initialization import representatives
-from gsdd_lib.parameterizations.pixel import Storage
+from gsdd_lib.parameterizations.pixel import DownsampledImages, Storage, affordable_images
 
 INITIAL = "initial"  # the parameters before distillation
 RANDOM_REAL = "random real"  # real images as uint8 pixels
@@ -136,6 +136,17 @@ def paired(rows: Sequence[Row], method: str, over: str) -> dict[str, str | float
         raise ValueError(f"'{method}' and '{over}' were not evaluated by the same networks")
     gains = summarize([{"accuracy": first[key] - second[key]} for key in first])
     return {"method": method, "over": over, "gain": gains.pop("mean"), **gains}
+
+
+def verdict(gain: float, ci95: float) -> str:
+    """Whether a gain is "above" or "below" 0, or "undecided": within its interval, or without."""
+    return "undecided" if not abs(gain) > ci95 else "above" if gain > 0 else "below"
+
+
+def finding(pair: Any) -> str:
+    """What a row of :func:`paired`, as an object, says: one sentence."""
+    found = verdict(pair.gain, pair.ci95).replace("undecided", "undecided against")
+    return f"`{pair.method}` is {found} `{pair.over}`: {pair.gain:+.1f} ± {pair.ci95:.1f} points."
 
 
 def _named(method: str, rows: Sequence[Row]) -> list[Row]:

@@ -1,10 +1,5 @@
-"""Runs with other parameters, started and watched from inside a notebook.
-
-    live.form("04_distill_fashion_mnist")
-    live.watch("04_distill_fashion_mnist", "params/demo/04_distill_fashion_mnist/ipc1.yaml")
-
-A run is a process in a session of its own: closing the tab or ending the kernel loses nothing.
-"""
+"""Runs with other parameters, started and watched from inside a notebook by :func:`form`. A run is
+a process in a session of its own: closing the tab or ending the kernel loses nothing."""
 
 import ast
 import contextlib
@@ -18,32 +13,28 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import ipywidgets
 import papermill
-import torch
 from IPython import get_ipython
 from IPython.display import display
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from gsdd_lib.core.files import project_root, write_atomically
-from gsdd_lib.distillation.state import DistillError, read_checkpoint
+from gsdd_lib.distillation.state import PICTURES, DistillError, read_checkpoint
 from gsdd_lib.experiment.parameter_files import FOLDERS, load_parameters, place, read_interface
 from gsdd_lib.experiment.parameters import ParameterError
 from gsdd_lib.experiment.pictures import show_image
 from gsdd_lib.experiment.plots import PAGE
-from gsdd_lib.experiment.widgets import CAPTION, SCREEN_DPI, VIEW
-from gsdd_lib.parameterizations.codec import Codec
-from gsdd_lib.splatting.splat import splat
+from gsdd_lib.experiment.widgets import CAPTION, MIME, SCREEN_DPI
 
 PAUSE = 2.0  # seconds between two looks at a run
-PICTURES, CURVES, LINES = 10, 6, 4  # images, distillations and lines of the log that are shown
+CURVES, LINES = 6, 4  # distillations and lines of the log that are shown
 NO_READER = "To run this notebook with other parameters, open it in JupyterLab and run this cell."
 PROGRESS = re.compile(r"([^:]+): (\d+)/(\d+)((?:  \w+ \S+)*)  \((\d+) s\)")
 
@@ -59,19 +50,15 @@ class Run:
         """In runs/: checkpoints, logs and the notebook while it is unfinished; or in figures/."""
         return project_root() / kind / place(self.notebook, self.params)
 
-    def command(self) -> list[str]:
-        """The command line, the same as in a terminal."""
-        module = "gsdd_lib.experiment.runner"
-        return [sys.executable, "-m", module, str(self.notebook), str(self.params)]
-
     def start(self) -> subprocess.Popen:
         """Start the run in the background; what it prints goes to ``console.log``."""
+        command = [sys.executable, "-m", "gsdd_lib.experiment.runner", self.notebook, self.params]
         self.folder().mkdir(parents=True, exist_ok=True)
         # Between two cells a kernel ignores SIGINT, and its children would inherit that.
         own = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
         own |= {"cwd": project_root(), "stdin": subprocess.DEVNULL, "start_new_session": True}
         with open(self.folder() / "console.log", "wb") as log:
-            return subprocess.Popen(self.command(), stdout=log, stderr=subprocess.STDOUT, **own)
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **own)
 
     def stop(self) -> None:
         """Interrupt the run, as Ctrl-C in its terminal does; it can be resumed."""
@@ -110,13 +97,13 @@ class Run:
             name = path.parent.name.replace("_", " ") if inside else "distilled"
             with contextlib.suppress(DistillError):
                 content = read_checkpoint(path)
-                if "history" in content:  # not of a network's training
+                if "pictures" in content:  # not of a network's training, nor of an older version
                     found = {key: found[key] for key in found if key != name} | {name: content}
         return found
 
 
 def rows(lines: list[str]) -> list[dict[str, Any]]:
-    """What a log counts last: label, done, total, seconds, the numbers shown, and seconds left."""
+    """What a log counts last: label, done, total, seconds and the numbers shown, line by line."""
     found: list[dict[str, Any]] = []
     for match in filter(None, map(PROGRESS.fullmatch, lines)):
         label, done, total, numbers, seconds = match.groups()
@@ -124,29 +111,14 @@ def rows(lines: list[str]) -> list[dict[str, Any]]:
         row |= {name: float(value) for name, value in re.findall(r"(\w+) (\S+)", numbers)}
         same = found and all(row[key] == found[-1][key] for key in ("label", "total"))
         found = [*found, row] if same and row["done"] >= found[-1]["done"] else [row]
-        first = found[0] if len(found) > 1 else {"done": 0, "seconds": 0}
-        pace = (row["seconds"] - first["seconds"]) / max(1, row["done"] - first["done"])
-        row["left"] = pace * (row["total"] - row["done"])
     return found
-
-
-def images(checkpoint: Mapping[str, Any]) -> Tensor | None:
-    """Some of a checkpoint's Gaussian images as they are, [n, C, H, W]; None: it has no such."""
-    packed, size = checkpoint["parameters"].get("packed"), checkpoint.get("resolution")
-    if packed is None or size is None:
-        return None
-    if grids := checkpoint["grids"]["images"]:
-        packed = Codec(**grids).round_packed(packed)
-    index = torch.linspace(0, len(packed) - 1, min(PICTURES, len(packed)))  # over all classes
-    opacity = packed.shape[2] % 2 == 1  # 5 + 1 or 5 + 3 numbers are without one
-    return splat(packed[index.round().long()], *size, opacity=opacity)
 
 
 def draw(lines: list[str], checkpoints: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Loss and validation accuracy over the steps, and the newest checkpoint's images."""
     figure = Figure((PAGE, 3.2), layout="constrained")  # without pyplot, for a thread's sake
     layout = [["loss"] * (PICTURES // 2) + ["mean"] * (PICTURES // 2), [*range(PICTURES)]]
-    axes, pixels = figure.subplot_mosaic(layout, height_ratios=[2.2, 1]), None
+    axes, pictures = figure.subplot_mosaic(layout, height_ratios=[2.2, 1]), []
     counted = [row for row in rows(lines) if "loss" in row]
     axes["loss"].plot(*([row[key] for row in counted] for key in ("done", "loss")), color="0.6")
     for key, label in (("loss", "loss"), ("mean", "validation accuracy (%)")):
@@ -157,23 +129,22 @@ def draw(lines: list[str], checkpoints: Mapping[str, Mapping[str, Any]]) -> Figu
     for name, newest in [*checkpoints.items()][-1:]:
         axes["mean"].legend()
         axes["loss"].set_title(f"{name}, step {newest['step']}", loc="left")
-        pixels = images(newest)
+        pictures = newest["pictures"] / 255
     for number in range(PICTURES):
         axes[number].set_axis_off()
-        if pixels is not None and number < len(pixels):
-            show_image(axes[number], pixels[number])
+        if number < len(pictures):
+            show_image(axes[number], pictures[number])
     return figure
 
 
 def summary(run: Run, running: bool) -> str:
     """HTML: what the run does at this moment, or how it ended and where its results are."""
-    lines, said = run.lines(), (run.lines("console.log") or [""])[-1].partition("] ")[2]
+    lines, own = run.lines(), [line for line in run.lines("console.log") if line[:1] == "["]
+    said = (own or [""])[-1].partition("] ")[2]  # a library may have the last word
     if running:
         head = next((line.strip("# ") for line in reversed(lines) if line[:1] == "#"), "starting")
         for row in rows(lines)[-1:]:
-            head += (
-                f" · {row['label']} {row['done']}/{row['total']}, {row['left']:.0f} s left of it"
-            )
+            head += f" · {row['label']} {row['done']}/{row['total']}"
         text = html.escape("\n".join(lines[-LINES:]))
         return f"<b>running</b> · {html.escape(head)}<pre>{text}</pre>"
     home = run.folder("figures" if run.state() == "done" else "runs")
@@ -210,24 +181,17 @@ def write(notebook: Path, values: Mapping[str, Any]) -> Run:
 
 
 def form(stem: str) -> None:
-    """Show the parameters of ``notebooks/<stem>.ipynb`` in fields, and a button that runs it."""
-    _show(lambda: _Form(project_root() / "notebooks" / f"{stem}.ipynb"))
-
-
-def watch(stem: str, params: str | Path) -> None:
-    """Show a run of ``notebooks/<stem>.ipynb`` live, wherever it was started."""
-    root = project_root()
-    _show(lambda: _Watch().follow(Run(root / "notebooks" / f"{stem}.ipynb", root / params)))
-
-
-def _show(make: Callable[[], "_Watch"]) -> None:
-    """Display controls until the cell is run again; or one line where nobody can click them."""
+    """Show the parameters of ``notebooks/<stem>.ipynb`` in fields, and a button that runs it, until
+    the cell is run again; or one line where nobody can click."""
     shell = get_ipython()
     request = shell.kernel.get_parent("shell") if hasattr(shell, "kernel") else {}
     if not request.get("content", {}).get("allow_stdin"):  # papermill, nbconvert, nbval
         print(NO_READER)
         return
-    made, cell = make(), request["metadata"].get("cellId")
+    made, cell = (
+        Form(project_root() / "notebooks" / f"{stem}.ipynb"),
+        request["metadata"].get("cellId"),
+    )
 
     def end(info: Any) -> None:
         if info.cell_id == cell:
@@ -236,65 +200,37 @@ def _show(make: Callable[[], "_Watch"]) -> None:
 
     shell.events.register("pre_run_cell", end)
     display({"text/html": CAPTION}, raw=True)
-    display({VIEW: made.view._repr_mimebundle_()[VIEW], "text/plain": ""}, raw=True)
+    display({MIME: made.view._repr_mimebundle_()[MIME], "text/plain": ""}, raw=True)
 
 
-class _Watch:
-    """A run's state, curves and images, which a thread looks at until the run ends."""
-
-    def __init__(self) -> None:
-        self.run, self.closed = None, threading.Event()
-        self.stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
-        self.stop.on_click(lambda _: self.run.stop())
-        self.shown = ipywidgets.Output()
-        self.picture = ipywidgets.Image(layout={"width": f"{PAGE * SCREEN_DPI}px"})
-        self.view = ipywidgets.VBox([self.stop, self.shown])
-
-    def follow(self, run: Run, process: subprocess.Popen | None = None) -> Self:
-        """Show ``run``; ``process``: which was started for it just now."""
-        self.run, self.stop.disabled = run, False
-        threading.Thread(target=self._look, args=(run, process), daemon=True).start()
-        return self
-
-    def _look(self, run: Run, process: subprocess.Popen | None) -> None:
-        running, seen = True, None
-        while running and not self.closed.is_set():
-            # A process that was just started has not locked its folder yet.
-            running = process.poll() is None if process else run.owner() > 0
-            lines, checkpoints, buffer = run.lines(), run.checkpoints(), BytesIO()
-            text = {"data": {"text/html": summary(run, running)}, "metadata": {}}
-            self.shown.outputs = ({"output_type": "display_data", **text},)
-            self.stop.disabled = not running
-            now = [len(lines), *(content["step"] for content in checkpoints.values())]
-            if now != seen and (checkpoints or rows(lines)):
-                draw(lines, checkpoints).savefig(buffer, format="png", dpi=2 * SCREEN_DPI)
-                seen, self.picture.value = now, buffer.getvalue()
-                if self.picture not in self.view.children:
-                    self.view.children += (self.picture,)
-            self.closed.wait(PAUSE * running)
-
-
-class _Form(_Watch):
-    """A field per parameter above what a :class:`_Watch` shows."""
+class Form:
+    """A field per parameter of a notebook, and the state, curves and images of the run that was
+    started with them, which a thread looks at until the run ends."""
 
     def __init__(self, notebook: Path) -> None:
-        super().__init__()
-        self.notebook, self.face, self.fields = notebook, read_interface(notebook), {}
+        self.notebook, self.face, self.run = notebook, read_interface(notebook), None
+        self.closed, self.shown, self.said = (
+            threading.Event(),
+            ipywidgets.Output(),
+            ipywidgets.HTML(),
+        )
+        self.picture = ipywidgets.Image(layout={"width": f"{PAGE * SCREEN_DPI}px"})
         look = {"style": {"description_width": "11em"}, "layout": {"width": "25em"}}
+        about, self.fields = papermill.inspect_notebook(str(notebook)), {}
         for name in [name for name in self.face.types if name not in FOLDERS]:
             kind = ipywidgets.Checkbox if self.face.types[name] == "bool" else ipywidgets.Text
             self.fields[name] = kind(description=name, **look)
             self.fields[name].continuous_update = False  # a click must not overtake what is typed
-        about, button = papermill.inspect_notebook(str(notebook)), ipywidgets.Button
         labels = [ipywidgets.Label(about[name]["help"]) for name in self.fields]
         rows = [each for row in zip(self.fields.values(), labels, strict=True) for each in row]
         paths = sorted((project_root() / "params").glob(f"*/{notebook.stem}/*.yaml"))
         named = [("the smoke run", ""), *((f"{p.parts[-3]}: {p.stem}", p) for p in paths)]
         files = ipywidgets.Dropdown(options=named, description="start from", **look)
         files.observe(lambda change: self._fill(change["new"]), names="value")
-        start = button(description="Run", button_style="primary", icon="play")
+        start = ipywidgets.Button(description="Run", button_style="primary", icon="play")
         start.on_click(self._start)
-        self.said = ipywidgets.HTML()
+        self.stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
+        self.stop.on_click(lambda _: self.run.stop())
         grid = {"grid_template_columns": "26em 1fr", "max_height": "22em"}
         fields, line = ipywidgets.GridBox(rows, layout=grid), [start, self.stop, self.said]
         self.view = ipywidgets.VBox([files, fields, ipywidgets.HBox(line), self.shown])
@@ -313,9 +249,28 @@ class _Form(_Watch):
         try:
             if not self.stop.disabled:
                 raise ParameterError("The form", "a run is under way; stop it first")
-            run = write(self.notebook, values)
+            self.run = write(self.notebook, values)
         except ParameterError as error:
             self.said.value = f"<span style='color:firebrick'>{html.escape(str(error))}</span>"
             return
-        self.said.value = f"values in runs/forms/{self.notebook.stem}/{run.params.name}"
-        self.follow(run, None if run.owner() else run.start())  # started before: shown again
+        self.said.value = f"values in runs/forms/{self.notebook.stem}/{self.run.params.name}"
+        self.stop.disabled = False
+        process = None if self.run.owner() else self.run.start()  # started before: shown again
+        threading.Thread(target=self._look, args=(self.run, process), daemon=True).start()
+
+    def _look(self, run: Run, process: subprocess.Popen | None) -> None:
+        running, seen = True, None
+        while running and not self.closed.is_set():
+            # A process that was just started has not locked its folder yet.
+            running = process.poll() is None if process else run.owner() > 0
+            lines, checkpoints, buffer = run.lines(), run.checkpoints(), BytesIO()
+            text = {"data": {"text/html": summary(run, running)}, "metadata": {}}
+            self.shown.outputs = ({"output_type": "display_data", **text},)
+            self.stop.disabled = not running
+            now = [len(lines), *(content["step"] for content in checkpoints.values())]
+            if now != seen and (checkpoints or rows(lines)):
+                draw(lines, checkpoints).savefig(buffer, format="png", dpi=2 * SCREEN_DPI)
+                seen, self.picture.value = now, buffer.getvalue()
+                if self.picture not in self.view.children:
+                    self.view.children += (self.picture,)
+            self.closed.wait(PAUSE * running)

@@ -11,6 +11,7 @@ import ast
 import math
 import re
 import reprlib
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from gsdd_lib.experiment.tables import paper_number
 PREFIX = re.compile("^(dm|dc|tm)_")
 SCALARS = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}
 LONGEST = 220  # characters of a message's faults
+ARRIVAL = 1.0  # seconds in which the other cells of a Run All reach the kernel
 
 
 class ParameterError(GsddError, ValueError):
@@ -33,14 +35,6 @@ class ParameterError(GsddError, ValueError):
         if len(sentence) > LONGEST:
             sentence = f"{sentence[:LONGEST]} ..."
         super().__init__(f"{where}: {sentence}" + "." * (not sentence.endswith("?")))
-
-
-class Settings(SimpleNamespace):
-    """A notebook's settings: one per model, called by its name (``data`` is a DataConfig), and
-    ``values``, every parameter and field by name."""
-
-    values: dict[str, Any]
-    run: RunConfig
 
 
 @dataclass(frozen=True)
@@ -107,9 +101,13 @@ class Interface:
 
 
 def pick(
-    namespace: Mapping[str, Any], *models: type[Config], own: Iterable[str] = (), **others: Any
-) -> Settings:
-    """All settings of a notebook, built by name from its parameters cell.
+    namespace: dict[str, Any], *models: type[Config], own: Iterable[str] = (), **others: Any
+) -> SimpleNamespace:
+    """All settings of a notebook, built by name from its parameters cell: one per model, called by
+    its name (``data`` is a DataConfig), and ``values``, every parameter and field by name.
+
+    A fault also takes an earlier run's ``settings`` out of the namespace, and ends a Run All: its
+    other cells are not executed; cells that the reader runs afterwards are.
 
     Args:
         namespace: the notebook's ``globals()``. IPython keeps there the source of the cells that
@@ -121,6 +119,24 @@ def pick(
     Raises:
         ParameterError: an unknown name, a wrong type or a wrong value.
     """
+    try:
+        return _picked(namespace, models, own, others)
+    except ParameterError:
+        namespace.pop("settings", None)  # an earlier run's, which a cell run by hand would use
+        if "get_ipython" in namespace:
+            # When a cell fails, the kernel aborts those that are waiting, but ipykernel 7 executes
+            # those that arrive later, whatever its stop_on_error_timeout says. This cell may fail
+            # before the rest of a Run All is there.
+            time.sleep(ARRIVAL)
+        raise
+
+
+def _picked(
+    namespace: Mapping[str, Any],
+    models: Iterable[type[Config]],
+    own: Iterable[str],
+    others: Mapping[str, Any],
+) -> SimpleNamespace:
     where = "The parameters cell"
     types, assigned = _executed(where, namespace)
     face = Interface(types, others, (RunConfig, *models), frozenset(own))
@@ -128,10 +144,8 @@ def pick(
     if wrong := others.keys() - {field for model in face.models for field in model.model_fields}:
         raise ParameterError("parameters.pick", f"no model has a field '{min(wrong)}'")
     if faults := face.unknown() or face.faults(values):
-        if isinstance(namespace, dict):  # cells that run nevertheless must not use an earlier run's
-            namespace.pop("settings", None)
         raise ParameterError(where, *faults)
-    settings = Settings(values={})
+    settings = SimpleNamespace(values={})
     for model in face.models:
         picked = model.pick({**values, **others})
         setattr(settings, model.__name__.removesuffix("Config").lower(), picked)

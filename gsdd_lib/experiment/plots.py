@@ -8,7 +8,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
@@ -97,31 +96,12 @@ def save(figure: Figure, folder: str | Path, name: str) -> Path:
     return path
 
 
-def _curves(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    figure, ax = plt.subplots()
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.grid(axis="y")
-    return figure, ax
-
-
-def psnr_curve(frame: pd.DataFrame, *, hue: str = "points") -> Figure:
-    """PSNR over fitting steps (``step``, ``psnr`` in dB), a line per value of ``hue`` if there."""
-    figure, ax = _curves("fitting step", "PSNR (dB)")
-    lines = frame.groupby(hue, sort=True) if hue in frame else [("", frame)]
-    shades = sns.color_palette("crest", len(lines)) if len(lines) > 1 else [color("distilled")]
-    for shade, (value, line) in zip(shades, lines, strict=True):
-        curve = line.groupby("step").psnr.mean()
-        ax.plot(curve.index, curve, color=shade, label=str(value))
-    if len(lines) > 1:
-        title = "Gaussians\nper image"
-        ax.legend(title=title, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
-    return figure
-
-
 def history(frame: pd.DataFrame, *, hue: str = "method") -> Figure:
     """Validation accuracy over distillation steps: mean line and 95 % interval. ``frame``: columns
     ``step``, ``mean`` and ``ci95`` (half-width), percent; of several runs, ``hue`` names each."""
-    figure, ax = _curves("distillation step", "validation accuracy (%)")
+    figure, ax = plt.subplots()
+    ax.set(xlabel="distillation step", ylabel="validation accuracy (%)")
+    ax.grid(axis="y")
     runs = frame.groupby(hue, sort=False) if hue in frame else [("distilled", frame)]
     for name, rows in runs:
         look, half = _look(str(name)), rows.ci95.fillna(0.0)  # one network has no interval
@@ -133,28 +113,14 @@ def history(frame: pd.DataFrame, *, hue: str = "method") -> Figure:
     return figure
 
 
-def expert_curves(frame: pd.DataFrame, y: str, ylabel: str) -> Figure:
-    """Column ``y`` over ``epoch``, a thin line per ``expert``, of several a thick one: the mean."""
-    figure, ax = _curves("epoch", ylabel)
-    experts, mean = list(frame.groupby("expert")), frame.groupby("epoch")[y].mean()
-    for number, (_, rows) in enumerate(experts if len(experts) > 1 else []):
-        name = "_" * bool(number) + "one expert"  # a name that begins so is not in the legend
-        ax.plot(rows.epoch, rows[y], color=_GREY, lw=0.7, alpha=0.7, label=name)
-    name = f"mean of {len(experts)} experts" if len(experts) > 1 else "the one expert"
-    ax.plot(mean.index, mean, color=color("whole data"), marker="o", markersize=2.5, label=name)
-    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    ax.legend()
-    return figure
-
-
 def accuracy_bars(frame: pd.DataFrame, *, published: pd.DataFrame | None = None) -> Figure:
     """Test accuracy per method, a dot with its 95 % interval; published numbers hollow, below.
 
     Args:
         frame: columns ``method``, ``mean`` and ``ci95`` (half-width), percent; top to bottom.
-        published: columns ``method``, ``accuracy``, percent, as ``tables.fashion_mnist_rivals``.
+        published: columns ``method`` and ``paper``, percent, as ``tables.paper_rows`` gives.
     """
-    rivals = [] if published is None else list(published[["method", "accuracy"]].to_numpy())
+    rivals = [] if published is None else list(published[["method", "paper"]].to_numpy())
     count = len(frame) + len(rivals)
     figure, ax = plt.subplots(figsize=(COLUMN * 1.25, 0.5 + 0.26 * count))
     ours = zip(frame.method, frame["mean"], frame.ci95.fillna(0.0), strict=True)
@@ -176,26 +142,3 @@ def accuracy_bars(frame: pd.DataFrame, *, published: pd.DataFrame | None = None)
 
 def annotate_value(ax: Axes, x: float, y: float, text: str) -> None:
     ax.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", fontsize=7)
-
-
-def efficiency(frame: pd.DataFrame, x: str, y: str, *, xlabel: str, ylabel: str) -> Figure:
-    """A panel per ``pass``, a line per ``method`` over ``x``, logarithmic axes; dashed: roofline.
-    Where ``y`` is "ms", ``frame`` has ``roofline_ms`` (NaN where a method has none)."""
-    passes = frame.groupby("pass", sort=False)
-    figure, axes = plt.subplots(1, len(passes), figsize=(PAGE, 2.3), sharey=True, squeeze=False)
-    for ax, (name, rows) in zip(axes[0], passes, strict=True):
-        for method, part in rows.groupby("method", sort=False):
-            look = {"color": color(method), "label": label(method)}
-            ax.plot(part[x], part[y], marker="o", ms=3, **look)
-            if y == "ms" and part.roofline_ms.notna().all():
-                look["label"] += ", roofline"
-                ax.plot(part[x], part.roofline_ms, ls="--", lw=1, **look)
-        ax.set(xscale="log", yscale="log", title=name)
-        ticks = sorted(rows[x].unique())
-        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        ax.minorticks_off()
-        ax.grid(axis="y")
-    axes[0, 0].set_ylabel(ylabel)
-    figure.supxlabel(xlabel, fontsize=8)
-    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure

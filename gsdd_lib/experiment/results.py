@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any, Self
 
 import pandas as pd
 
-from gsdd_lib.core.device import cpu_name
+from gsdd_lib.core.device import commit, cpu_name, gpu_driver
 from gsdd_lib.core.files import project_root, write_atomically
 from gsdd_lib.experiment.tables import to_latex, to_markdown
 
@@ -35,10 +34,10 @@ def open_run(output_folder: str, run_folder: str) -> Path:
     same settings, data and seed, whatever the code is; the record then says ``resumed_from``."""
     folder = open_folder(run_folder)
     print(f"Figures and tables: {output_folder}; checkpoints: {run_folder}")
-    now = _commit()["commit"]
+    now = commit()["commit"]
     known = _commits(folder) if any(folder.rglob("*checkpoint*")) else []
-    if earlier := [commit for commit in known if commit != now]:
-        short = ", ".join(commit[:10] for commit in earlier)
+    if earlier := [other for other in known if other != now]:
+        short = ", ".join(other[:10] for other in earlier)
         print(f"Checkpoints of commit {short} serve where the settings are the same.")
     write_atomically(folder / COMMITS, json.dumps([*earlier, now]).encode())
     return folder
@@ -46,13 +45,13 @@ def open_run(output_folder: str, run_folder: str) -> Path:
 
 def _commits(folder: Path) -> list[str]:
     try:
-        return [str(commit) for commit in json.loads((folder / COMMITS).read_text("utf-8"))]
+        return [str(name) for name in json.loads((folder / COMMITS).read_text("utf-8"))]
     except (OSError, ValueError, TypeError):
         return []
 
 
 class Recorder:
-    """Seconds since it was made, or of a ``with`` block, and the process's peak memory."""
+    """Seconds since it was made, or of a ``with`` block."""
 
     def __init__(self) -> None:
         self._start, self._stop = time.perf_counter(), None
@@ -68,12 +67,6 @@ class Recorder:
     def seconds(self) -> float:
         return (self._stop or time.perf_counter()) - self._start
 
-    @property
-    def peak_mib(self) -> float:
-        """Peak resident memory of this process since it began, in MiB."""
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
 
 def run_record(parameters: Mapping[str, Any], *, seconds: float, extra=None, device="cpu") -> dict:
     """Everything needed to read the numbers of a run: its parameters, code, machine, cost.
@@ -83,22 +76,23 @@ def run_record(parameters: Mapping[str, Any], *, seconds: float, extra=None, dev
         extra: further entries by name; they may not replace one of the record's.
         device: where the tensors were; ``"cuda..."`` names the GPU and adds its peak memory.
     """
-    source, torch = _commit(), sys.modules.get("torch")  # reading results need not load torch
+    source, torch = commit(), sys.modules.get("torch")  # reading results need not load torch
     worked = _commits(project_root() / str(parameters.get("run_folder", "")))
     record = {
         "parameters": _portable(parameters),
         **source,
-        "resumed_from": [commit for commit in worked if commit != source["commit"]],
+        "resumed_from": [other for other in worked if other != source["commit"]],
         **{package: _version(package) for package in ("gsdd", "torch", "numpy")},
         "python": platform.python_version(),
         "device": cpu_name(),
         "threads": torch.get_num_threads() if torch else os.cpu_count(),
     }
     if torch and device.startswith("cuda"):
-        record["device"] = torch.cuda.get_device_name(device)
+        record |= {"device": torch.cuda.get_device_name(device), "driver": gpu_driver()}
         record["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    record |= {"seconds": round(float(seconds), 2)}
-    record |= {"peak_memory_mib": round(Recorder().peak_mib, 1)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on macOS in bytes
+    peak /= 2**20 if sys.platform == "darwin" else 2**10
+    record |= {"seconds": round(float(seconds), 2), "peak_memory_mib": round(peak, 1)}
     if taken := sorted(record.keys() & (extra or {}).keys()):
         raise ValueError(f"the run record has its own {', '.join(taken)}; name the extra another.")
     return record | _portable(extra or {})
@@ -121,17 +115,6 @@ def _portable(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return value.item() if hasattr(value, "item") else str(value)  # a numpy or torch scalar
-
-
-def _commit() -> dict[str, Any]:
-    look = {"capture_output": True, "text": True, "check": True, "timeout": 30}
-    git = ["git", "-C", str(project_root())]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], **look).stdout.strip()
-        status = [*git, "status", "--porcelain", "--", ".", ":(exclude)figures"]
-        return {"commit": commit, "modified": bool(subprocess.run(status, **look).stdout.strip())}
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": "unknown", "modified": None}
 
 
 def write_record(folder: str | Path, record: Mapping[str, Any]) -> Path:

@@ -77,7 +77,6 @@ def run(notebook: Path, params: Path) -> int:
     values |= {"output_folder": f"figures/{where}", "run_folder": f"runs/{where}"}
     if "RANK" in os.environ:
         signal.signal(signal.SIGTERM, _end)  # from torchrun, when a rank has ended
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of what waits for the kernel
     if rank := int(os.environ.get("RANK", 0)):
         return _follow(notebook, folder, values, f"{name[:-1]}, rank {rank}]", rank)
     with lock_folder(folder, "case.lock"):
@@ -140,6 +139,7 @@ def launch(count: int, notebook: Path, params: Path) -> int:
 
 def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], lines: _Lines) -> str:
     os.environ["TQDM_DISABLE"] = "1"  # progress as lines, which papermill passes on
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of what waits for a dead kernel
     papermill_engines.register(ENGINE, _AnnouncingEngine)
     more = {"engine_name": ENGINE, "kernel_name": "python3", "progress_bar": False}
     more |= {"stdout_file": lines, "stderr_file": lines, "cwd": str(notebook.resolve().parent)}
@@ -213,7 +213,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gsdd_lib.experiment.runner")
     parser.add_argument("notebook", type=Path, nargs="?", help="notebooks/<stem>.ipynb")
     parser.add_argument("params", type=Path, nargs="?", help="a parameter file, in params/ or not")
-    parser.add_argument("--check", action="store_true", help="check the file and run nothing")
     parser.add_argument("--check-all", type=Path, metavar="FOLDER", help="check a whole profile")
     parser.add_argument("--data-sets", type=Path, metavar="FOLDER", help="print what it reads")
     parser.add_argument("--only", default="", help="a notebook, a case or a table of the paper")
@@ -226,9 +225,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return check_all(options.check_all, options.only)
         if options.data_sets:
             print(*data_sets(options.data_sets, options.only))
-        elif options.check:
-            check(options.notebook, options.params)
-            print(f"{options.params}: valid.")
         elif options.ranks > 1:
             return launch(options.ranks, options.notebook, options.params)
         else:

@@ -113,34 +113,6 @@ def beside_paper(ours: pd.DataFrame, *, protocol: str = "paper") -> pd.DataFrame
     return table[[*KEYS, PAPER, AS_PAPER, SCALED, WHAT]]
 
 
-def coverage(table: pd.DataFrame, cases: Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:
-    """How many of GSDD's own numbers have a case and were run, by item, and in all. ``table``: of
-    :func:`beside_paper`. ``cases``: parameters; without ``paper_setting``, of a whole item."""
-    whole_items = tuple(paper_numbers()["all_own"])
-    own = table[table.method.str.contains("gsdd") | table["item"].str.startswith(whole_items)]
-    default = {"paper_item": "", "paper_method": "gsdd", "paper_setting": ""}
-    listed = {tuple(case.get(key, value) for key, value in default.items()) for case in cases}
-    whole = {item for item, _, setting in listed if not setting}
-    places = own[KEYS].itertuples(index=False, name=None)
-    counts = {
-        "own numbers": 1,
-        "with a case": [int(place in listed or place[0] in whole) for place in places],
-        "run at the paper's settings": (own[AS_PAPER] != NOT_RUN).astype(int),
-        "run scaled": (own[SCALED] != NOT_RUN).astype(int),
-    }
-    counted = own[["item"]].assign(**counts).groupby("item", sort=False).sum()
-    counted.loc["all"] = counted.sum()
-    return counted.reset_index()
-
-
-def fashion_mnist_rivals(ipc: int) -> pd.DataFrame:
-    """Published results on Fashion-MNIST: ``method, accuracy, deviation, source`` (percent)."""
-    rows = paper_rows("fashion_mnist").rename(columns={"paper": "accuracy"})
-    rows = rows[rows.setting == f"IPC {ipc}"].reset_index(drop=True)
-    source = rows.method.map(paper_numbers()["sources"])
-    return rows[["method", "accuracy", "deviation"]].assign(source=source)
-
-
 def compare(paper: pd.DataFrame, ours: pd.DataFrame, *, source: str = "") -> pd.DataFrame:
     """Our numbers beside the published ones, every published row kept: strings, ready to print.
 

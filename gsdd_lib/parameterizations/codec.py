@@ -15,6 +15,7 @@ from gsdd_lib.splatting.splat import GEOMETRY
 
 VERSION = 1
 HEADER = struct.Struct("<BBBIH")  # version, channels, numbers per Gaussian, images, points
+LABELS = struct.Struct("<BBIIf")  # version, bits, images, classes, step
 MAX_BITS, MAX_POSITION_BITS = 8, 9
 MAX_PER_BYTE = 512  # integers that a byte may stand for: bounds the memory that a file can ask for
 COMPANDING = 2.0  # pixels; Cholesky factors above are rounded in proportion to their size
@@ -105,13 +106,13 @@ def encode(ints: Tensor, codec: Codec) -> bytes:
     grids = torch.stack([codec.offset, codec.step]).cpu().numpy().astype("<f4").tobytes()
     count, points, width = rows.shape
     head = HEADER.pack(VERSION, codec.channels, width, count, points) + bytes(codec.bits) + grids
-    return padded(head + encoder.finish(), rows.size)
+    return _padded(head + encoder.finish(), rows.size)
 
 
 def decode(content: bytes) -> tuple[Tensor, Codec]:
     """What :func:`encode` was given, the Gaussians of an image in Morton order. Raises
     DamagedCodeError, and nothing else, for bytes that :func:`encode` did not write."""
-    channels, width, count, points = read_header(HEADER, content)
+    channels, width, count, points = _read_header(HEADER, content)
     start = HEADER.size + 9 * width
     if not 1 <= channels <= 4 or width - GEOMETRY - channels not in (0, 1):
         raise DamagedCodeError("its description is damaged")
@@ -142,7 +143,64 @@ def decode(content: bytes) -> tuple[Tensor, Codec]:
     return torch.from_numpy(rows), codec
 
 
-def read_header(header: struct.Struct, content: bytes) -> list:
+class LabelCodec:
+    """Learned labels on a grid of ``2^bits`` levels, a ``step`` apart, below the largest logit. The
+    softmax of logits does not change when a number is added to all."""
+
+    def __init__(self, step: float, bits: int = 4) -> None:
+        if not 1 <= bits <= MAX_BITS or not 0 < step < float("inf"):
+            raise ValueError(f"labels need 1 to {MAX_BITS} bits and a positive step")
+        self.step, self.bits = float(np.float32(step)), bits
+
+    @classmethod
+    @torch.no_grad()
+    def fit(cls, logits: Tensor, bits: int = 4) -> "LabelCodec":
+        """The step whose stored labels differ least from those of ``logits`` [N, K] (KL)."""
+        widest = (logits.amax(1, keepdim=True) - logits).max().clamp(min=1e-3).item()
+        codecs = [cls(widest * share / (2**bits - 1), bits) for share in np.linspace(0.05, 1, 39)]
+        exact, stored = logits.log_softmax(1), (each.round(logits) for each in codecs)
+        gaps = (exact - one.log_softmax(1) for one in stored)
+        return codecs[int(np.argmin([(exact.exp() * gap).sum(1).mean().item() for gap in gaps]))]
+
+    def quantize(self, logits: Tensor) -> Tensor:
+        """Levels below the largest logit of each row [N, K], int64."""
+        below = logits.amax(1, keepdim=True) - logits
+        return (below / self.step).round().clamp(max=2**self.bits - 1).long()
+
+    def dequantize(self, levels: Tensor) -> Tensor:
+        return -self.step * levels.to(torch.float32)
+
+    def round(self, logits: Tensor) -> Tensor:
+        """Logits as stored; the gradient goes straight through to ``logits``."""
+        return StraightThrough.apply(logits, self.dequantize(self.quantize(logits.detach())))
+
+
+def encode_labels(levels: Tensor, codec: LabelCodec) -> bytes:
+    """Integers of :meth:`LabelCodec.quantize`, [N, K], with their step, as bytes."""
+    encoder = Encoder()
+    encoder.symbols(levels.cpu().numpy())
+    head = LABELS.pack(VERSION, codec.bits, *levels.shape, codec.step)
+    return _padded(head + encoder.finish(), levels.numel())
+
+
+def decode_labels(content: bytes) -> tuple[Tensor, LabelCodec]:
+    """What :func:`encode_labels` was given. Raises :class:`DamagedCodeError` as its sister does."""
+    bits, count, classes, step = _read_header(LABELS, content)
+    if count * classes >= (len(content) + 1) * MAX_PER_BYTE:
+        raise DamagedCodeError("it is cut off")
+    try:
+        codec = LabelCodec(step, bits)
+    except ValueError:
+        raise DamagedCodeError("its grid is damaged") from None
+    decoder = Decoder(content[LABELS.size :])
+    levels = decoder.symbols(count * classes)
+    decoder.finish()
+    if (levels >> bits).any():
+        raise DamagedCodeError("a label is out of range")
+    return torch.from_numpy(levels).view(count, classes), codec
+
+
+def _read_header(header: struct.Struct, content: bytes) -> list:
     """The numbers that follow the version."""
     if len(content) < header.size:
         raise DamagedCodeError("it is cut off")
@@ -152,7 +210,7 @@ def read_header(header: struct.Struct, content: bytes) -> list:
     return numbers
 
 
-def padded(content: bytes, integers: int) -> bytes:
+def _padded(content: bytes, integers: int) -> bytes:
     """At least a byte per MAX_PER_BYTE integers, where they are nearly all equal."""
     return content + b"\0\0" * max(0, (integers // MAX_PER_BYTE - len(content) + 1) // 2)
 

@@ -41,15 +41,13 @@ class FrequencyImages(Parameterization):
 
     @classmethod
     @torch.no_grad()
-    def init_from(
-        cls, images: Tensor, labels: Tensor, *, frequencies: int, real: Any = None, **more: Any
-    ) -> Self:
-        """The ``frequencies`` per channel that vary most within a class of ``real`` images and
-        labels, by default these, as published; ValueError for too many."""
+    def init_from(cls, images: Tensor, labels: Tensor, *, frequencies: int, **more: Any) -> Self:
+        """The ``frequencies`` per channel that vary most within a class of these images, as
+        published; ValueError for too many."""
         most = images[0, 0].numel()
         if not 1 <= frequencies <= most:
             raise ValueError(f"{frequencies} frequencies of {most} pixels; choose 1 to {most}")
-        places = varying_most(*(real or (images, labels)), int(labels.max()) + 1, frequencies)
+        places = varying_most(images, labels, int(labels.max()) + 1, frequencies)
         spectrum = dct(images - GRAY).flatten(2)
         chosen = spectrum.gather(2, places[labels][:, None].expand(-1, images.shape[1], -1))
         return cls(chosen, labels, places, resolution=images.shape[2:], **more)

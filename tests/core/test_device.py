@@ -1,6 +1,7 @@
 """Everything of a step is on the images' device, and there gives what it gives on the CPU."""
 
 import platform
+import subprocess
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from gsdd_lib.config import (
     FitConfig,
 )
 from gsdd_lib.core import device as core_device
-from gsdd_lib.core.device import choose_device, cpu_name
+from gsdd_lib.core.device import choose_device, commit, cpu_name, gpu_driver
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.data import load_data
 from gsdd_lib.distillation.loop import distill
@@ -133,3 +134,43 @@ def test_a_processor_without_a_name_is_called_by_its_architecture(tmp_path, monk
     monkeypatch.setattr(core_device, "CPU_INFO", tmp_path / "missing")
     assert cpu_name() in (platform.processor(), platform.machine())
     assert cpu_name()
+
+
+def program(folder, name: str, text: str, monkeypatch) -> None:
+    """An own ``name`` on the PATH, and nothing else."""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_the_driver_is_the_first_gpus(tmp_path, monkeypatch):
+    program(tmp_path, "nvidia-smi", "echo 580.65; echo 580.65", monkeypatch)
+    assert gpu_driver() == "580.65"
+    program(tmp_path, "nvidia-smi", "exit 9", monkeypatch)
+    assert gpu_driver() == "unknown"
+    (tmp_path / "nvidia-smi").unlink()
+    assert gpu_driver() == "unknown"
+
+
+def test_a_copy_without_git_is_of_the_commit_that_it_is_told(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setenv("GSDD_COMMIT", "c0ffee")
+    assert commit() == {"commit": "c0ffee", "modified": None}
+    monkeypatch.delenv("GSDD_COMMIT")
+    assert commit() == {"commit": "unknown", "modified": None}
+
+
+def test_git_goes_before_what_it_is_told(tmp_path, monkeypatch):
+    identity = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    (tmp_path / "pyproject.toml").touch()
+    for arguments in (["init"], ["add", "."], ["commit", "-m", "first"]):
+        subprocess.run([*identity, *arguments], check=True, capture_output=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GSDD_COMMIT", "c0ffee")
+    found = commit()
+    assert len(found["commit"]) == 40 and found["modified"] is False
+    (tmp_path / "pyproject.toml").write_text("# changed")
+    assert commit() == found | {"modified": True}

@@ -1,6 +1,7 @@
 """Progress is text: one line that renews itself, and a line that says what is done at the end."""
 
 import io
+import re
 import sys
 
 import pytest
@@ -27,7 +28,7 @@ def test_a_terminal_sees_one_line_renewed_and_the_last_state(monkeypatch):
             bar.update(psnr_db=25.125)
     text = terminal.getvalue()
     assert text.count("\n") == 1 and text.endswith("\n")
-    assert "fit: 2/4  psnr_db 25.12" in text and "s left" in text
+    assert "fit: 2/4  psnr_db 25.12" in text and re.search(r"\(0 s, \d:\d\d:\d\d left\)", text)
     assert text.rsplit("\r", 1)[1].startswith("fit: 4/4  psnr_db 25.12  (0 s)")
 
 
@@ -46,6 +47,15 @@ def test_a_batch_run_prints_a_line_now_and_then(monkeypatch, capsys):
         monkeypatch.setattr(bar, "_pause", 0)
         bar.update(loss=0.25)
     assert capsys.readouterr().out == "distil: 3/3  loss 0.25  (0 s)\n"
+
+
+def test_what_is_shown_says_how_long_the_rest_takes(monkeypatch, capsys):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    with progress.Progress(400, "distil", done=100) as bar:
+        bar._started -= 20
+        bar._pause = 0
+        bar.update(100)
+    assert capsys.readouterr().out == "distil: 200/400  (20 s, 0:00:40 left)\n"
 
 
 def test_a_notebook_keeps_one_text_output_and_no_widget(tmp_path, monkeypatch):

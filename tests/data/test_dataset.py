@@ -319,12 +319,6 @@ def test_from_tensors_refuses_fewer_names_than_classes(own):
         from_tensors(*own, class_names=["a", "b"])
 
 
-@pytest.mark.parametrize("names", [5, "abcd", [1, 2, 3, 4]])
-def test_from_tensors_refuses_names_that_are_none(names, own):
-    with pytest.raises(DataError, match="class_names must be a list with the name of each class"):
-        from_tensors(*own, class_names=names)
-
-
 def test_from_tensors_refuses_test_images_without_labels(own):
     with pytest.raises(DataError, match="go together"):
         from_tensors(*own, test_images=own[0])

@@ -18,9 +18,9 @@ import yaml
 from PIL import Image
 
 from gsdd_lib.config import DataConfig
-from gsdd_lib.data import DataError, imagenet, load_data
+from gsdd_lib.data import DataError, folders, load_data
 from gsdd_lib.data import images as decoding
-from gsdd_lib.data.imagenet import SUBSETS
+from gsdd_lib.data.folders import SUBSETS
 
 NETTE = list(SUBSETS["imagenette"])
 WOOF = list(SUBSETS["imagewoof"])
@@ -87,7 +87,7 @@ def refused(sentence, *arguments, **fields):
 def check_nette(data, wnids=NETTE, name="imagenette"):
     """Every image is labeled by its color, which says its class's place in ``wnids``."""
     assert data.class_names == tuple(SUBSETS[name].values())
-    assert (data.mean, data.std) == (imagenet.MEAN, imagenet.STD)
+    assert (data.mean, data.std) == (folders.MEAN, folders.STD)
     assert (len(data.train), len(data.validation), len(data.test)) == (20, 10, 10)
     order = list(SUBSETS[name])
     for split in (data.train, data.validation, data.test):
@@ -149,7 +149,7 @@ def test_the_subsets_are_ten_classes_each_by_id():
         f"image{name}" for name in ("nette", "woof", "fruit", "yellow", "meow", "squawk")
     )
     assert all(len(classes) == 10 for classes in SUBSETS.values())
-    every = [row for rows in yaml.safe_load(imagenet.TABLE.read_text()).values() for row in rows]
+    every = [row for rows in yaml.safe_load(folders.TABLE.read_text()).values() for row in rows]
     by_index = sorted({(row["index"], row["wnid"]) for row in every})
     assert [wnid for _, wnid in by_index] == sorted({row["wnid"] for row in every})
 
@@ -185,7 +185,7 @@ def test_validation_images_without_class_folders(tmp_path):
 
 
 def test_no_imagenet_at_all(tmp_path):
-    refused("no folder 'train' of ImageNet is in .*/data; .*imagenette2-320.tgz'", "imagenette")
+    refused("no folder 'train' of ImageNet is in .*/data, .*imagenette2-320.tgz'", "imagenette")
     refused("to get imagefruit, name a folder with train/ and val/", "imagefruit", tmp_path / "no")
 
 
@@ -210,7 +210,7 @@ def test_a_resolution_that_fills_the_disk(tmp_path, monkeypatch):
     usage = types.SimpleNamespace(free=2**20)
     monkeypatch.setattr(decoding.shutil, "disk_usage", lambda _: usage)
     root = put(tmp_path / "x", tree(NETTE))
-    refused(r"decoded images need .* GiB free; name another folder", "imagenette", root, 256)
+    refused(r"cannot be kept in .* GiB are not free.*name another folder", "imagenette", root, 256)
 
 
 def test_a_disk_that_fills_while_images_are_decoded(tmp_path, cache):
@@ -348,11 +348,11 @@ def test_a_cache_that_cannot_be_written(tmp_path, cache):
 
 def test_raw_images_are_mapped_not_held(tmp_path):
     config = DataConfig(folder=str(put(tmp_path / "x", tree(NETTE))), resolution=8)
-    raw = imagenet.read_imagenet_subset("imagenette", config)
+    raw = folders.read_imagenet_subset("imagenette", config)
     both = (raw.train.images, raw.test.images)
     assert both[0].untyped_storage().data_ptr() == both[1].untyped_storage().data_ptr()
     raw.train.images[0] = 7  # a private copy of the page: the file stays as it was
-    again = imagenet.read_imagenet_subset("imagenette", config)
+    again = folders.read_imagenet_subset("imagenette", config)
     assert not torch.equal(again.train.images[0], raw.train.images[0])
 
 
@@ -438,7 +438,10 @@ def empty_test(root):
 BAD = {
     "few images": (few, "class folder 'b' of .* holds 2 images; each class needs at least 3"),
     "one class": (one_class, "holds 1 class folders; classification needs at least two"),
-    "sizes": (sizes, r"differ in size \(b/00.png has 7x7, a/00.png another\); choose a resol"),
+    "sizes": (
+        sizes,
+        r"b/00.png cannot be decoded \(it has 7x7 pixels instead of 6x5; choose a resol",
+    ),
     "a strange class": (strange, "has a class folder 'c' that .*train lacks"),
     "an empty test": (empty_test, "test holds no images; add some, or remove it"),
     "no folder": (lambda root: None, "there is no folder .*mine; name one"),

@@ -1,7 +1,6 @@
 """The outer loop: it lowers its loss, resumes bit for bit, and is not disturbed by evaluating."""
 
 import math
-import re
 import weakref
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from gsdd_lib.config import (
     ExpertConfig,
     FitConfig,
 )
-from gsdd_lib.core import progress
 from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.distillation.loop import distill
 from gsdd_lib.distillation.losses import STEP_LOSSES
@@ -523,18 +521,6 @@ def test_updates_after_each_class_survive_a_cut(data: ImageData, tmp_path: Path)
     cut.close()
     resumed, resumed_rows = run(data, tmp_path, config)
     assert torch.equal(whole.packed, resumed.packed) and same(rows, resumed_rows)
-
-
-def test_the_rest_is_announced(
-    data: ImageData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    run(data)
-    assert "about" not in capsys.readouterr().out  # not worth saying
-    monkeypatch.setattr(progress, "WORTH_SAYING", 0.0)
-    run(data)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "about" in line]
-    pattern = r"about \d+ s for 4 steps \(\S+ s a step\) and 1 evaluations \(\S+ s each\), until "
-    assert re.fullmatch(pattern + r"\d\d:\d\d", line)
 
 
 # Learned labels

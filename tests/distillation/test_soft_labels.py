@@ -14,7 +14,7 @@ from gsdd_lib.distillation.soft_labels import (
 from gsdd_lib.evaluation.baselines import RealImages
 from gsdd_lib.evaluation.evaluate import evaluate
 from gsdd_lib.parameterizations.budget import plan_budget
-from gsdd_lib.parameterizations.label_codec import LabelCodec, decode_labels, encode_labels
+from gsdd_lib.parameterizations.codec import LabelCodec, decode_labels, encode_labels
 from gsdd_lib.training.train import accuracy
 
 

@@ -17,8 +17,7 @@ from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.distillation.loop import distill
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.distillation.state import Checkpoint, DistillError, State, read_checkpoint
-from gsdd_lib.parameterizations.codec import Codec
-from gsdd_lib.parameterizations.label_codec import LabelCodec
+from gsdd_lib.parameterizations.codec import Codec, LabelCodec
 
 SHORT = CONFIG.model_copy(update={"steps": 2, "eval_every": 2, "select_networks": 1})
 

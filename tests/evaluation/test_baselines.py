@@ -1,5 +1,7 @@
 """Rivals: real images at equal storage, the whole data set, and differences network by network."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -162,3 +164,18 @@ def test_any_two_methods_are_compared_network_by_network():
         baselines.paired(rows + three("real", [60.0] * 3, (1, 2, 3)), "dm", "real")
     with pytest.raises(ValueError, match="'tm' and 'dm' were not"):
         baselines.paired(rows, "tm", "dm")
+
+
+@pytest.mark.parametrize(
+    ("gain", "ci95", "found"),
+    [
+        (2.0, 1.0, "above"),
+        (-2.0, 1.0, "below"),
+        (1.0, 1.0, "undecided against"),
+        (-0.5, 1.0, "undecided against"),
+        (9.0, float("nan"), "undecided against"),
+    ],
+)
+def test_a_finding_is_decided_only_outside_its_interval(gain, ci95, found):
+    pair = SimpleNamespace(method="a", over="b", gain=gain, ci95=ci95)
+    assert baselines.finding(pair) == f"`a` is {found} `b`: {gain:+.1f} ± {ci95:.1f} points."

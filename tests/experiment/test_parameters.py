@@ -1,5 +1,7 @@
 """The setup cell builds settings by name, and refuses what the parameters cell says wrongly."""
 
+import time
+
 import pytest
 
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig
@@ -116,8 +118,42 @@ except parameters.ParameterError as error:
     assert made.cells[4].outputs[0].text == "7\n"
 
 
-def test_settings_of_an_earlier_run_do_not_survive_a_fault():
-    namespace = notebook(CELL + "ipcc: int = 10\n") | {"settings": "of the run before"}
+@pytest.mark.parametrize("cell", [CELL + "ipcc: int = 10\n", CELL + "ipcc = 10\n", "x = 1"])
+def test_settings_of_an_earlier_run_do_not_survive_a_fault(cell):
+    namespace = notebook(cell) | {"settings": "of the run before"}
     with pytest.raises(ParameterError):
         pick(namespace, *MODELS, own=["photos"])
     assert "settings" not in namespace
+
+
+def test_a_cell_that_reaches_the_kernel_after_the_fault_is_not_executed():
+    """As in JupyterLab's Run All; what the reader runs afterwards is executed."""
+    manager = pytest.importorskip("jupyter_client").KernelManager(kernel_name="python3")
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+
+    def reply(code: str) -> dict:
+        return client.execute_interactive(code, timeout=60, output_hook=list)["content"]
+
+    try:
+        client.wait_for_ready(timeout=60)
+        reply("from gsdd_lib.experiment import parameters")
+        reply('output_folder: str = ""\nrun_folder: str = ""\nipcc: int = 10')
+        client.execute("parameters.pick(globals())")
+        code = ""
+        while "pick" not in code:  # it is being executed
+            code = client.get_iopub_msg(timeout=60)["content"].get("code", "")
+        time.sleep(0.3)
+        late = client.execute("late = True")
+        status = {}
+        while late not in status:
+            message = client.get_shell_msg(timeout=60)
+            status[message["parent_header"]["msg_id"]] = message["content"]
+        (refused,) = (content for key, content in status.items() if key != late)
+        assert "unknown parameter 'ipcc'" in refused["evalue"]
+        assert status[late]["status"] == "aborted"
+        assert reply("assert 'late' not in globals()")["status"] == "ok"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

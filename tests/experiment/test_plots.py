@@ -17,22 +17,14 @@ def _style():
 
 def test_saved_files_are_the_same_bytes_twice(tmp_path):
     def draw(folder):
-        figure = plots.psnr_curve(pd.DataFrame({"step": [0, 1], "psnr": [10.0, 20.0]}))
-        path = plots.save(figure, tmp_path / folder, "psnr")
+        frame = pd.DataFrame({"step": [0, 1], "mean": [10.0, 20.0], "ci95": 1.0})
+        path = plots.save(plots.history(frame), tmp_path / folder, "history")
         return path.read_bytes(), path.with_suffix(".pdf").read_bytes()
 
     first, second = draw("a"), draw("b")
     assert first == second
     assert first[0].startswith(b"\x89PNG") and first[1].startswith(b"%PDF")
     assert b"CreationDate" not in first[1]
-
-
-def test_psnr_curve_has_a_line_per_number_of_gaussians():
-    frame = pd.DataFrame({"step": [0, 10] * 2, "psnr": [9, 20, 10, 25], "points": [5, 5, 22, 22]})
-    ax = plots.psnr_curve(frame).axes[0]
-    assert [line.get_ydata().tolist() for line in ax.lines] == [[9, 20], [10, 25]]
-    assert ax.get_ylabel() == "PSNR (dB)"
-    assert ax.get_legend().get_title().get_text() == "Gaussians\nper image"
 
 
 def test_history_draws_the_mean_and_the_interval():
@@ -50,30 +42,12 @@ def test_history_draws_no_accuracy_beyond_what_there_is():
     np.testing.assert_allclose([low, high], [0, 100])
 
 
-def test_expert_curves_draw_every_expert_and_the_mean():
-    frame = pd.DataFrame(
-        {"expert": [0, 0, 1, 1], "epoch": [0, 1, 0, 1], "accuracy": [9, 70, 11, 80]}
-    )
-    ax = plots.expert_curves(frame, "accuracy", "validation accuracy (%)").axes[0]
-    drawn = [line.get_ydata().tolist() for line in ax.lines]
-    assert drawn == [[9, 70], [11, 80], [10.0, 75.0]]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
-        "one expert",
-        "mean of 2 experts",
-    ]
-
-
-def test_one_expert_alone_is_one_line():
-    frame = pd.DataFrame({"expert": [0, 0], "epoch": [0, 1], "accuracy": [9, 70]})
-    ax = plots.expert_curves(frame, "accuracy", "validation accuracy (%)").axes[0]
-    assert [line.get_ydata().tolist() for line in ax.lines] == [[9, 70]]
-
-
 def test_accuracy_bars_mark_published_numbers_as_such():
     frame = pd.DataFrame(
         {"method": ["distilled", "initial"], "mean": [79.0, 74.0], "ci95": [0.4, None]}
     )
-    ax = plots.accuracy_bars(frame, published=tables.fashion_mnist_rivals(1)).axes[0]
+    published = tables.paper_rows("fashion_mnist").query("setting == 'IPC 1'")
+    ax = plots.accuracy_bars(frame, published=published).axes[0]
     names = [text.get_text() for text in ax.get_yticklabels()]
     assert names[:2] == ["Gaussians, distilled", "Gaussians, before distillation"]
     assert names[2:] == ["DC (published)", "DSA (published)", "KIP (published)"]
@@ -119,13 +93,3 @@ def test_what_is_not_yet_distilled_has_a_hollow_mark_of_its_objective():
 def test_a_method_that_no_figure_knows_is_grey():
     assert plots.color("never heard of") == plots.color("dc")
     assert plots.label("never heard of") == "never heard of"
-
-
-def test_efficiency_names_its_axis_once():
-    columns = {"pass": ["forward", "backward"], "method": "Gaussians", "size": 8, "ms": 1.0}
-    frame = pd.DataFrame(columns | {"roofline_ms": 0.5})
-    figure = plots.efficiency(frame, "size", "ms", xlabel="pixels", ylabel="time (ms)")
-    assert figure.get_supxlabel() == "pixels"
-    assert [ax.get_xlabel() for ax in figure.axes] == ["", ""]
-    labels = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
-    assert labels == ["Gaussians", "Gaussians, roofline"]

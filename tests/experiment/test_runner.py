@@ -66,13 +66,6 @@ def test_a_wrong_file_stops_before_anything_runs(project, capsys):
     assert not (project / "runs").exists() and not (project / "figures").exists()
 
 
-def test_check_runs_nothing(project, capsys):
-    notebook, case = write_notebook(project, CELL, WORK), write_case(project, "networks: 3\n")
-    assert runner.main([str(notebook), str(case), "--check"]) == 0
-    assert capsys.readouterr().out.endswith("ipc1.yaml: valid.\n")
-    assert not (project / "runs").exists()
-
-
 def test_check_all_names_every_fault(project, capsys):
     write_notebook(project, CELL)
     case = write_case(project, "networks: 3\n")
@@ -82,6 +75,7 @@ def test_check_all_names_every_fault(project, capsys):
     shown = capsys.readouterr()
     assert shown.out == "1 of 3 parameter files are valid.\n"
     assert "did you mean 'networks'?" in shown.err and "'eval_lr' must be float" in shown.err
+    assert not (project / "runs").exists()
 
 
 def test_check_all_of_an_unknown_profile_names_the_nearest(project, capsys):

@@ -1,7 +1,6 @@
-"""The explorer's pictures are the Gaussians asked for, and the sliders only ask for them."""
+"""The pictures are those of the Gaussians asked for, and the sliders only ask for them."""
 
 import io
-import json
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -58,7 +57,7 @@ def decode(png: bytes) -> np.ndarray:
 
 
 def test_all_gaussians_give_the_rendering_itself(images):
-    figure = explore.draw(images, 1, POINTS, (HEIGHT, WIDTH))
+    figure = explore.draw(images, [1], [(POINTS, (HEIGHT, WIDTH), False)])
     expected = images.pixels()[1].detach().clamp(0, 1).permute(1, 2, 0).numpy()
     assert len(figure.axes) == 1
     np.testing.assert_allclose(picture_of(figure.axes[0]), expected, atol=1e-5)
@@ -69,7 +68,7 @@ def test_quantized_gaussians_are_shown_as_their_codec_rounds_them():
     plain = images.pixels()[0].detach()
     images.codec = Codec.fit(images.packed, CodecConfig(color_bits=1), channels=1)
     expected = images.pixels()[0].detach().clamp(0, 1)
-    shown = picture_of(explore.draw(images, 0, POINTS, (HEIGHT, WIDTH)).axes[0])
+    shown = picture_of(explore.draw(images, [0], [(POINTS, (HEIGHT, WIDTH), False)]).axes[0])
     np.testing.assert_allclose(shown, expected[0].numpy(), atol=1e-5)
     assert not torch.allclose(expected, plain.clamp(0, 1), atol=1e-3)
 
@@ -79,14 +78,14 @@ def test_the_largest_come_first(images):
     few = images.packed[:1, [3, 2, 4]].detach()
     facts = {"resolution": (HEIGHT, WIDTH), "normalization": images.normalization}
     expected = GaussianImages(few, torch.zeros(1), **facts).pixels()[0].detach().clamp(0, 1)
-    figure = explore.draw(images, 0, 3, (HEIGHT, WIDTH))
+    figure = explore.draw(images, [0], [(3, (HEIGHT, WIDTH), False)])
     shown = picture_of(figure.axes[0])
     np.testing.assert_allclose(shown, expected.permute(1, 2, 0).numpy(), atol=1e-5)
-    assert figure.axes[0].get_title() == "3 of 5 Gaussians, 12×16"
+    assert figure.axes[0].get_title() == "3 of 5, 12×16"
 
 
 def test_any_resolution(images):
-    figure = explore.draw(images, 0, POINTS, (24, 32))
+    figure = explore.draw(images, [0], [(POINTS, (24, 32), False)])
     assert picture_of(figure.axes[0]).shape == (24, 32, 3)
 
 
@@ -98,7 +97,7 @@ def test_ellipses_follow_the_resolution(channels, opacity):
     drawn = []
     for factor in (1, 2):
         size = (factor * HEIGHT, factor * WIDTH)
-        figure = explore.draw(images, 0, 4, size, ellipses=True)
+        figure = explore.draw(images, [0], [(4, size, True)])
         (ellipses,) = (
             part for part in figure.axes[-1].collections if isinstance(part, EllipseCollection)
         )
@@ -110,40 +109,22 @@ def test_ellipses_follow_the_resolution(channels, opacity):
     np.testing.assert_allclose(areas, [16, 9, 6.25, 4], rtol=1e-5)
 
 
-def test_original_and_ellipses_are_panels_of_their_own(images):
-    original = torch.rand(3, HEIGHT, WIDTH)
-    size = (HEIGHT, WIDTH)
-    counts = [
-        len(explore.draw(images, 0, 2, size, ellipses=on, original=first).axes)
-        for first in (None, original)
-        for on in (False, True)
-    ]
-    assert counts == [1, 2, 2, 3]
-    figure = explore.draw(images, 0, 2, size, original=original)
-    np.testing.assert_allclose(picture_of(figure.axes[0]), original.permute(1, 2, 0), rtol=1e-6)
+def test_originals_of_other_images_are_refused(images):
+    with pytest.raises(ValueError, match=r"originals must be \[3, C, H, W\]"):
+        explore.Explorer(images, torch.rand(2, 3, HEIGHT, WIDTH))
 
 
-def test_what_is_not_there_is_refused(images):
-    with pytest.raises(ValueError, match="There is no image 3; there are 0 to 2"):
-        explore.draw(images, 3, 1, (HEIGHT, WIDTH))
-    for shown in (0, 6):
-        with pytest.raises(ValueError, match="an image has 5"):
-            explore.draw(images, 0, shown, (HEIGHT, WIDTH))
-    for make in (explore.Explorer, explore.static):
-        with pytest.raises(ValueError, match=r"originals must be \[3, C, H, W\]"):
-            make(images, torch.rand(2, 3, HEIGHT, WIDTH))
-
-
-def test_static_has_a_row_per_image_and_one_line_of_titles(images):
+def test_a_still_figure_has_a_row_per_image_and_one_line_of_titles(images):
     originals = torch.rand(IMAGES, 3, HEIGHT, WIDTH)
-    figure = explore.static(images, originals, images=[2, 0])
-    axes = np.array(figure.axes).reshape(2, 6)
-    sizes = [picture_of(ax).shape[:2] for ax in axes[0]]
-    assert sizes == [(HEIGHT, WIDTH)] * 4 + [(4 * HEIGHT, 4 * WIDTH), (HEIGHT, WIDTH)]
+    size, large = (HEIGHT, WIDTH), (4 * HEIGHT, 4 * WIDTH)
+    views = [(2, size, False), (POINTS, large, False), (POINTS, size, True)]
+    figure = explore.draw(images, [2, 0], views, originals, width=7)
+    axes = np.array(figure.axes).reshape(2, 4)
+    assert [picture_of(ax).shape[:2] for ax in axes[0]] == [size, size, large, size]
     np.testing.assert_allclose(picture_of(axes[0, 0]), originals[2].permute(1, 2, 0), rtol=1e-6)
     np.testing.assert_allclose(picture_of(axes[1, 0]), originals[0].permute(1, 2, 0), rtol=1e-6)
-    assert [bool(ax.get_title()) for ax in axes.flat] == [True] * 6 + [False] * 6
-    assert len(explore.static(images, images=[1]).axes) == 5
+    assert [bool(ax.get_title()) for ax in axes.flat] == [True] * 4 + [False] * 4
+    assert figure.get_figwidth() == 7 and len(explore.draw(images, [1], views).axes) == 3
 
 
 def test_the_sliders_leave_no_figure_open_to_be_shown_twice(images):
@@ -166,19 +147,13 @@ def test_the_picture_is_what_draw_makes_at_twice_the_dots_of_the_screen(distille
     originals = torch.rand(IMAGES, 3, HEIGHT, WIDTH)
     explorer = explore.Explorer(distilled, originals)
     explorer.controls["image"].value, explorer.controls["shown"].value = 2, 3
-    figure = explore.draw(
-        distilled.gaussians,
-        2,
-        3,
-        (HEIGHT, WIDTH),
-        ellipses=True,
-        original=originals[2],
-        name="ring",
-    )
+    views = [(3, (HEIGHT, WIDTH), ellipses) for ellipses in (False, True)]
+    figure = explore.draw(distilled, [2], views, originals)
     expected = io.BytesIO()
     figure.savefig(expected, format="png", dpi=2 * explore.SCREEN_DPI)
     np.testing.assert_array_equal(decode(explorer.png), decode(expected.getvalue()))
-    assert figure.axes[1].get_title() == "ring: 3 of 5 Gaussians, 12×16"
+    assert [ax.get_title() for ax in figure.axes] == ["original", "3 of 5, 12×16", "ellipses"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["ring"]
     width = round(figure.get_figwidth() * explore.SCREEN_DPI)
     assert decode(explorer.png).shape[1] == pytest.approx(2 * width, abs=2)
     assert explorer.bundle()["metadata"] == {"image/png": {"width": width}}
@@ -209,7 +184,7 @@ print(base64.b64encode(explorer.png).decode())"""
     now = notebook.cells[1].outputs[0].text.strip()
     assert picture.data["image/png"].strip() == now  # the one last looked at
     assert "model not found" not in str(notebook) and "run this cell" in caption.data["text/html"]
-    assert set(sliders.data) == {explore.VIEW, "text/plain"}  # nothing is printed in its place
+    assert set(sliders.data) == {explore.MIME, "text/plain"}  # nothing is printed in its place
     assert sliders.data["text/plain"] == ""
 
 
@@ -239,38 +214,3 @@ def test_one_image_of_one_gaussian_can_be_looked_at():
     identity = ChannelNormalization((0.0,), (1.0,))
     images = GaussianImages(packed, torch.zeros(1), resolution=(8, 8), normalization=identity)
     assert decode(explore.Explorer(images).png).any()
-    assert len(explore.static(images, images=[0]).axes) == 5
-
-
-@pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """A project with two recorded runs, of one and of four figures."""
-    (tmp_path / "pyproject.toml").touch()
-    for number, count in ((1, 1), (2, 4)):
-        folder = tmp_path / f"figures/demo/0{number}_x/case"
-        folder.mkdir(parents=True)
-        record = {"seconds": 10.0 * number, "device": "CPU", "commit": "ab" * 20, "more": 1}
-        (folder / "run.json").write_text(json.dumps(record))
-        for figure in range(count):
-            plt.imsave(folder / f"figure_{figure}.png", np.full((4, 6, 3), 0.2 * figure))
-    monkeypatch.chdir(tmp_path)
-
-
-def test_recorded_runs_are_a_row_each(runs):
-    table = explore.recorded_runs("figures", "runs")
-    assert list(table.columns) == ["run", "seconds", "device", "commit"]
-    assert list(table.run) == ["figures/demo/01_x/case", "figures/demo/02_x/case"]
-    assert list(table.seconds) == [10, 20] and list(table.commit) == ["ababababab"] * 2
-    assert explore.recorded_runs("runs").empty
-
-
-def test_the_browser_shows_the_figures_of_the_chosen_run(runs):
-    figure = explore.run_figures("figures/demo/02_x/case")
-    shown = [ax for ax in figure.axes if ax.images]
-    assert [ax.get_title() for ax in shown] == [f"figure_{number}" for number in range(4)]
-    np.testing.assert_allclose(picture_of(shown[2])[..., :3], 0.4, atol=0.01)
-    browser = explore.RunBrowser("figures", shown="figures/demo/02_x/case")
-    before = browser.png
-    browser.controls["run"].value = "figures/demo/01_x/case"
-    assert browser.png != before
-    assert explore.run_figures("figures/demo").axes  # no figures: an empty page

@@ -81,14 +81,6 @@ def test_a_class_of_one_image_keeps_its_low_frequencies():
     assert varying_most(torch.rand(1, 1, 4, 4), torch.tensor([0]), 1, 3).tolist() == [[0, 1, 4]]
 
 
-def test_variances_may_come_from_other_images():
-    random = torch.Generator().manual_seed(0)
-    images, labels = torch.rand(2, 1, 6, 6, generator=random), torch.tensor([0, 1])
-    real = torch.rand(40, 1, 6, 6, generator=random), torch.arange(40) % 2
-    stored = made(images, 5, labels, real=real)
-    assert torch.equal(stored.places, varying_most(*real, 2, 5))
-
-
 def test_another_resolution_samples_the_same_waves():
     spectrum = torch.zeros(1, 1, 8, 8)
     spectrum[0, 0, 2, 1] = 0.3

@@ -2,7 +2,6 @@
 Each starts from :data:`STARTS`, is distilled by :func:`enter` and evaluated by :func:`judge`. A
 method of your own joins by a line: ``STARTS["mine"] = function``, called as the others are."""
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,18 @@ from gsdd_lib.data import ImageData
 from gsdd_lib.distillation.loop import distill
 from gsdd_lib.evaluation import baselines, protocols
 from gsdd_lib.evaluation.evaluate import format_accuracy, summarize
-from gsdd_lib.parameterizations import downsampled, frequency
+from gsdd_lib.parameterizations import frequency, pixel
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.parameterizations.budget import Budget
-from gsdd_lib.parameterizations.downsampled import DownsampledImages
 from gsdd_lib.parameterizations.fit import initial_gaussians
 from gsdd_lib.parameterizations.frequency import FrequencyImages
 from gsdd_lib.parameterizations.neural_field import NeuralFields
-from gsdd_lib.parameterizations.pixel import PixelImages, Storage, random_real_pixels
+from gsdd_lib.parameterizations.pixel import (
+    DownsampledImages,
+    PixelImages,
+    Storage,
+    random_real_pixels,
+)
 
 FIELD_STEPS = 500  # Adam steps of a neural field's warm-up; published: 5,000
 Start = Callable[..., Parameterization]
@@ -41,7 +44,7 @@ def start_pixels(storage: Storage, factor: int = 1) -> Start:
     """Random real images as pixels of that storage; ``factor``: of smaller sides (IDC)."""
 
     def start(data: ImageData, budget: Budget, _: FitConfig, *, seed: int) -> Parameterization:
-        count = downsampled.affordable_images(budget, factor=factor, storage=storage)
+        count = pixel.affordable_images(budget, factor=factor, storage=storage)
         if factor == 1:
             return _of_real(PixelImages, data, count, seed, storage=storage)
         return _of_real(DownsampledImages, data, count, seed, storage=storage, factor=factor)
@@ -80,8 +83,8 @@ STARTS: dict[str, Start] = {
     "pixels": start_pixels("uint8"),
     "pixels fp32": start_pixels("fp32"),
     "pixels bf16": start_pixels("bf16"),
-    "idc": start_pixels("fp32", downsampled.FACTOR),
-    "idc 4 bits": start_pixels("uint4", downsampled.FACTOR),
+    "idc": start_pixels("fp32", pixel.FACTOR),
+    "idc 4 bits": start_pixels("uint4", pixel.FACTOR),
     "fred": start_frequencies,
     "ddif": start_fields,
 }
@@ -170,8 +173,3 @@ def compare(
         both = protocols.compare_protocols(*run, config, seed=seed, known=known)
         found[entry.method] = both
     return found
-
-
-def repeat(images: Parameterization) -> Parameterization:
-    """A copy to distill in another way from the same start."""
-    return copy.deepcopy(images)

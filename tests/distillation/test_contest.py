@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from gsdd_lib import contest
 from gsdd_lib.config import BudgetConfig, DataConfig, DistillConfig, EvalConfig, FitConfig
-from gsdd_lib.contest import STARTS, enter, judge
 from gsdd_lib.data import load_data
+from gsdd_lib.distillation import contest
+from gsdd_lib.distillation.contest import STARTS, enter, judge
 from gsdd_lib.evaluation import protocols
 from gsdd_lib.parameterizations.budget import plan_budget
 

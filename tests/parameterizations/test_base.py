@@ -5,13 +5,15 @@ import torch
 from torch.func import functional_call
 
 from gsdd_lib.data.normalization import ChannelNormalization, fit_whitening
-from gsdd_lib.parameterizations.base import Parameterization
-from gsdd_lib.parameterizations.downsampled import DownsampledImages
+from gsdd_lib.parameterizations.base import (
+    Parameterization,
+    ProtocolError,
+    check_parameterization,
+)
 from gsdd_lib.parameterizations.frequency import FrequencyImages
 from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.parameterizations.neural_field import NeuralFields
-from gsdd_lib.parameterizations.pixel import PixelImages
-from gsdd_lib.parameterizations.protocol import ProtocolError, check_parameterization
+from gsdd_lib.parameterizations.pixel import DownsampledImages, PixelImages
 
 N, C, HEIGHT, WIDTH = 4, 3, 6, 8
 BY_CHANNEL = ChannelNormalization((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))

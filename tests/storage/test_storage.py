@@ -20,9 +20,10 @@ from gsdd_lib.data.normalization import write_whitening
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.parameterizations.budget import Budget
 from gsdd_lib.parameterizations.gaussian import GaussianImages
-from gsdd_lib.storage import DistilledSet, StorageError, load
+from gsdd_lib.storage import DistilledSet, load
+from gsdd_lib.storage.files import StorageError
 
-OLD = Path(__file__).parent / "old_sets"  # written by the library as it was at versions 1 and 2
+OLD = Path(__file__).parents[1] / "old_sets"  # written by the library as it was at versions 1 and 2
 
 
 @pytest.fixture(scope="module")
