@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from gsdd_lib.config import USUAL, ExpertConfig
@@ -66,11 +66,8 @@ class Experts:
 
     def snapshots(self, index: int, *epochs: int) -> list[Tensor]:
         """Parameters [P] of expert ``index`` after each of ``epochs``; 0 is before training."""
-        try:
-            with safe_open(self.paths[index], "pt") as file:
-                return [file.get_tensor(_key(epoch)) for epoch in epochs]
-        except (SafetensorError, OSError) as error:
-            raise _unreadable(self.paths[index], error) from None
+        with safe_open(self.paths[index], "pt") as file:
+            return [file.get_tensor(_key(epoch)) for epoch in epochs]
 
     def check(self, data: ImageData, network: str, width: int, epochs: int) -> None:
         """Refuse another architecture, other held-out images, or less training than ``epochs``.
@@ -175,7 +172,9 @@ def read_about(path: Path) -> dict[str, Any]:
         status = path.stat()
         return _checked(path.resolve(), status.st_size, status.st_mtime_ns)
     except (DamagedFileError, OSError) as error:
-        raise _unreadable(path, error) from None
+        fault = f"The expert file '{path}' cannot be read ({error}); make it readable, or move it"
+        kept = "away and the same call trains it again, the other experts are kept"
+        raise ExpertError(f"{fault} {kept}.") from None
 
 
 @cache
@@ -245,8 +244,3 @@ def _require(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) ->
         seen = "these experts may have seen images that are held out here, " * ("held_out" in other)
         fault = f"The expert file {path.name} has other settings ({listed}); {seen}"
         raise ExpertError(f"{fault}train experts for this run or name another folder.")
-
-
-def _unreadable(path: Path, reason: Exception) -> ExpertError:
-    fault = f"The expert file '{path}' cannot be read ({reason}); make it readable, or move it away"
-    return ExpertError(f"{fault} and the same call trains it again, the other experts are kept.")
