@@ -98,7 +98,7 @@ def test_a_finished_run_links_to_its_notebook_and_figures(form: Lab, project: Pa
 
 
 @pytest.mark.parametrize(
-    ("stem", "cell"), [("index", "explore.Sliders("), ("00_quickstart", "budget_chooser(")]
+    ("stem", "cell"), [("index", "explore.Sliders("), ("02_image_fitting", "explore.Sliders(")]
 )
 def test_the_picture_of_a_widget_is_there_before_a_kernel_is(lab: Lab, stem: str, cell: str):
     lab.open(f"notebooks/{stem}.ipynb")

@@ -72,9 +72,6 @@ def real_photographs() -> tuple[Tensor, str]:
 
 def fit_tables(folder: Path, device: str, quick: bool) -> None:
     """Tables 5 and 20: 1,000 photographs fitted by ever more Gaussians, to ``table20.json``."""
-    import pandas as pd
-    import seaborn as sns
-
     from gsdd_lib.experiment import plots
 
     targets, about = (operator.photographs(3, 16), "crops") if quick else real_photographs()
@@ -97,10 +94,12 @@ def fit_tables(folder: Path, device: str, quick: bool) -> None:
         print(", ".join(f"{name} {value:.6g}" for name, value in row.items()), flush=True)
         rows.append(row | {"curve": [[at["step"], round(at["psnr_db"], 2)] for at in curve]})
         keep(folder, "table20", device, images=about, rows=rows)
-    lines = [(row["points"], *at) for row in rows for at in row["curve"]]
-    frame = pd.DataFrame(lines, columns=["Gaussians", "step", "PSNR (dB)"])
-    grid = sns.relplot(frame, x="step", y="PSNR (dB)", hue="Gaussians", kind="line", height=3)
-    plots.save(grid.figure, folder, "table20")
+    figure, ax = plots.plt.subplots()
+    for row in rows:
+        ax.plot(*zip(*row["curve"], strict=True), label=row["points"])
+    ax.set(xlabel="fitting step", ylabel="PSNR (dB)")
+    ax.legend(title="Gaussians\nper image", loc="center left", bbox_to_anchor=(1, 0.5))
+    plots.save(figure, folder, "table20")
 
 
 def distill_and_judge(folder: Path, device: str, quick: bool) -> None:

@@ -7,7 +7,6 @@ A widget is a :class:`Sliders`: a pure function that draws, and a control for ea
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from io import BytesIO
 from typing import Any
 
@@ -19,12 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gsdd_lib.config import CodecConfig, FitConfig
 from gsdd_lib.experiment.pictures import BESIDE, gaussian_ellipses, panels, show_image
-from gsdd_lib.experiment.plots import PAGE
-from gsdd_lib.parameterizations.budget import PIXEL_BITS
-from gsdd_lib.parameterizations.codec import Codec
-from gsdd_lib.parameterizations.fit import fit_rows, psnr
 from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.storage import DistilledSet
 
@@ -35,9 +29,6 @@ PANEL = 2.0  # inches: the height of one picture on the screen
 TITLE = 0.2  # inches, for a line of text
 N_SIGMA = 1.5  # deviations from a Gaussian's center to its outline
 ENLARGEMENTS = (1, 2, 4, 8, 16)  # times the native resolution, for the slider
-BITS = (3, 4, 5, 6, 8, 16)  # of each number; 16: bf16, the others as the codec rounds
-POINTS = (1, 2, 3, 4, 6, 9, 13, 20, 30, 44, 65, 100, 150, 220)  # Gaussians per image
-BUDGETS = (1, 2, 5, 10, 20, 50)  # fp32 images per class
 SCREEN_DPI = 100  # the picture has twice as many dots, for sharp screens
 LOOK: Mapping[str, Any] = {"style": {"description_width": "9em"}, "layout": {"width": "32em"}}
 # What a part of the Gaussians has in common with all of them.
@@ -188,51 +179,3 @@ def _view(ax: Axes, gaussians: GaussianImages, image: int, view: View) -> None:
 
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}×{size[1]}"
-
-
-@torch.no_grad()
-def budget(
-    pixels: Tensor, fitted: GaussianImages, *, ipc: int, gpc: int, bits: int, classes: int
-) -> Figure:
-    """Images [n, C, H, W] above the Gaussians fitted to them, and what ``gpc`` such a class cost.
-
-    Args:
-        ipc: fp32 images per class, whose bits are the budget.
-        bits: of each number, before entropy coding.
-    """
-    fitted.codec = None
-    if bits < BITS[-1]:
-        kinds = ("means", "cholesky", "color", "chroma", "opacity")
-        grids = CodecConfig(**{f"{kind}_bits": bits for kind in kinds})
-        fitted.codec = Codec.fit(fitted.packed, grids, channels=fitted.channels)
-    drawn, numbers = fitted.pixels(), fitted.packed.shape[-1]
-    cost, allowed = gpc * fitted.points * numbers * bits, ipc * pixels[0].numel() * PIXEL_BITS
-    figure, axes = panels(2, len(pixels), (PAGE, 2 * PAGE / len(pixels) + 0.4))
-    for ax, picture in zip(axes.flat, [*pixels, *drawn], strict=True):
-        show_image(ax, picture)
-    figure.suptitle(
-        f"GPC {gpc} × {fitted.points} Gaussians × {numbers * bits} bits = {cost:,} bits per class, "
-        f"{cost / allowed:.0%} of IPC {ipc}, which buys {allowed // (gpc * numbers * bits)}\n"
-        f"{classes} classes: {cost * classes // 8:,} bytes; {psnr(drawn, pixels).mean():.1f} dB",
-        fontsize=8,
-    )
-    return figure
-
-
-def budget_chooser(pixels: Tensor, config: FitConfig, *, classes: int, **more: object) -> Sliders:
-    """Sliders for :func:`budget`; more: of ``GaussianImages.init_from``, seed and normalization."""
-
-    @cache
-    def fitted(points: int) -> GaussianImages:
-        labels = torch.zeros(len(pixels))
-        made = GaussianImages.init_from(pixels, labels, points=points, **more)
-        for _ in fit_rows(made, pixels, config):
-            pass
-        return made
-
-    def view(ipc: int, gpc: int, points: int, bits: int) -> Figure:
-        return budget(pixels, fitted(points), ipc=ipc, gpc=gpc, bits=bits, classes=classes)
-
-    controls = {"ipc": choice("budget: IPC", BUDGETS), "gpc": slider("images: GPC", 1, 50, 3)}
-    controls |= {"points": choice("Gaussians each", POINTS, 6)}
-    return Sliders(view, controls | {"bits": choice("bits of a number", BITS, BITS[-1])})

@@ -10,12 +10,10 @@ import torch
 from matplotlib.collections import EllipseCollection
 from matplotlib.image import imread
 
-from gsdd_lib.config import CodecConfig, FitConfig
+from gsdd_lib.config import CodecConfig
 from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.experiment import widgets as explore
-from gsdd_lib.parameterizations.budget import points_per_image
 from gsdd_lib.parameterizations.codec import Codec
-from gsdd_lib.parameterizations.fit import psnr
 from gsdd_lib.parameterizations.gaussian import GaussianImages
 from gsdd_lib.storage import DistilledSet
 
@@ -216,51 +214,3 @@ def test_one_image_of_one_gaussian_can_be_looked_at():
     identity = ChannelNormalization((0.0,), (1.0,))
     images = GaussianImages(packed, torch.zeros(1), resolution=(8, 8), normalization=identity)
     assert decode(explore.Explorer(images).png).any()
-
-
-NORMALIZATION = ChannelNormalization((0.5,), (0.5,))
-PIXELS = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def fitted() -> GaussianImages:
-    more = {"points": 6, "seed": 0, "normalization": NORMALIZATION}
-    return GaussianImages.init_from(PIXELS, torch.zeros(4), **more)
-
-
-def test_the_title_counts_as_the_papers_formula_does(fitted):
-    figure = explore.budget(PIXELS, fitted, ipc=1, gpc=3, bits=16, classes=10)
-    buys = points_per_image(ipc=1, gpc=3, height=8, width=8, channels=1)
-    assert figure.get_suptitle() == (
-        "GPC 3 × 6 Gaussians × 112 bits = 2,016 bits per class, 98% of IPC 1, which buys "
-        f"{buys}\n10 classes: 2,520 bytes; {psnr(fitted.pixels(), PIXELS).mean():.1f} dB"
-    )
-    many = explore.budget(PIXELS, fitted, ipc=2, gpc=30, bits=4, classes=100).get_suptitle()
-    assert "30 × 6 Gaussians × 28 bits = 5,040 bits per class, 123% of IPC 2" in many
-    assert "buys 4\n100 classes: 63,000 bytes" in many
-
-
-def test_fewer_bits_are_seen_in_the_lower_row(fitted):
-    exact = explore.budget(PIXELS, fitted, ipc=1, gpc=1, bits=16, classes=10)
-    whole = fitted.pixels().detach().clamp(0, 1)
-    coarse = explore.budget(PIXELS, fitted, ipc=1, gpc=1, bits=3, classes=10)
-    rounded = fitted.pixels().detach().clamp(0, 1)
-    for figure, expected in ((exact, whole), (coarse, rounded)):
-        shown = [picture_of(ax) for ax in figure.axes]
-        np.testing.assert_allclose(shown[:4], PIXELS[:, 0], rtol=1e-6)
-        np.testing.assert_allclose(shown[4:], expected[:, 0], atol=1e-6)
-    assert not torch.allclose(whole, rounded, atol=1e-2)
-
-
-def test_a_number_of_gaussians_is_fitted_once(monkeypatch):
-    fits, rows = [], explore.fit_rows
-    monkeypatch.setattr(explore, "fit_rows", lambda *all_: fits.append(1) or rows(*all_))
-    config = FitConfig(fit_steps=3)
-    more = {"seed": 0, "normalization": NORMALIZATION}
-    chooser = explore.budget_chooser(PIXELS, config, classes=10, **more)
-    pictures = {chooser.png}
-    for name, value in {"bits": 4, "ipc": 5, "gpc": 2, "points": 9}.items():
-        chooser.controls[name].value = value
-        pictures.add(chooser.png)
-    chooser.controls["points"].value = 6
-    assert len(fits) == 2 and len(pictures) == 5
