@@ -51,13 +51,13 @@ struct Block {
 // ---- 2. Kernels -----------------------------------------------------------------------------
 
 // Blocks that must fit on a multiprocessor: as many as the registers allow without spilling.
+template <typename T, int C>
+constexpr int kRenderOccupancy = sizeof(T) == 8 ? 1 : C < 4 ? 5 : 4;
 template <typename T>
-constexpr int kRenderOccupancy = sizeof(T) == 4 ? 4 : 1;
-template <typename T>
-constexpr int kGatherOccupancy = sizeof(T) == 4 ? 3 : 1;
+constexpr int kGatherOccupancy = sizeof(T) == 4 ? 4 : 1;
 
 template <typename T, int C, int S>
-__global__ void __launch_bounds__(kThreads, kRenderOccupancy<T>)
+__global__ void __launch_bounds__(kThreads, kRenderOccupancy<T, C>)
 render_kernel(const Numbers<T> params, T* __restrict__ images, const Shape shape) {
     __shared__ RenderShared<T, C> shared;
     render<Block, T, C, S>(params, images, shape, int(blockIdx.x), shared);

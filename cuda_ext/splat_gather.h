@@ -25,6 +25,7 @@ struct Sums {
 template <typename T>
 struct Portion {
     int image, begin, count, part, first_tile, end_tile, first_slot, end_slot;
+    int64_t plane;  // pixels of an image; from memory, or a compiler multiplies anew for each pixel
 
     SPLAT_HD void set(const Shape& shape, int block) {
         const int chunks = ceil_div(shape.points, kChunk<T>), tiles = tiles_of(shape);
@@ -36,6 +37,7 @@ struct Portion {
         end_tile = tiles - first_tile < kTilesPerPart ? tiles : first_tile + kTilesPerPart;
         first_slot = shape.indexed ? 0 : image;
         end_slot = shape.indexed ? int(shape.batch) : image + 1;
+        plane = int64_t(shape.height) * shape.width;
     }
     // Offset of the row of the chunk's Gaussian number k.
     SPLAT_HD int64_t row(const Shape& shape, int k) const {
@@ -47,10 +49,13 @@ template <typename T, int C>
 struct GatherShared {
     Portion<T> own;
     Outlines<T, kChunk<T>> outlines;
-    T lift[kChunk<T>], log2_rim[kChunk<T>], color[C][kChunk<T>];  // the rest of each brush
+    T flat[kChunk<T>], steep[kChunk<T>], lift[kChunk<T>], log2_rim[kChunk<T>];
+    T color[C][kChunk<T>];  // these are the rest of each brush
     PixelGradient<T, C> pixels[kWarps][kTile * kTile];
     Sums<T, C> sums[kWarps][kChunk<T>];
-    uint8_t list[kWarps][kChunk<T>];  // the Gaussians that touch the warp's tile
+    Tile<T> tile[kWarps];  // what each warp works on
+    uint8_t list[kWarps][kChunk<T>];          // the Gaussians that touch the warp's tile
+    uint8_t pairs[kWarps][kQuarters * kLanes];  // listed Gaussian + kLanes times quarter of it
 };
 
 template <typename T, int C>
@@ -58,6 +63,8 @@ SPLAT_DEVICE void stage(
     Numbers<T> row, const Shape& shape, int k, GatherShared<T, C>& shared) {
     const Gaussian<T> g = outline(row, shape, k, shared.outlines);
     if (!g.alive) return;
+    shared.flat[k] = flatness(g);
+    shared.steep[k] = root_steepness(g);
     shared.lift[k] = lift_of(g, shape);
     shared.log2_rim[k] = lifted_rim(g, shape);
     for (int c = 0; c < C; ++c)
@@ -67,8 +74,8 @@ SPLAT_DEVICE void stage(
 template <typename T, int C>
 SPLAT_DEVICE Brush<T, C> brush(const GatherShared<T, C>& shared, int k) {
     const auto& all = shared.outlines;
-    Brush<T, C> g{all.x[k],     all.y[k],       all.slope[k],      all.flat[k],
-                  all.steep[k], shared.lift[k], shared.log2_rim[k]};
+    Brush<T, C> g{all.x[k],        all.y[k],       all.slope[k],      shared.flat[k],
+                  shared.steep[k], shared.lift[k], shared.log2_rim[k]};
     for (int c = 0; c < C; ++c) g.color[c] = shared.color[c][k];
     return g;
 }
@@ -76,38 +83,38 @@ SPLAT_DEVICE Brush<T, C> brush(const GatherShared<T, C>& shared, int k) {
 // dL/dpixel of one lane's pixels over the samples per pixel, zero outside the image.
 template <typename T, int C, int S>
 SPLAT_DEVICE void load_pixels(
-    const T* v_images, const Shape& shape, int image, const Tile<T>& tile, int lane,
+    const T* v_images, const Shape& shape, int64_t plane, int image, const Tile<T>& tile, int lane,
     PixelGradient<T, C>* pixels) {
-    const int64_t plane = int64_t(shape.height) * shape.width;
-    const int column = lane_column(lane), x = tile.x + column;
-    for (int r = lane_row(lane); r < lane_row(lane) + kRowsPerLane; ++r) {
-        const bool inside = x < shape.width && tile.y + r < shape.height;
-        const T* from = v_images + pixel_offset(shape, image, x, tile.y + r);
+    const int column = lane_column(lane), row = lane_row(lane);
+    const int x = tile.x + column, y = tile.y + row;
+    const T* from = v_images + pixel_offset(shape, image, x, y);
+#pragma unroll
+    for (int r = 0; r < kRowsPerLane; ++r) {
+        const bool inside = x < shape.width && y + r < shape.height;
+#pragma unroll
         for (int c = 0; c < C; ++c)
-            pixels[r * kTile + column].v[c] =
+            pixels[(row + r) * kTile + column].v[c] =
                 inside && c < shape.channels ? from[c * plane] / T(S * S) : T(0);
+        from += shape.width;
     }
 }
 
-// One Gaussian's sums over some rows of a tile: the moments of dL/dw times the staged weight, and
-// the color gradient over the weight's scale (see `finish`).
+// One Gaussian's sums over some columns of a quarter, whose first sample is at (x, y): the moments of
+// dL/dw times the staged weight, and the color gradient over the weight's scale (see `finish`).
 template <typename T, int C, int S>
-SPLAT_DEVICE void gather_rows(
-    const Brush<T, C>& g, const Tile<T>& tile, const PixelGradient<T, C>* pixels, int from_row,
-    int rows, Sums<T, C>& sums) {
+SPLAT_DEVICE void gather_columns(
+    const Brush<T, C>& g, T x, T y, const PixelGradient<T, C>* pixels, int columns,
+    Sums<T, C>& sums) {
     constexpr T step = T(1) / S;
-    const T x = T(tile.x) + T(0.5 / S), y = T(tile.y + from_row) + T(0.5 / S);
-    const PixelGradient<T, C>* first = pixels + from_row * kTile;
 #pragma unroll 1
-    for (int at = 0; at < kTile; ++at, ++first) {
+    for (const auto* end = pixels + columns; pixels != end; ++pixels, x += T(1)) {
         Column<T> column[S];
-        T m[S] = {}, mt[S] = {}, mtt[S] = {};  // this column's moments in t
+        T m[S] = {}, mt[S] = {};  // this column's moments in t
 #pragma unroll
-        for (int j = 0; j < S; ++j) column[j] = column_at(g, x + T(at) + T(j) * step, y);
-        T below = T(0);  // rows below the first; a float, for the conversion would cost more
-#pragma unroll 1
-        for (const auto* from = first; from != first + rows * kTile; from += kTile, below += T(1)) {
-            const PixelGradient<T, C> pixel = *from;
+        for (int j = 0; j < S; ++j) column[j] = column_at(g, x + T(j) * step, y);
+#pragma unroll
+        for (int r = 0; r < kQuarter; ++r) {
+            const PixelGradient<T, C> pixel = pixels[r * kTile];
             T v_weight = g.color[0] * pixel.v[0], total = T(0);
 #pragma unroll
             for (int c = 1; c < C; ++c) v_weight += g.color[c] * pixel.v[c];
@@ -115,79 +122,99 @@ SPLAT_DEVICE void gather_rows(
             for (int i = 0; i < S; ++i)
 #pragma unroll
                 for (int j = 0; j < S; ++j) {
-                    const T t = column[j].t + (below + T(i) * step) * g.steep;
+                    const T t = column[j].t + (T(r) + T(i) * step) * g.steep;
                     const T e = column[j].base - t * t;
-                    const T weight = weight_at(g, e);
-                    const T h = held(e, T(0)) ? T(0) : v_weight * weight;
-                    total += weight;
-                    m[j] += h;
-                    mt[j] += h * t;
-                    mtt[j] += h * t * t;
+                    const bool counts = inside(e, g.log2_rim), passes = counts && !held(e, T(0));
+                    const T weight = power_of_2(clamped(e, T(0)));
+                    const T h = v_weight * weight, ht = h * t;
+                    // One by one, so that a GPU adds under a condition and does not branch.
+                    if (counts) total += weight;
+                    if (passes) m[j] += h;
+                    if (passes) mt[j] += ht;
+                    if (passes) sums.value[5] += ht * t;
                 }
 #pragma unroll
             for (int c = 0; c < C; ++c) sums.value[kMoments + c] += total * pixel.v[c];
         }
 #pragma unroll
         for (int j = 0; j < S; ++j) {
-            const T u = column[j].dx;
+            const T u = column[j].dx, um = u * m[j];
             sums.value[0] += m[j];
-            sums.value[1] += u * m[j];
+            sums.value[1] += um;
             sums.value[2] += mt[j];
-            sums.value[3] += u * u * m[j];
+            sums.value[3] += u * um;
             sums.value[4] += u * mt[j];
-            sums.value[5] += mtt[j];
         }
     }
 }
 
-// One warp adds one tile to its sums. Lanes are Gaussians; where few are left, 2 or 4 lanes share
-// one and each takes some of the tile's rows, and they add to its sums in turns.
+// Lists the pairs of a listed Gaussian and a quarter that it may touch, and counts them. The pairs of
+// one quarter follow each other, and so do the lanes' additions to a Gaussian's sums.
+template <typename Team>
+SPLAT_DEVICE int list_pairs(const Masks& masks, uint8_t* pairs) {
+    int paired = 0;
+    for (int quarter = 0; quarter < kQuarters; ++quarter) {
+        const uint32_t touched = masks.of(quarter);
+        Team::lanes([&](int lane) {
+            if (touched >> lane & 1u)
+                pairs[paired + count_bits(touched & ((1u << lane) - 1))] =
+                    uint8_t(quarter * kLanes + lane);
+        });
+        paired += count_bits(touched);
+    }
+    return paired;
+}
+
+// One warp adds one tile to its sums. Lanes are pairs of a Gaussian and a quarter; where few are left,
+// 2 or 4 lanes share one and each takes some of the columns. Lanes that have the same Gaussian add to
+// its sums in turns.
 template <typename Team, typename T, int C, int S>
 SPLAT_DEVICE void gather_tile(
-    const T* v_images, const Shape& shape, int image, const Tile<T>& tile, int warp,
-    GatherShared<T, C>& shared) {
-    uint8_t* list = shared.list[warp];
+    const T* v_images, const Shape& shape, int image, int warp, GatherShared<T, C>& shared) {
+    const Tile<T>& tile = shared.tile[warp];
+    uint8_t *list = shared.list[warp], *pairs = shared.pairs[warp];
     PixelGradient<T, C>* pixels = shared.pixels[warp];
 
-    // 2a. List the Gaussians that touch the tile, in their order.
-    int listed = 0;
-    for (int group = 0; group < shared.own.count; group += kLanes) {
-        const uint32_t alive = Team::ballot([&](int lane) {
-            return group + lane < shared.own.count && touches(shared.outlines, group + lane, tile);
-        });
-        Team::lanes([&](int lane) {
-            if (alive >> lane & 1u)
-                list[listed + count_bits(alive & ((1u << lane) - 1))] = uint8_t(group + lane);
-        });
-        listed += count_bits(alive);
-    }
+    // 2a. List the Gaussians that touch the tile, 2b. stage its pixels.
+    int listed = list_touching<Team>(shared.outlines, shared.own.count, tile, list);
     if (listed == 0) return;
-
-    // 2b. Stage the tile's pixels.
     Team::lanes([&](int lane) {
-        load_pixels<T, C, S>(v_images, shape, image, tile, lane, pixels);
+        load_pixels<T, C, S>(v_images, shape, shared.own.plane, image, tile, lane, pixels);
     });
 
-    // 2c. Sum: `slots` Gaussians at a time, the rows shared by the kLanes / slots lanes of each.
-    for (int first = 0; first < listed;) {
-        const int left = listed - first;
-        const int sharing = left <= kLanes / 4 ? 2 : left <= kLanes / 2 ? 1 : 0;  // log2 of lanes
-        const int slots = kLanes >> sharing, rows = kTile >> sharing;
-        typename Team::template PerLane<Sums<T, C>> sums;
-        Team::lanes([&](int lane) {
-            const int slot = lane & (slots - 1), from_row = (lane >> (kLaneBits - sharing)) * rows;
-            if (slot < left)
-                gather_rows<T, C, S>(brush(shared, list[first + slot]), tile, pixels, from_row,
-                                     rows, sums[lane]);
-        });
-        for (int turn = 0; turn < 1 << sharing; ++turn)
+    // 2c. Sum: `slots` pairs at a time, each shared by kLanes / slots lanes.
+    for (; listed > 0; list += kLanes, listed -= kLanes) {
+        const Masks masks = masks_of<Team>(shared.outlines, list, listed, tile);
+        const int paired = list_pairs<Team>(masks, pairs);
+        for (int first = 0; first < paired;) {
+            const int left = paired - first;
+            const int sharing = left <= kLanes / 4 ? 2 : left <= kLanes / 2 ? 1 : 0;  // log2
+            const int slots = kLanes >> sharing, columns = kQuarter >> sharing;
+            const int taken = left < slots ? left : slots;
+            typename Team::template PerLane<Sums<T, C>> sums;
+            typename Team::template PerLane<int> gaussian, turn;
             Team::lanes([&](int lane) {
-                const int slot = lane & (slots - 1);
-                if (lane >> (kLaneBits - sharing) != turn || slot >= left) return;
-                Sums<T, C>& into = shared.sums[warp][list[first + slot]];
-                for (int i = 0; i < kSums<C>; ++i) into.value[i] += sums[lane].value[i];
+                const int slot = lane & (slots - 1), share = lane >> (kLaneBits - sharing);
+                turn[lane] = -1;
+                if (slot >= taken) return;
+                const int pair = pairs[first + slot], quarter = pair / kLanes;
+                const int column = quarter_x(quarter) + share * columns, row = quarter_y(quarter);
+                const T x = T(tile.x + column) + T(0.5 / S), y = T(tile.y + row) + T(0.5 / S);
+                gaussian[lane] = list[pair % kLanes];
+                turn[lane] = quarter << sharing | share;
+                gather_columns<T, C, S>(brush(shared, gaussian[lane]), x, y,
+                                        pixels + row * kTile + column, columns, sums[lane]);
             });
-        first += slots;
+            const int from = pairs[first] / kLanes, to = pairs[first + taken - 1] / kLanes;
+#pragma unroll 1
+            for (int now = from << sharing; now < (to + 1) << sharing; ++now)
+                Team::lanes([&](int lane) {
+                    if (turn[lane] != now) return;
+                    Sums<T, C>& into = shared.sums[warp][gaussian[lane]];
+                    for (int i = 0; i < kSums<C>; ++i) into.value[i] += sums[lane].value[i];
+                });
+            first += slots;
+        }
     }
 }
 
@@ -251,9 +278,12 @@ SPLAT_DEVICE void gather(
     Team::warps([&](int warp) {
         for (int slot = next_shown<Team>(shape, own, own.first_slot); slot < own.end_slot;
              slot = next_shown<Team>(shape, own, slot + 1))
-            for (int tile = own.first_tile + warp; tile < own.end_tile; tile += kWarps)
-                gather_tile<Team, T, C, S>(
-                    v_images, shape, slot, tile_at<T, S>(shape, tile), warp, shared);
+            for (int tile = own.first_tile + warp; tile < own.end_tile; tile += kWarps) {
+                Team::lanes([&](int lane) {
+                    if (lane == 0) shared.tile[warp] = tile_at<T, S>(shape, tile);
+                });
+                gather_tile<Team, T, C, S>(v_images, shape, slot, warp, shared);
+            }
     });
 
     // 3. Sum over the warps in their order; apply the chain rule or keep the part's slot.

@@ -15,9 +15,10 @@
 //
 // Within a step no thread reads what another one writes; that is the whole rule.
 //
-// An image is cut into tiles of 8x8 pixels, numbered row by row; a tile is one warp's work. Which
-// tiles form a block, a part, a slot depends on the image's size alone, and every sum has a fixed
-// order: results are the same bit for bit from run to run, whatever else is in the batch.
+// An image is cut into tiles of 8x8 pixels, numbered row by row; a tile is one warp's work, and its
+// quarters of 4x4 pixels are what a Gaussian must touch to be looked at (figures/gpu/kernels.md). Which
+// tiles form a part, a slot depends on the image's size alone, and every sum has a fixed order:
+// results are the same bit for bit from run to run, whatever else is in the batch.
 #pragma once
 
 #include "splat_math.h"
@@ -32,13 +33,16 @@ namespace splat {
 
 constexpr int kLanes = 32, kLaneBits = 5, kWarps = 8, kThreads = kLanes * kWarps;
 constexpr int kTile = 8;                              // pixels along a tile's side
+constexpr int kQuarter = kTile / 2, kQuarters = 4;
 constexpr int kRowsPerLane = kTile * kTile / kLanes;  // a lane has one column and this many rows
-constexpr int kStaged = kThreads;                     // Gaussians staged at a time to render
 constexpr int kTilesPerPart = 64;                     // tiles whose gradients one block sums
-// Gaussians of one block of the gradient: as many as fit into 48 KB, the most without opting in.
+// Gaussians staged at a time to render, and those of one block of the gradient: as many as fit into
+// 48 KB, the most without opting in.
+template <typename T>
+constexpr int kStaged = sizeof(T) == 4 ? 256 : 128;
 template <typename T>
 constexpr int kChunk = sizeof(T) == 4 ? 96 : 32;
-static_assert(kChunk<float> <= 256, "a warp's list holds bytes");
+static_assert(kStaged<float> <= 256 && kChunk<float> <= 256, "a warp's list holds bytes");
 
 constexpr double kRoom = 1.001;   // the culling ellipse's reach over the true one: covers rounding
 constexpr double kMargin = 1e-3;  // pixels around a tile's outermost samples, for the same reason
@@ -52,8 +56,14 @@ SPLAT_HD int tiles_of(const Shape& shape) {
     return ceil_div(shape.width, kTile) * ceil_div(shape.height, kTile);
 }
 SPLAT_HD int parts_of(const Shape& shape) { return ceil_div(tiles_of(shape), kTilesPerPart); }
+// Tiles that a block renders: more of them share one staging, where that leaves blocks enough.
+SPLAT_HD int tiles_per_block(const Shape& shape) {
+    int tiles = 4 * kWarps;
+    while (tiles > kWarps && shape.batch * tiles_of(shape) / tiles < 4096) tiles /= 2;
+    return tiles;
+}
 SPLAT_HD int64_t render_blocks(const Shape& shape) {
-    return shape.batch * ceil_div(tiles_of(shape), kWarps);
+    return shape.batch * ceil_div(tiles_of(shape), tiles_per_block(shape));
 }
 template <typename T>
 SPLAT_HD int64_t gather_blocks(const Shape& shape) {
@@ -67,6 +77,7 @@ template <typename T>
 struct Tile {
     int x, y;                    // its first pixel
     T left, right, top, bottom;  // its outermost samples inside the image, and the margin
+    T center_x, center_y, gap;   // where its quarters meet; from there to samples, and the margin
 };
 
 template <typename T, int S>
@@ -76,12 +87,21 @@ SPLAT_HD Tile<T> tile_at(const Shape& shape, int index) {
     const int end_x = x + kTile < shape.width ? x + kTile : shape.width;
     const int end_y = y + kTile < shape.height ? y + kTile : shape.height;
     const T inset = T(0.5 / S - kMargin);
-    return {x, y, T(x) + inset, T(end_x) - inset, T(y) + inset, T(end_y) - inset};
+    return {x, y, T(x) + inset, T(end_x) - inset, T(y) + inset, T(end_y) - inset,
+            T(x + kQuarter), T(y + kQuarter), inset};
 }
 
-// Of an 8x8 tile, a lane has the pixels (lane_column, lane_row) and (lane_column, lane_row + 1).
-SPLAT_HD int lane_column(int lane) { return lane % kTile; }
-SPLAT_HD int lane_row(int lane) { return lane / kTile * kRowsPerLane; }
+// Quarters 0 to 3 of a tile are its upper left, upper right, lower left and lower right one.
+SPLAT_HD int quarter_x(int quarter) { return (quarter & 1) * kQuarter; }
+SPLAT_HD int quarter_y(int quarter) { return (quarter >> 1) * kQuarter; }
+
+// Eight lanes share a quarter. Of the tile, a lane has the pixels (lane_column, lane_row) and
+// (lane_column, lane_row + 1).
+SPLAT_HD int lane_quarter(int lane) { return lane >> 3; }
+SPLAT_HD int lane_column(int lane) { return quarter_x(lane_quarter(lane)) + (lane & 3); }
+SPLAT_HD int lane_row(int lane) {
+    return quarter_y(lane_quarter(lane)) + (lane >> 2 & 1) * kRowsPerLane;
+}
 
 // ---- Arithmetic that the two sides spell differently ----------------------------------------
 
@@ -113,17 +133,17 @@ SPLAT_HD float power_of_2(float x) {
 }
 SPLAT_HD double power_of_2(double x) { return std::exp2(x); }
 
-// sqrt(square) / by to a relative 1e-6, for culling, where kRoom covers it.
-SPLAT_HD float rough_root_over(float square, float by) {
+// The square root to a relative 1e-6, for culling, where kRoom covers it.
+SPLAT_HD float rough_root(float square) {
 #if defined(__CUDA_ARCH__)
     float root;
-    asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(square));
-    return __fdividef(root, by);
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(square));
+    return root;
 #else
-    return std::sqrt(square) / by;
+    return std::sqrt(square);
 #endif
 }
-SPLAT_HD double rough_root_over(double square, double by) { return std::sqrt(square) / by; }
+SPLAT_HD double rough_root(double square) { return std::sqrt(square); }
 
 // ---- Gaussians, staged in shared memory -----------------------------------------------------
 
@@ -131,8 +151,8 @@ SPLAT_HD double rough_root_over(double square, double by) { return std::sqrt(squ
 // Gaussians, and neighbors in an array lie in different banks of shared memory.
 template <typename T, int N>
 struct Outlines {
-    T x[N], y[N], slope[N], flat[N], steep[N];
-    T room[N];        // flat dx^2 + t^2 at the rim, times kRoom
+    T x[N], y[N], slope[N];
+    T room[N], bend[N];  // the square of half the support's height at dx is room - bend dx^2
     T half_width[N];  // half the support's extent along x
     T lowest[N];      // dx of its lowest point
 };
@@ -171,30 +191,98 @@ SPLAT_HD Gaussian<T> outline(Numbers<T> row, const Shape& shape, int k, Outlines
     all.x[k] = g.x;
     all.y[k] = g.y;
     all.slope[k] = g.slope;
-    all.flat[k] = flatness(g);
-    all.steep[k] = root_steepness(g);
-    all.room[k] = T(kRoom) * (lift_of(g, shape) - lifted_rim(g, shape));
+    all.room[k] = T(kRoom) * g.reach / g.curvature;
+    all.bend[k] = T(1) / (g.a * g.curvature);
     all.half_width[k] = half_width(g, T(kRoom) * g.reach);
     all.lowest[k] = lowest_dx(g, T(kRoom) * g.reach);
     return g;
 }
 
-// Whether the support of Gaussian k may hold a sample of the tile: exact but for kRoom and kMargin.
-// The ellipse between the tile's left and right side is convex, so it meets the tile where its
-// heights do.
+// From the lowest to the highest y that the support of a Gaussian may reach between two columns.
+template <typename T>
+struct Span {
+    T top, bottom;
+
+    // Written so that a NaN counts as touching; the samples' own test decides.
+    SPLAT_HD bool misses(T from, T to) const { return (top > to) | (bottom < from); }
+};
+
+// That of Gaussian k: exact but for kRoom and kMargin, and empty where it lies left or right of them.
+// The ellipse between two columns is convex, so it meets a tile where its heights do.
 template <typename T, int N>
-SPLAT_HD bool touches(const Outlines<T, N>& all, int k, const Tile<T>& tile) {
-    const T left = tile.left - all.x[k], right = tile.right - all.x[k];
-    if (left > all.half_width[k] || right < -all.half_width[k]) return false;
+SPLAT_HD Span<T> span(const Outlines<T, N>& all, int k, T from, T to) {
+    const T left = from - all.x[k], right = to - all.x[k];
     const auto half_chord = [&](T dx) {
-        const T rest = all.room[k] - all.flat[k] * dx * dx;
-        return rough_root_over(rest > T(0) ? rest : T(0), all.steep[k]);
+        const T square = all.room[k] - all.bend[k] * dx * dx;
+        return rough_root(square < T(0) ? T(0) : square);
     };
     const auto end = [&](T side) {
         return all.y[k] + arc(all.slope[k], all.lowest[k], side, left, right, half_chord);
     };
-    // Written so that a NaN counts as touching; the samples' own test decides.
-    return !(end(T(-1)) > tile.bottom || end(T(1)) < tile.top);
+    const bool beside = (left > all.half_width[k]) | (right < -all.half_width[k]);
+    const T top = end(T(-1)), bottom = end(T(1));
+    return {beside ? T(INFINITY) : top, bottom};
+}
+
+template <typename T, int N>
+SPLAT_HD bool touches(const Outlines<T, N>& all, int k, const Tile<T>& tile) {
+    return !span(all, k, tile.left, tile.right).misses(tile.top, tile.bottom);
+}
+
+// The quarters of the tile that the support of Gaussian k may touch, as bits.
+template <typename T, int N>
+SPLAT_HD uint32_t quarters(const Outlines<T, N>& all, int k, const Tile<T>& tile) {
+    uint32_t touched = 0;
+    for (int half = 0; half < 2; ++half) {
+        const Span<T> at = half == 0 ? span(all, k, tile.left, tile.center_x - tile.gap)
+                                     : span(all, k, tile.center_x + tile.gap, tile.right);
+        touched |= uint32_t(!at.misses(tile.top, tile.center_y - tile.gap)) << half;
+        touched |= uint32_t(!at.misses(tile.center_y + tile.gap, tile.bottom)) << (half + 2);
+    }
+    return touched;
+}
+
+// Lists, in their order, those of `count` Gaussians that may touch the tile, and counts them.
+template <typename Team, typename T, int N>
+SPLAT_DEVICE int list_touching(
+    const Outlines<T, N>& all, int count, const Tile<T>& tile, uint8_t* list) {
+    int listed = 0;
+#pragma unroll 1
+    for (int group = 0; group < count; group += kLanes) {
+        const uint32_t alive = Team::ballot([&](int lane) {
+            return (group + lane < count) & touches(all, group + lane, tile);
+        });
+        Team::lanes([&](int lane) {
+            if (alive >> lane & 1u)
+                list[listed + count_bits(alive & ((1u << lane) - 1))] = uint8_t(group + lane);
+        });
+        listed += count_bits(alive);
+    }
+    return listed;
+}
+
+// Of each quarter, which of the first kLanes Gaussians of a list may touch it, as bits.
+struct Masks {
+    uint32_t upper_left, upper_right, lower_left, lower_right;
+
+    SPLAT_HD uint32_t of(int quarter) const {  // no array, which a GPU would keep in slow memory
+        return quarter < 2 ? (quarter == 0 ? upper_left : upper_right)
+                           : (quarter == 2 ? lower_left : lower_right);
+    }
+};
+
+template <typename Team, typename T, int N>
+SPLAT_DEVICE Masks masks_of(
+    const Outlines<T, N>& all, const uint8_t* list, int listed, const Tile<T>& tile) {
+    typename Team::template PerLane<uint32_t> touched;
+    Team::lanes([&](int lane) {
+        if (lane < listed) touched[lane] = quarters(all, list[lane], tile);
+    });
+    const auto vote = [&](int quarter) {
+        return Team::ballot([&](int lane) { return touched[lane] >> quarter & 1u; });
+    };
+    const uint32_t first = vote(0), second = vote(1), third = vote(2);
+    return {first, second, third, vote(3)};
 }
 
 // A column of samples as a Gaussian sees it: dx, the part of e that it shares, t at its top.

@@ -24,6 +24,10 @@ DSA = "color_crop_cutout_flip_scale_rotate"  # all of the augmentations
 OBJECTIVES = ["dm", "dc", "tm"]  # and those of one's own: see distillation.losses.add_objective
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
+# How networks compute: left out of what names a run where it is the usual way, older runs' only one
+USUAL = {"eval_precision": "auto", "eval_channels_last": False}
+USUAL |= {"expert_precision": "auto", "expert_channels_last": False}
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """``", did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
@@ -55,6 +59,7 @@ DatasetName = Annotated[str, AfterValidator(partial(check_choice, "data set", DA
 Objective = Annotated[str, AfterValidator(partial(check_choice, "objective", OBJECTIVES))]
 NetworkName = Annotated[str, AfterValidator(partial(check_choice, "network", NETWORKS))]
 Strategy = Annotated[str, AfterValidator(_strategy)]
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Norm = Literal["instance", "batch", "layer", "group", "none"]
 ProjectFolder = Annotated[str, AfterValidator(_inside)]
 
@@ -203,6 +208,8 @@ class ExpertConfig(Config):
     expert_lr: float = _field(0.01, "SGD learning rate, constant", gt=0)
     expert_batch: int = _field(256, "real images per step", ge=1)
     expert_dsa: Strategy = _field(DSA, "augmentations; empty: none")
+    expert_precision: Precision = _field("auto", "of arithmetic; auto: torch's own")
+    expert_channels_last: bool = _field(False, "a layout in memory that some GPUs prefer")
 
 
 class EvalConfig(Config):
@@ -227,6 +234,8 @@ class EvalConfig(Config):
     eval_weight_decay: float = _field(5e-4, "weight decay", ge=0)
     eval_batch: int = _field(256, "distilled images per step", ge=1)
     eval_dsa: Strategy = _field(DSA, "augmentations; empty: none")
+    eval_precision: Precision = _field("auto", "of arithmetic; auto: torch's own")
+    eval_channels_last: bool = _field(False, "a layout in memory that some GPUs prefer")
 
 
 class CodecConfig(Config):

@@ -28,7 +28,7 @@ def command(name: str, options: argparse.Namespace) -> list[str]:
     """What the process of a part runs; raises :class:`NotRun` where it cannot."""
     python, device = sys.executable, options.device
     if name == "kernels":
-        return [python, "-c", f"from cuda_ext import load; print(load({device!r}))"]
+        return [python, "-c", f"from cuda_ext import load; load({device!r}); print('built')"]
     if name == "tests":
         return [python, "-m", "pytest", "-m", "gpu", "--disable-warnings", "tests"]
     if name == "sanitizer":
@@ -60,6 +60,7 @@ def run_part(name: str, options: argparse.Namespace) -> dict[str, Any]:
                 os.killpg(process.pid, signal.SIGKILL)
     except NotRun as why:
         lines, code = [f"not run: {why}\n"], LEFT_OUT
+        print(lines[0], end="")
     write_atomically(project_root() / LOGS / f"{name}.txt", "".join(lines).encode())
     seconds, last = round(time.perf_counter() - began, 1), "".join(lines).strip().split("\n")[-1]
     status = {0: "ok", LEFT_OUT: "not run"}.get(code, "failed")

@@ -22,7 +22,7 @@ POINTS, STEPS = (21, 107, 170, 214, 682, 2730), 1000  # 214: the 963 numbers of 
 PER_CLASS = 100  # photographs of each of ten classes
 BOTH = {"lr_schedule": "cosine", "eval_batch": 64, "eval_lr": 0.03, "eval_schedule": "cosine"}
 FULL = {"steps": 1000, "eval_every": 500, "batch_real": 256, "width": 128, "epochs": 300}
-QUICK = {"steps": 2, "eval_every": 2, "fit_steps": 5, "width": 8, "epochs": 2, "networks": 2}
+QUICK = {"steps": 2, "eval_every": 2, "fit_steps": 5, "width": 8, "epochs": 2}
 
 
 class NotRun(Exception):  # noqa: N818
@@ -50,8 +50,8 @@ def measure_operator(folder: Path, device: str, quick: bool) -> None:
             ms, published = median_ms(job, 9, device), theirs[f"pub_{name}"]
             row |= {f"ours_{name}": ms, f"pub_{name}": published, f"ratio_{name}": published / ms}
         rows.append(row)
-    print(f"Milliseconds; the published rasterizer's were recorded on {recorded['device']}:")
     print(markdown(rows))
+    print(f"Milliseconds; the published rasterizer's were recorded on {recorded['device']}.")
     keep(folder, "beside_published", device, published_on=recorded["device"], rows=rows)
 
 
@@ -72,8 +72,6 @@ def real_photographs() -> tuple[Tensor, str]:
 
 def fit_tables(folder: Path, device: str, quick: bool) -> None:
     """Tables 5 and 20: 1,000 photographs fitted by ever more Gaussians, to ``table20.json``."""
-    import pandas as pd
-
     from gsdd_lib.experiment import plots
 
     targets, about = (operator.photographs(3, 16), "crops") if quick else real_photographs()
@@ -95,9 +93,12 @@ def fit_tables(folder: Path, device: str, quick: bool) -> None:
         print(", ".join(f"{name} {value:.6g}" for name, value in row.items()), flush=True)
         rows.append(row | {"curve": [[at["step"], round(at["psnr_db"], 2)] for at in curve]})
         keep(folder, "table20", device, images=about, rows=rows)
-    lines = [(row["points"], *at) for row in rows for at in row["curve"]]
-    curves = plots.psnr_curve(pd.DataFrame(lines, columns=["points", "step", "psnr"]))
-    plots.save(curves, folder, "table20")
+    figure, ax = plots.plt.subplots()
+    for row in rows:
+        ax.plot(*zip(*row["curve"], strict=True), label=row["points"])
+    ax.set(xlabel="fitting step", ylabel="PSNR (dB)")
+    ax.legend(title="Gaussians\nper image", loc="center left", bbox_to_anchor=(1, 0.5))
+    plots.save(figure, folder, "table20")
 
 
 def distill_and_judge(folder: Path, device: str, quick: bool) -> None:

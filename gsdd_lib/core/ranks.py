@@ -80,6 +80,15 @@ def spread(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     return [everywhere[at % world()][0][at // world()] for at in range(len(items))]
 
 
+def spread_groups(
+    function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any], size: int
+) -> list[Any]:
+    """As :func:`spread`, of a function that takes up to ``size`` items at once."""
+    size = min(size, -(-len(items) // world()))  # no rank idles for the sake of large groups
+    groups = [items[first : first + size] for first in range(0, len(items), size)]
+    return [result for results in spread(function, groups) for result in results]
+
+
 def combine(*tensors: Tensor) -> None:
     """Fill in, bit for bit, what other ranks have: each number is 0 on all ranks but one."""
     for tensor in tensors if world() > 1 else ():

@@ -39,7 +39,7 @@ def sample_matched(
     index = sample_per_class(state.members, config.batch_real, generator=real)
     if only is not None:
         index = index[data.train.labels.cpu()[index] == only]
-    return augmentation, data.train.select(index)
+    return augmentation, data.train.select(index.to(data.device, non_blocking=True))
 
 
 def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None = None) -> Tensor:
@@ -52,31 +52,38 @@ def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None =
         return network.embed(apply_dsa(data.normalize(pixels), augmentation, labels))
 
     @torch.no_grad()
-    def embed_real(real: ImageSet) -> Tensor:
-        return map_micro_batches(embed, config.micro_batch, real.images, real.labels)
+    def embed_real(pixels: Tensor, labels: Tensor) -> Tensor:
+        return map_micro_batches(embed, config.micro_batch, pixels, labels)
 
     if state.soft_labels is not None:  # all images have a share in every class's mean
         classes, own = batch.labels.unique(return_inverse=True)
-        means = class_means(embed_real(batch), own, len(classes))
+        means = class_means(embed_real(batch.images, batch.labels), own, len(classes))
         synthetic = apply_dsa(images.render(), augmentation, images.labels)
         embeddings = map_micro_batches(network.embed, config.micro_batch, synthetic)
         return dm_loss(means, embeddings, state.soft_labels.probabilities()[:, classes])
 
+    real_labels, every = batch.labels.cpu(), images.labels.cpu()  # the step waits here alone
+
     def group_loss(group: Tensor, index: Tensor) -> Tensor:
         own = labels[index]
         classes, members = own.unique(return_inverse=True)
-        real = batch.select(torch.isin(batch.labels, classes))
-        embedded, group = embed_real(real), apply_dsa(group, augmentation, own)
+        chosen = torch.isin(real_labels, classes).nonzero().flatten()
+        real, own_real = (
+            batch.images[chosen.to(group.device, non_blocking=True)],
+            real_labels[chosen],
+        )
+        embedded, group = embed_real(real, own_real), apply_dsa(group, augmentation, own)
         embeddings = map_micro_batches(network.embed, config.micro_batch, group)
         if config.dm_match == "kernel":
-            return kernel_loss(embedded, real.labels, embeddings, own)
-        real_members = torch.searchsorted(classes, real.labels)
+            return kernel_loss(embedded, own_real, embeddings, own)
+        real_members = torch.searchsorted(classes, own_real)
         return dm_loss(class_means(embedded, real_members, len(classes)), embeddings, members)
 
-    index = None if only is None else (images.labels == only).nonzero().flatten()
-    labels = images.labels if index is None else images.labels[index]
-    groups = class_groups(labels, config.micro_batch)
-    return sum_over_groups(images.render(index), groups, group_loss)
+    index = None if only is None else (every == only).nonzero().flatten()
+    labels, device = every if index is None else every[index], images.labels.device
+    groups = class_groups(labels, config.micro_batch, device)
+    rendered = images.render(None if index is None else index.to(device))
+    return sum_over_groups(rendered, groups, group_loss)
 
 
 def dc_step_loss(state: State, data: ImageData, *, seed: int) -> Tensor:

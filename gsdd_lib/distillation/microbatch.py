@@ -9,18 +9,20 @@ from torch.utils.checkpoint import checkpoint
 from gsdd_lib.core import ranks
 from gsdd_lib.data.dataset import class_members
 
+CPU = torch.device("cpu")
 GROUPS = 16  # of classes in a step; so many ranks can share it
 
 
-def class_groups(labels: Tensor, limit: int) -> list[Tensor]:
+def class_groups(labels: Tensor, limit: int, device: torch.device = CPU) -> list[Tensor]:
     """Indices of whole classes, as many together as stay within ``limit`` images.
 
     At least :data:`GROUPS` of them where there are so many classes, however many ranks share them:
-    so their number changes no bit.
+    so their number changes no bit. On a GPU (``device``) as many as there are ranks: there a small
+    group takes as long as a large one.
     """
     groups: list[list[Tensor]] = []
     classes = class_members(labels)
-    most = -(-len(classes) // GROUPS)
+    most = -(-len(classes) // (ranks.world() if device.type == "cuda" else GROUPS))
     for members in classes:
         full = groups and len(groups[-1]) == most
         if not groups or full or sum(map(len, groups[-1])) + len(members) > limit:
@@ -47,9 +49,9 @@ def sum_over_groups(
     gradients = [torch.zeros_like(source) for source in sources]
     values = torch.zeros(len(groups), dtype=images.dtype, device=images.device)
     for number in ranks.share(range(len(groups))):
-        index = groups[number]
+        index = groups[number].to(images.device, non_blocking=True)
         leaves = [source.detach()[index].requires_grad_() for source in sources]
-        value = loss(*leaves, index)
+        value = loss(*leaves, groups[number])
         for gradient, own in zip(gradients, torch.autograd.grad(value, leaves), strict=True):
             gradient[index] = own
         values[number] = value.detach()

@@ -1,11 +1,12 @@
 """How good is a distilled set? Train fresh networks on nothing else and test them on real ones.
 
-``test`` is read only when asked for by name. One network after another: vmap is slower on a CPU.
+``test`` is read only when asked for by name. A CPU trains one network after another, where vmap is
+slower; a GPU, which one small network does not fill, several side by side.
 """
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,12 +15,14 @@ from torch import Tensor
 
 from gsdd_lib.config import EvalConfig
 from gsdd_lib.core import ranks
+from gsdd_lib.core.graph import run_together
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
 from gsdd_lib.networks import network_for
-from gsdd_lib.training.train import EvaluationError, accuracy, passes, train_network
+from gsdd_lib.training.train import EvaluationError, accuracy, passes, training
 
+TOGETHER = 8  # networks that a GPU trains side by side
 SUMMARY = ("mean", "std", "n", "ci95")  # what :func:`summarize` gives
 Row = dict[str, Any]
 
@@ -43,7 +46,8 @@ def evaluate(
         split: ``validation`` or ``test``; the other one is not read.
 
     Returns:
-        Rows of network_index, seed, split, accuracy (percent), train_loss (last epoch), seconds.
+        Rows of network_index, seed, split, accuracy (percent), train_loss (last epoch), seconds
+        (of networks trained side by side, the mean).
 
     Raises:
         EvaluationError: the images or labels do not fit, or the training diverges.
@@ -56,20 +60,26 @@ def evaluate(
     values = {name: getattr(config, f"eval_{name}") for name in ("norm", "pooling", "activation")}
     choices = {n: value for n, value in values.items() if value != getattr(default, f"eval_{n}")}
 
-    def row(index: int) -> Row:
-        started, real, made = time.perf_counter(), getattr(data, split), ("weights", "training")
+    def row(index: int) -> Iterator[Row]:
+        real, made = getattr(data, split), ("weights", "training")
         weights, order = (generator(seed, "evaluate", index, what) for what in made)
         network = network_for(data, *kind, generator=weights, **choices)  # only ConvNets have them
-        how = {"generator": order, "normalize": normalize, "progress": progress}
-        loss = train_network(images, labels, network, config, **how)
+        for loss in training(images, labels, network, config, generator=order, normalize=normalize):
+            progress.update(loss=loss)
+            yield
         percent = accuracy(network, real.images, real.labels, normalize=data.normalize)
         row = {"network_index": index, "seed": seed, "split": split, "accuracy": percent}
-        return row | {"train_loss": loss, "seconds": time.perf_counter() - started}
+        return row | {"train_loss": loss}
 
-    networks = range(config.networks)
+    def rows(indices: Sequence[int]) -> list[Row]:
+        started = time.perf_counter()
+        found = run_together([row(index) for index in indices], data.device)
+        return [own | {"seconds": (time.perf_counter() - started) / len(found)} for own in found]
+
+    networks, together = range(config.networks), TOGETHER if data.device.type == "cuda" else 1
     epochs = len(ranks.share(networks)) * passes(config)
     with Progress(epochs, f"evaluate on {split}") as progress:
-        return ranks.spread(row, networks)
+        return ranks.spread_groups(rows, networks, together)
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gsdd_lib.config import FitConfig
+from gsdd_lib.core.graph import Recorded, set_rate
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.rng import generator
 from gsdd_lib.core.schedule import cosine
@@ -72,30 +73,40 @@ def fit_rows(gaussians: GaussianImages, targets: Tensor, config: FitConfig) -> I
     packed, scaled = gaussians.packed, (gaussians.packed.detach() / rates).requires_grad_()
     unit, normalization = gaussians.space == "unit", gaussians.normalization
     goal = targets if unit else normalization.apply(targets)
-    bound, draw = MAX_POSITION / rates[:2], generator(0, "fit", "relocate")
-    adam = torch.optim.Adam([scaled], betas=BETAS[config.fit_rates], fused=True)
+    bound, gpu = MAX_POSITION / rates[:2], targets.device.type == "cuda"
+    draw = generator(0, "fit", "relocate", device=targets.device if gpu else "cpu")
+    rate = torch.tensor(config.fit_lr, device=targets.device) if gpu else config.fit_lr
+    adam = torch.optim.Adam(
+        [scaled], lr=rate, betas=BETAS[config.fit_rates], fused=True, capturable=gpu
+    )
     every, moves = max(1, config.fit_steps // CURVE_POINTS), relocation_steps(config)
     count = max(1, round(config.fit_relocate * gaussians.points))
+    seen: dict[str, Tensor] = {}  # what the last step rendered, and its error
 
     def row(step: int, images: Tensor) -> Row:
         pixels = images if unit else normalization.invert(images)
         return {"step": step, "psnr_db": psnr(pixels, targets).mean().item()}
 
-    for step in range(config.fit_steps):
+    def take_step() -> None:
         with torch.no_grad():
             packed.copy_(scaled * rates)
         images = gaussians.splat()
-        if step % every == 0:
-            yield row(step, images.detach())
-        error = images.detach() - goal
+        seen["images"], seen["error"] = images.detach(), images.detach() - goal
         # Of half the sum of squares, to the rows: Adam sees no difference in a gradient's scale.
-        (scaled.grad,) = torch.autograd.grad(images, packed, error)
-        adam.param_groups[0]["lr"] = learning_rate(config, step)
+        (scaled.grad,) = torch.autograd.grad(images, packed, seen["error"])
         adam.step()
         with torch.no_grad():
             scaled[..., :2].clamp_(-bound, bound)
-            if step + 1 in moves:  # they start again, without Adam's moments
-                least, rows = relocate(scaled * rates, -error, count, draw)
+
+    recorded = Recorded(take_step, targets.device)
+    for step in range(config.fit_steps):
+        set_rate(adam, learning_rate(config, step))
+        recorded()
+        if step % every == 0:
+            yield row(step, seen["images"])
+        if step + 1 in moves:  # they start again, without Adam's moments
+            with torch.no_grad():
+                least, rows = relocate(scaled * rates, -seen["error"], count, draw)
                 scaled.scatter_(1, least.expand_as(rows), rows / rates)
                 for moment in ("exp_avg", "exp_avg_sq"):
                     adam.state[scaled][moment].scatter_(1, least.expand_as(rows), 0)

@@ -105,7 +105,7 @@ def relocate(packed: Tensor, missing: Tensor, count: int, draw: Any) -> tuple[Te
     least = (peak.square() * area).topk(count, dim=1, largest=False).indices
     weight = smooth.square().sum(1).flatten(1).square()
     weight = weight / weight.amax(1, keepdim=True).clamp(min=1e-30) + 1e-9
-    weight = weight.to(draw.device)  # sampled there, the places are the same for every device
+    weight = weight.to(draw.device)  # a CPU takes most of a second to sample for 1,000 images
     pixel = torch.multinomial(weight, count, replacement=count > height * width, generator=draw)
     rows = _gaussians_at(pixel.to(missing.device), smooth, MOVED_SIZE * apart, opacity.shape[-1])
     return least[..., None], rows

@@ -24,7 +24,7 @@ class DsaParams:
     """G sets of parameters for images of ``size`` (height, width) pixels."""
 
     size: tuple[int, int]
-    kind: Tensor  # int64 [G], the transformation, an index into TRANSFORMS; -1: none
+    kind: Tensor  # int64 [G], on the CPU, the transformation, index into TRANSFORMS; -1: none
     brightness: Tensor  # [G] in [-0.5, 0.5], added
     saturation: Tensor  # [G] in [0, 2], factor about the mean of a pixel's channels
     contrast: Tensor  # [G] in [0.5, 1.5], factor about the mean of the image
@@ -38,9 +38,42 @@ class DsaParams:
         return len(self.kind)
 
     def select(self, index: Tensor) -> "DsaParams":
-        """The parameters at ``index``, with repetition, in its order and on its device."""
+        """The parameters at ``index``, with repetition, in its order."""
         parts = (getattr(self, field.name) for field in fields(self)[1:])
-        return DsaParams(self.size, *(values.to(index.device)[index] for values in parts))
+        return DsaParams(self.size, *(values[index.to(values.device)] for values in parts))
+
+    def pack(self) -> Tensor:
+        """All numbers but ``kind`` as float32 [G, 11], exactly: one copy takes them to a device."""
+        parts = (getattr(self, name).float().view(len(self), -1) for name in LAYOUT)
+        return torch.cat(list(parts), 1)
+
+    @classmethod
+    def unpack(cls, packed: Tensor, kind: Tensor | int, size: tuple[int, int]) -> "DsaParams":
+        """Undo :meth:`pack`, on the device of ``packed``; ``kind`` may be one for all."""
+        columns = packed.split([width for width, _ in LAYOUT.values()], 1)
+        parts = zip(LAYOUT.items(), columns, strict=True)
+        own = {name: part.to(type_).view(-1, *[w] * (w > 1)) for (name, (w, type_)), part in parts}
+        return cls(size, torch.as_tensor(kind).expand(len(packed)), **own)
+
+    def to(self, device: torch.device) -> "DsaParams":
+        """The numbers on ``device``; ``kind`` stays, since Python chooses the transformation."""
+        if self.angle.device == device:
+            return self
+        packed = self.pack().to(device, non_blocking=True)
+        return self.unpack(packed, self.kind, self.size)
+
+
+# Columns and type of the packed numbers
+LAYOUT = {
+    "brightness": (1, torch.float32),
+    "saturation": (1, torch.float32),
+    "contrast": (1, torch.float32),
+    "shift": (2, torch.int64),
+    "cutout": (2, torch.int64),
+    "flip": (1, torch.bool),
+    "scale": (2, torch.float32),
+    "angle": (1, torch.float32),
+}
 
 
 def sample_dsa(
@@ -96,18 +129,20 @@ def apply_dsa(images: Tensor, params: DsaParams, groups: Tensor | None = None) -
     Raises:
         ValueError: the parameters are for other images, or their number does not fit.
     """
-    params = params.select(_index(images, params, groups))
+    index = _index(images, params, groups)
+    params = params if index is None else params.select(index)
     transforms, kinds = list(TRANSFORMS.values()), params.kind.unique().tolist()
     if not kinds or kinds[0] < 0:
         return images
     if len(kinds) == 1:
-        return transforms[kinds[0]](images, params)
+        return transforms[kinds[0]](images, params.to(images.device))
     order, transformed = [], []
     for kind in kinds:  # each image goes through its own transformation only
         order.append((params.kind == kind).nonzero().flatten())
-        own = images.index_select(0, order[-1])
-        transformed.append(transforms[kind](own, params.select(order[-1])))
-    return torch.cat(transformed).index_select(0, torch.cat(order).argsort())
+        own = images.index_select(0, order[-1].to(images.device, non_blocking=True))
+        transformed.append(transforms[kind](own, params.select(order[-1]).to(images.device)))
+    back = torch.cat(order).argsort().to(images.device, non_blocking=True)
+    return torch.cat(transformed).index_select(0, back)
 
 
 def color(images: Tensor, params: DsaParams) -> Tensor:
@@ -168,20 +203,24 @@ def _resample(images: Tensor, matrix: Tensor) -> Tensor:
     return F.grid_sample(images, grid, align_corners=True)
 
 
-def _index(images: Tensor, params: DsaParams, groups: Tensor | None) -> Tensor:
+def _index(images: Tensor, params: DsaParams, groups: Tensor | None) -> Tensor | None:
+    # Of an image's parameters, beside them; None: each image has its own
     count, last = len(images), len(params) - 1
     if tuple(images.shape[2:]) != params.size:
         wanted, size = ("{}x{}".format(*pair) for pair in (params.size, images.shape[2:]))
         fault = f"the augmentation was sampled for images of {wanted} pixels, these are {size}"
         raise ValueError(f"{fault}; sample one for their size")
     if groups is None:
+        if last + 1 == count:
+            return None
         groups = torch.arange(last + 1) if last else torch.zeros(count, dtype=torch.int64)
+    groups = groups.to(params.kind.device)
     low, high = (int(end) for end in groups.aminmax()) if groups.numel() else (0, last)
     if groups.shape != (count,) or low < 0 or high > last:
         wanted = f"groups must be [{count}] in 0 to {last}, one per image"
         found = f"not {list(groups.shape)} in {low} to {high}"
         raise ValueError(f"{last + 1} sets of parameters for {count} images: {wanted}, {found}")
-    return groups.to(images.device)
+    return groups
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:

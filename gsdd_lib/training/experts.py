@@ -4,26 +4,28 @@ A safetensors file per expert: ``epoch_000`` (untrained), ..., float32 [P], and 
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from gsdd_lib.config import ExpertConfig
+from gsdd_lib.config import USUAL, ExpertConfig
 from gsdd_lib.core import ranks
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import DamagedFileError, checksum, read_tensors, write_tensors
+from gsdd_lib.core.graph import run_together
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.networks import flatten, network_for
-from gsdd_lib.training.train import accuracy, train_epoch
+from gsdd_lib.training.train import Step, accuracy, sgd, train_epoch
 
+TOGETHER = 8  # experts that a GPU trains side by side
 FORMAT, VERSION = "gsdd-expert", 2
 FILES = "expert_*.safetensors"
 Row = dict[str, float | int]
@@ -64,11 +66,8 @@ class Experts:
 
     def snapshots(self, index: int, *epochs: int) -> list[Tensor]:
         """Parameters [P] of expert ``index`` after each of ``epochs``; 0 is before training."""
-        try:
-            with safe_open(self.paths[index], "pt") as file:
-                return [file.get_tensor(_key(epoch)) for epoch in epochs]
-        except (SafetensorError, OSError) as error:
-            raise _unreadable(self.paths[index], error) from None
+        with safe_open(self.paths[index], "pt") as file:
+            return [file.get_tensor(_key(epoch)) for epoch in epochs]
 
     def check(self, data: ImageData, network: str, width: int, epochs: int) -> None:
         """Refuse another architecture, other held-out images, or less training than ``epochs``.
@@ -115,7 +114,7 @@ def settings_folder(
     folder, settings = Path(folder), _settings(data, config, seed)
     for path in sorted(folder.glob(FILES)):
         with contextlib.suppress(ExpertError):
-            _require(path, read_about(path)["settings"], settings)
+            _require(path, read_about(path)["settings"], USUAL | settings)
             return folder
     return folder / checksum({}, settings)[:8]
 
@@ -126,7 +125,7 @@ def train_experts(
     """Train what is missing in :func:`settings_folder`; nothing is ever removed or replaced.
 
     Expert i has generators of its own: where a run was stopped, and how many there are, changes
-    nothing. Ranks share the experts, as many at a time as there are ranks.
+    nothing. Ranks share the experts, as many at a time as there are ranks; a GPU trains several.
 
     Yields:
         Rows, also of experts that were there: expert, epoch (0: untrained), train_loss, and
@@ -140,22 +139,26 @@ def train_experts(
     there = [path.exists() for path in paths]
     ranks.meet()  # all look before one writes
 
-    def rows_of(index: int) -> list[Row]:
+    def rows_of(index: int) -> Iterator[list[Row]]:
         if there[index]:
             about = read_about(paths[index])
-            _require(paths[index], about["settings"], settings)
+            _require(paths[index], about["settings"], USUAL | settings)
             progress.update(config.train_epochs)
             return about["rows"]
-        tensors, rows = _train_expert(data, config, seed, index, progress)
+        tensors, rows = yield from _train_expert(data, config, seed, index, progress)
         about = {"format": FORMAT, "version": VERSION, "settings": settings}
         about |= {"parameters": len(tensors[_key(0)]), "rows": rows}
         write_tensors(paths[index], tensors, about)
         return rows
 
+    def together(indices: Sequence[int]) -> list[list[Row]]:
+        return run_together([rows_of(index) for index in indices], data.device)
+
+    size = TOGETHER if data.device.type == "cuda" else 1
     with Progress(config.num_experts * config.train_epochs, "experts") as progress:
-        for first in range(0, config.num_experts, ranks.world()):
-            at_once = range(config.num_experts)[first : first + ranks.world()]
-            for rows in ranks.spread(rows_of, at_once):
+        for first in range(0, config.num_experts, ranks.world() * size):
+            at_once = range(config.num_experts)[first : first + ranks.world() * size]
+            for rows in ranks.spread_groups(together, at_once, size):
                 yield from rows
 
 
@@ -169,7 +172,9 @@ def read_about(path: Path) -> dict[str, Any]:
         status = path.stat()
         return _checked(path.resolve(), status.st_size, status.st_mtime_ns)
     except (DamagedFileError, OSError) as error:
-        raise _unreadable(path, error) from None
+        fault = f"The expert file '{path}' cannot be read ({error}); make it readable, or move it"
+        kept = "away and the same call trains it again, the other experts are kept"
+        raise ExpertError(f"{fault} {kept}.") from None
 
 
 @cache
@@ -185,16 +190,18 @@ def _checked(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
 
 def _train_expert(
     data: ImageData, config: ExpertConfig, seed: int, index: int, progress: Progress
-) -> tuple[dict[str, Tensor], list[Row]]:
+) -> Iterator[tuple[dict[str, Tensor], list[Row]]]:
     weights, order = (generator(seed, "expert", index, what) for what in ("weights", "training"))
     network = network_for(data, config.expert_network, config.expert_width, generator=weights)
-    optimizer = torch.optim.SGD(network.parameters(), lr=config.expert_lr)
-    real, held = data.train, data.validation
-    how = {"batch": config.expert_batch, "dsa": config.expert_dsa, "normalize": data.normalize}
-    snapshots, rows, loss = {}, [], 0.0
+    real, held, loss = data.train, data.validation, torch.zeros(())
+    how = {"precision": config.expert_precision, "channels_last": config.expert_channels_last}
+    how["normalize"] = data.normalize
+    step = Step(network, sgd(network, config.expert_lr), real.images, real.labels, **how)
+    snapshots, rows = {}, []
     for epoch in range(config.train_epochs + 1):
         if epoch:
-            loss = train_epoch(network, optimizer, real.images, real.labels, generator=order, **how)
+            loss = train_epoch(step, config.expert_batch, config.expert_dsa, order)
+        yield  # before Python waits for the device
         percent = accuracy(network, held.images, held.labels, normalize=data.normalize)
         params = flatten(dict(network.named_parameters())).cpu()
         if not params.isfinite().all():
@@ -202,14 +209,17 @@ def _train_expert(
             fault = f"Expert {index} is non-finite after epoch {epoch}; {lower}."
             raise ExpertError(f"{fault} The experts before it are kept.")
         snapshots[_key(epoch)] = params
-        rows.append({"expert": index, "epoch": epoch, "train_loss": loss, "accuracy": percent})
+        row = {"expert": index, "epoch": epoch, "train_loss": loss.item(), "accuracy": percent}
+        rows.append(row)
         if epoch:
             progress.update(expert=index, accuracy=percent)
     return snapshots, rows
 
 
 def _settings(data: ImageData, config: ExpertConfig, seed: int) -> dict[str, Any]:
-    about = config.model_dump(exclude={"num_experts"}) | _about_data(data)
+    about = config.model_dump(exclude={"num_experts"}).items()
+    about = {name: value for name, value in about if (name, value) not in USUAL.items()}
+    about |= _about_data(data)
     return about | {"data": data.fingerprint, "train_images": len(data.train), "seed": seed}
 
 
@@ -227,14 +237,10 @@ def _about_data(data: ImageData) -> dict[str, Any]:
 
 
 def _require(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    found = {**USUAL, **found}
     other = [key for key in wanted if found.get(key) != wanted[key]]
     if other:
         listed = "; ".join(f"{key} {found.get(key)}, wanted {wanted[key]}" for key in other)
         seen = "these experts may have seen images that are held out here, " * ("held_out" in other)
         fault = f"The expert file {path.name} has other settings ({listed}); {seen}"
         raise ExpertError(f"{fault}train experts for this run or name another folder.")
-
-
-def _unreadable(path: Path, reason: Exception) -> ExpertError:
-    fault = f"The expert file '{path}' cannot be read ({reason}); make it readable, or move it away"
-    return ExpertError(f"{fault} and the same call trains it again, the other experts are kept.")

@@ -4,19 +4,21 @@ The defaults are the field's (arXiv 2006.05929, 2110.04181).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gsdd_lib.config import EvalConfig
+from gsdd_lib.config import EvalConfig, Precision
 from gsdd_lib.core.errors import GsddError
+from gsdd_lib.core.graph import Recorded, set_rate
 from gsdd_lib.core.progress import Progress
 from gsdd_lib.core.schedule import cosine
-from gsdd_lib.training.augment import apply_dsa, sample_dsa
+from gsdd_lib.networks.layers import Dropout
+from gsdd_lib.networks.precision import precision
+from gsdd_lib.training.augment import DsaParams, apply_dsa, sample_dsa
 
 MOMENTUM = 0.9
 TEST_BATCH = 512  # images per forward pass; the accuracy does not depend on it
@@ -27,76 +29,146 @@ class EvaluationError(GsddError, ValueError):
     """A network cannot be trained on these images; the message says why and what to change."""
 
 
+class MovingAverage:
+    """An exponential moving average of all that a network has: of the first step, what it is."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.current = list(network.state_dict(keep_vars=True).values())
+        self.values, self.decay = [], decay
+
+    @torch.no_grad()
+    def update(self) -> None:
+        pairs = list(zip(self.values, self.current, strict=bool(self.values)))
+        self.values = self.values or [value.clone() for value in self.current]
+        if real := [pair for pair in pairs if pair[0].is_floating_point()]:
+            torch._foreach_lerp_(*map(list, zip(*real, strict=True)), 1 - self.decay)
+
+    @torch.no_grad()
+    def install(self) -> None:
+        """Give the network the averages."""
+        for value, average in zip(self.current, self.values, strict=True):
+            value.copy_(average)
+
+
+class Step:
+    """A step of SGD on a batch of ``images``, recorded as a CUDA graph where there is a GPU.
+
+    Args:
+        images: [N, C, H, W], normalized unless ``normalize`` is given, for batches of them.
+        labels: int64 [N], or probabilities [N, num_classes].
+        average: updated after every step.
+        precision: of :func:`~gsdd_lib.networks.precision.precision`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        normalize: Normalize | None = None,
+        average: MovingAverage | None = None,
+        precision: Precision = "auto",
+        channels_last: bool = False,
+    ) -> None:
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=self.layout) if channels_last else network
+        self.optimizer, self.average = optimizer, average
+        self.images, self.labels, self.normalize = images, labels, normalize or (lambda same: same)
+        self.precision = precision
+        self.total = torch.zeros((), dtype=torch.float64, device=images.device)
+        drops = any(isinstance(m, Dropout) and m.probability for m in network.modules())
+        # Dropout asks the CPU for its random numbers, so it cannot be recorded
+        self.run = self._run if drops else Recorded(self._run, images.device)
+
+    def __call__(self, index: Tensor, packed: Tensor, params: DsaParams) -> None:
+        """On the images at ``index`` with the numbers ``packed`` of augmentation ``params``."""
+        self.run(index, packed, kind=int(params.kind[0]))
+
+    def _run(self, index: Tensor, packed: Tensor, kind: int) -> None:
+        params = DsaParams.unpack(packed, kind, tuple(self.images.shape[2:]))
+        batch = apply_dsa(self.normalize(self.images[index]), params)
+        with precision(self.precision, batch.device):
+            logits = self.network(batch.contiguous(memory_format=self.layout))
+            loss = F.cross_entropy(logits.float(), self.labels[index])
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
+        self.total += loss.detach().double() * len(index)
+
+
 def train_network(
     images: Tensor, labels: Tensor, network: nn.Module, config: EvalConfig, **more: Any
 ) -> float:
     """Train ``network`` in place; with ``eval_ema`` it ends with its weights' moving average.
 
     Args:
-        more: as of :func:`train_epoch`; and ``progress``, updated after every epoch.
+        more: ``generator``, of the order of the images and of their augmentation; ``normalize``,
+            as of :class:`Step`; ``progress``, updated after every epoch.
 
     Returns:
         The mean loss of the last epoch; EvaluationError where it is not finite.
     """
     progress: Progress | None = more.pop("progress", None)
-    network.train()
-    optimizer, averaged = _optimizer(network, config), None
-    if config.eval_ema:
-        average = get_ema_multi_avg_fn(config.eval_ema)
-        averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
-    more |= {"batch": config.eval_batch, "dsa": config.eval_dsa, "averaged": averaged}
-    for epoch in range(passes(config)):
-        if config.eval_schedule == "published" and epoch == config.epochs // 2 + 2:
-            optimizer = _optimizer(network, config)  # its momentum is lost where the rate falls
-        optimizer.param_groups[0]["lr"] = learning_rate(config, epoch)
-        loss = train_epoch(network, optimizer, images, labels, **more)
-        if not math.isfinite(loss):
-            lower = f"lower the learning rate (eval_lr={config.eval_lr})"
-            fault = f"the training loss is {loss} in epoch {epoch + 1} of {passes(config)}; {lower}"
-            raise EvaluationError(f"{fault} or look for non-finite images")
+    for loss in training(images, labels, network, config, **more):
         if progress:
             progress.update(loss=loss)
-    if averaged is not None:
-        network.load_state_dict(averaged.module.state_dict())
-    network.eval()
     return loss
 
 
-def train_epoch(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+def training(
     images: Tensor,
     labels: Tensor,
+    network: nn.Module,
+    config: EvalConfig,
     *,
-    batch: int,
-    dsa: str,
     generator: torch.Generator,
     normalize: Normalize | None = None,
-    averaged: AveragedModel | None = None,
-) -> float:
-    """One pass over the images in a new order, each batch augmented; returns the mean loss.
+) -> Iterator[float]:
+    """:func:`train_network`, which yields the losses: each when the next epoch is under way, so
+    that a GPU has work while Python waits for the number."""
+    network.train()
+    average = MovingAverage(network, config.eval_ema) if config.eval_ema else None
+    how = {"precision": config.eval_precision, "channels_last": config.eval_channels_last}
+    how |= {"normalize": normalize, "average": average}
+    step = Step(network, _optimizer(network, config), images, labels, **how)
+    losses: list[Tensor] = []
+    for epoch in range(passes(config)):
+        if config.eval_schedule == "published" and epoch == config.epochs // 2 + 2:
+            # its momentum is lost where the rate falls
+            step = Step(network, _optimizer(network, config), images, labels, **how)
+        set_rate(step.optimizer, learning_rate(config, epoch))
+        losses.append(train_epoch(step, config.eval_batch, config.eval_dsa, generator))
+        if epoch:
+            yield _checked(losses, epoch, config)
+    if average is not None:
+        average.install()
+    network.eval()
+    yield _checked(losses, passes(config), config)
+
+
+def train_epoch(step: Step, batch: int, dsa: str, generator: torch.Generator) -> Tensor:
+    """One pass over the images in a new order, each batch augmented.
 
     Args:
-        images: [N, C, H, W], normalized unless ``normalize`` is given, for batches of them.
-        labels: int64 [N], or probabilities [N, num_classes].
         dsa: strategy of :func:`~gsdd_lib.training.augment.sample_dsa`.
         generator: of the order of the images and of their augmentation.
-        averaged: updated after every step.
+
+    Returns:
+        The mean loss, a float64 scalar on the device, for which nothing has waited yet.
     """
-    total = torch.zeros((), dtype=torch.float64, device=images.device)
-    order = torch.randperm(len(images), generator=generator, device=generator.device)
-    size = tuple(images.shape[2:])
-    for index in order.to(images.device).split(batch):
-        params = sample_dsa(dsa, len(index), size, generator=generator)
-        chosen = normalize(images[index]) if normalize else images[index]
-        loss = F.cross_entropy(network(apply_dsa(chosen, params)), labels[index])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if averaged is not None:
-            averaged.update_parameters(network)
-        total += loss.detach().double() * len(index)
-    return total.item() / len(images)
+    count, *size = len(step.images), *step.images.shape[2:]
+    order = torch.randperm(count, generator=generator)
+    params = [sample_dsa(dsa, len(own), size, generator=generator) for own in order.split(batch)]
+    packed = torch.cat([own.pack() for own in params])
+    order, packed = (v.to(step.images.device, non_blocking=True) for v in (order, packed))
+    step.total.zero_()
+    for each in zip(order.split(batch), packed.split(batch), params, strict=True):
+        step(*each)
+    return step.total / count
 
 
 def passes(config: EvalConfig) -> int:
@@ -121,16 +193,39 @@ def accuracy(
     network: nn.Module, images: Tensor, labels: Tensor, *, normalize: Normalize | None = None
 ) -> float:
     """Percent of images [N, C, H, W] whose largest logit is that of their label, int64 [N]."""
-    correct = 0
+    correct = torch.zeros((), dtype=torch.int64, device=labels.device)
     for batch, truth in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
         logits = network(normalize(batch) if normalize else batch)
-        correct += int((logits.argmax(1) == truth).sum())
-    return 100 * correct / len(labels)
+        correct += (logits.argmax(1) == truth).sum()
+    return 100 * int(correct) / len(labels)
+
+
+def sgd(network: nn.Module, rate: float, **settings: float) -> torch.optim.Optimizer:
+    """torch's SGD, in the form that a CUDA graph can hold where the network is on a GPU."""
+    return torch.optim.SGD(network.parameters(), **_recordable(network, rate), **settings)
 
 
 def _optimizer(network: nn.Module, config: EvalConfig) -> torch.optim.Optimizer:
-    settings = {"lr": config.eval_lr, "weight_decay": config.eval_weight_decay}
+    settings = {"weight_decay": config.eval_weight_decay}
     if config.eval_optimizer == "sgd":
-        return torch.optim.SGD(network.parameters(), momentum=MOMENTUM, **settings)
+        return sgd(network, config.eval_lr, momentum=MOMENTUM, **settings)
     kind = torch.optim.AdamW if config.eval_optimizer == "adamw" else torch.optim.Adam
+    settings |= _recordable(network, config.eval_lr)
+    settings |= {"capturable": True} if "fused" in settings else {}
     return kind(network.parameters(), **settings)
+
+
+def _recordable(network: nn.Module, rate: float) -> dict[str, Any]:
+    device = next(network.parameters()).device
+    if device.type != "cuda":
+        return {"lr": rate}
+    return {"lr": torch.tensor(rate, device=device), "fused": True}
+
+
+def _checked(losses: list[Tensor], epoch: int, config: EvalConfig) -> float:
+    loss = losses[epoch - 1].item()
+    if not math.isfinite(loss):
+        lower = f"lower the learning rate (eval_lr={config.eval_lr})"
+        fault = f"the training loss is {loss} in epoch {epoch} of {passes(config)}; {lower}"
+        raise EvaluationError(f"{fault} or look for non-finite images")
+    return loss

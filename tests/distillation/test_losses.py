@@ -224,6 +224,9 @@ def test_groups_hold_whole_classes():
     labels = torch.tensor([1, 0, 2] + 3 * list(range(3, 40)))  # 40 classes, three to a group
     assert [len(g) for g in class_groups(labels, 100)] == [3, *12 * [9], 3]
     assert [len(g) for g in class_groups(labels, 6)] == [3, *18 * [6], 3]
+    gpu = torch.device("cuda")  # small groups take as long there as large ones
+    assert [len(g) for g in class_groups(labels, 1000, gpu)] == [len(labels)]
+    assert [len(g) for g in class_groups(labels, 6, gpu)] == 19 * [6]
 
 
 # Learned labels

@@ -39,7 +39,7 @@ ARCHS = ("sm_80", "sm_90")
 REGISTER_FILE = 65536  # registers of a multiprocessor, of every architecture since 2012
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a block gets without opting in
 # Blocks of 256 threads that must fit on a multiprocessor, or latency shows.
-OCCUPANCY = {"render<float": 4, "gather<float": 3}
+OCCUPANCY = {"render<float": 4, "render<float, 3": 5, "gather<float": 4}
 
 
 # ----------------------------------------------------------------------------- compiled, not run

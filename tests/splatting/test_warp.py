@@ -156,6 +156,14 @@ def test_an_index_renders_and_differentiates_those_images(host, index):
         assert (gradient[shown] - each.sum(0)).abs().max() <= 1e-5 * each.abs().sum(0).max()
 
 
+def test_a_block_of_many_tiles_renders_them_all(host):
+    params = scene(torch.Generator().manual_seed(4), 1, 3, 2044, 2060, channels=1).float()
+    case = Case(params, 2044, 2060, {})  # more tiles than blocks are wanted
+    v_images = torch.zeros(1, 1, 2044, 2060)
+    image, _ = run(host, case, params, v_images)
+    assert (image - splat(params, 2044, 2060)).abs().max() <= 2e-5
+
+
 def test_an_index_out_of_range_renders_black_and_reads_nothing(host):
     params = scene(torch.Generator().manual_seed(0), 2, 9, 12, 11).float()
     case, v_images = Case(params, 12, 11, {}), torch.randn(4, 3, 12, 11)

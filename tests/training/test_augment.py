@@ -1,7 +1,7 @@
 """DSA: stored numbers, literal pixel-by-pixel versions, and which images share parameters."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -283,3 +283,11 @@ def test_images_of_another_size():
 def test_draws_that_fit_no_images(groups, message):
     with pytest.raises(ValueError, match=message):
         apply_dsa(torch.zeros(3, 1, 8, 8), draw(), groups)
+
+
+def test_packed_numbers_come_back_as_they_were():
+    params = draw(count=5, mixed=True)
+    back = DsaParams.unpack(params.pack(), params.kind, params.size)
+    for field in fields(DsaParams)[1:]:
+        own, there = getattr(params, field.name), getattr(back, field.name)
+        assert torch.equal(own, there) and own.dtype == there.dtype

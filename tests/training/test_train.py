@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gsdd_lib.config import EvalConfig
+from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.core.rng import generator
 from gsdd_lib.networks import make_network
 from gsdd_lib.training import train as module
@@ -145,3 +146,24 @@ def test_a_diverging_loss_stops():
         EvaluationError, match="training loss is (nan|inf) in epoch 1 of 3; .*eval_lr=1e"
     ):
         train(with_(eval_lr=1e38))
+
+
+def test_bf16_trains_nearly_as_float32_does():
+    plain, loss = train(with_(epochs=5))
+    rounded, loss_there = train(with_(epochs=5, eval_precision="bf16"))
+    assert loss_there == pytest.approx(loss, rel=0.02) and not equal(plain, rounded)
+    assert all(value.dtype == torch.float32 for value in rounded.state_dict().values())
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_channels_last_changes_rounding_alone(ema):
+    plain, loss = train(with_(epochs=3, eval_ema=ema))
+    other, loss_there = train(with_(epochs=3, eval_ema=ema, eval_channels_last=True))
+    assert loss_there == pytest.approx(loss, rel=1e-4)
+    for own, there in zip(plain.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(own, there, atol=1e-4, rtol=1e-3)
+
+
+def test_tf32_is_refused_on_a_cpu():
+    with pytest.raises(ConfigError, match="is a GPU's"):
+        train(with_(eval_precision="tf32"))
