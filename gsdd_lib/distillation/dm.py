@@ -49,21 +49,33 @@ def kernel_loss(
         real_labels, synthetic_labels: int64, best on the CPU; each synthetic class has real images.
     """
 
-    def squared_distances(one: Tensor, other: Tensor) -> Tensor:
-        squares = one.square().sum(1)[:, None] + other.square().sum(1)[None]
-        return (squares - 2 * one @ other.T).clamp(min=0)
-
+    labels, classes = (synthetic_labels, real_labels), synthetic_labels.unique()
+    members = [[(own == label).nonzero().flatten() for label in classes] for own in labels]
+    alike = all(len(set(map(len, own))) == 1 for own in members)
+    if synthetic.is_cuda and alike:  # all classes in each launch
+        batches = [tuple(map(torch.stack, members))]
+    else:
+        batches = list(zip(*members, strict=True))
     total = synthetic.new_zeros(())
+    for each in batches:
+        indices = (index.to(synthetic.device, non_blocking=True) for index in each)
+        s, r = (own[index] for own, index in zip((synthetic, real), indices, strict=True))
+        total = discrepancy(s, r, total)
+    return total
 
-    def of_class(embeddings: Tensor, labels: Tensor, label: int) -> Tensor:
-        index = (labels == label).nonzero().flatten()
-        return embeddings[index.to(embeddings.device, non_blocking=True)]
 
-    for label in synthetic_labels.unique().tolist():
-        s, r = of_class(synthetic, synthetic_labels, label), of_class(real, real_labels, label)
-        pairs = [(squared_distances(*each), w) for *each, w in ((s, s, 1), (s, r, -2), (r, r, 1))]
-        for bandwidth in BANDWIDTHS:
-            scale = -0.5 / (bandwidth * pairs[-1][0].mean().clamp(min=1e-12))
-            for distances, weight in pairs:
-                total = total + weight * torch.exp(scale * distances).mean()
+def discrepancy(synthetic: Tensor, real: Tensor, total: Tensor) -> Tensor:
+    """``total`` and the kernel loss of a class, [n, features], or of several, [K, n, features]."""
+
+    def squared_distances(one: Tensor, other: Tensor) -> Tensor:
+        squares = one.square().sum(-1)[..., :, None] + other.square().sum(-1)[..., None, :]
+        return (squares - 2 * one @ other.mT).clamp(min=0)
+
+    s, r = synthetic, real
+    pairs = [(squared_distances(*each), w) for *each, w in ((s, s, 1), (s, r, -2), (r, r, 1))]
+    level = pairs[-1][0].mean((-2, -1), keepdim=True).clamp(min=1e-12)
+    for bandwidth in BANDWIDTHS:
+        scale = -0.5 / (bandwidth * level)
+        for distances, weight in pairs:
+            total = total + (weight * torch.exp(scale * distances).mean((-2, -1))).sum()
     return total

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gsdd_lib.distillation.dm import class_means, dm_loss, kernel_loss
+from gsdd_lib.distillation.dm import class_means, discrepancy, dm_loss, kernel_loss
 from gsdd_lib.distillation.microbatch import map_micro_batches
 
 EMBEDDINGS = torch.tensor([[1.0, 2.0], [0.0, 10.0], [3.0, 6.0], [2.0, 20.0]])
@@ -121,3 +121,23 @@ def test_the_kernel_loss_in_double():
     synthetic = torch.randn(4, 3, generator=draw, dtype=torch.float64, requires_grad=True)
     labels, own = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 1, 0, 1])
     assert torch.autograd.gradcheck(lambda s: kernel_loss(real, labels, s, own), synthetic)
+
+
+def test_the_kernel_loss_of_several_classes_at_once_is_the_sum_of_theirs():
+    real, synthetic = torch.randn(3, 7, 5), torch.randn(3, 4, 5)
+    together = discrepancy(synthetic, real, torch.zeros(()))
+    labels, own = (torch.arange(3).repeat_interleave(count) for count in (7, 4))
+    apart = kernel_loss(real.flatten(0, 1), labels, synthetic.flatten(0, 1), own)
+    torch.testing.assert_close(together, apart)
+    assert discrepancy(synthetic[0], real[0], apart) > apart
+
+
+@pytest.mark.gpu
+def test_a_gpu_matches_all_classes_at_once_to_the_cpus_loss():
+    real, synthetic = torch.randn(21, 5), torch.randn(12, 5)
+    labels, own = torch.arange(21) % 3, torch.arange(12) % 3
+    here = kernel_loss(real, labels, synthetic, own)
+    there = kernel_loss(real.cuda(), labels, synthetic.cuda(), own)
+    torch.testing.assert_close(there.cpu(), here, atol=1e-4, rtol=1e-4)
+    means = class_means(real.cuda(), labels, 3).cpu()
+    torch.testing.assert_close(means, class_means(real, labels, 3), atol=1e-4, rtol=1e-4)
