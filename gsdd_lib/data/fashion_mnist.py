@@ -5,6 +5,7 @@ Four IDX files, plain or ``.gz``, whose content must have the published SHA-256.
 
 import http.client
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from gsdd_lib.config import DataConfig
@@ -99,12 +101,15 @@ def _locate(folder: Path, stem: str) -> Path:
 
 
 def _read_split(folder: Path, prefix: str) -> ImageSet:
-    """An IDX file is a head of 16 bytes (images) or 8 (labels), then the values."""
-    values = []
-    for stem, head in ((f"{prefix}-images-idx3-ubyte", 16), (f"{prefix}-labels-idx1-ubyte", 8)):
+    """An IDX file is 0, 0, 8 (bytes), the number of dimensions, these, the values."""
+    tensors = []
+    for stem in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"):
         content = _sound(stem, _locate(folder, stem))
-        values.append(torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=head))
-    return ImageSet(values[0].view(-1, 1, 28, 28), values[1].long())
+        start = 4 + 4 * content[3]
+        shape = struct.unpack(f">{content[3]}I", content[4:start])
+        values = np.frombuffer(content, np.uint8, offset=start).copy()
+        tensors.append(torch.from_numpy(values).view(shape))
+    return ImageSet(tensors[0].unsqueeze(1), tensors[1].long())
 
 
 def _sound(stem: str, path: Path, content: bytes | None = None) -> bytes:
