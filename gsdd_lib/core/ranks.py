@@ -84,7 +84,7 @@ def spread_groups(
     function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any], size: int
 ) -> list[Any]:
     """As :func:`spread`, of a function that takes up to ``size`` items at once."""
-    size = min(size, -(-len(items) // world()))  # no rank idles for the sake of large groups
+    size = max(1, min(size, -(-len(items) // world())))  # no rank idles
     groups = [items[first : first + size] for first in range(0, len(items), size)]
     return [result for results in spread(function, groups) for result in results]
 
