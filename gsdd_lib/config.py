@@ -24,7 +24,7 @@ DSA = "color_crop_cutout_flip_scale_rotate"  # all of the augmentations
 OBJECTIVES = ["dm", "dc", "tm"]  # and those of one's own: see distillation.losses.add_objective
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
-# How networks compute: left out of what names a run where it is the usual way, older runs' only one
+# How networks compute: not said where it is the usual way, which was the only one of older files
 USUAL = {"eval_precision": "auto", "eval_channels_last": False}
 USUAL |= {"expert_precision": "auto", "expert_channels_last": False}
 
@@ -85,6 +85,11 @@ class Config(BaseModel):
         plain, fields = {**parameters}, cls.model_fields
         plain |= {name: plain[prefix + name] for name in fields if prefix + name in plain}
         return cls(**({name: plain[name] for name in fields if name in plain} | others))
+
+    def told(self, *, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """The fields by name, but those excluded and those that are as in :data:`USUAL`."""
+        fields = self.model_dump(exclude=set(exclude)).items()
+        return {name: value for name, value in fields if (name, value) not in USUAL.items()}
 
     @classmethod
     def _sentence(cls, fault: Any) -> str:

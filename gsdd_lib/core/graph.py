@@ -5,6 +5,7 @@ issue as fast; a CUDA graph issues all of them at once. Elsewhere everything her
 """
 
 import contextlib
+import gc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -66,11 +67,15 @@ class Recorded:
     def _record(self, tensors: Sequence[Tensor], settings: dict[str, Any]) -> tuple:
         inputs, graph = [tensor.clone() for tensor in tensors], torch.cuda.CUDAGraph()
         # torch.cuda.graph would wait for the device and empty the cache before each of many graphs
+        collecting = gc.isenabled()
+        gc.disable()  # an older graph that is freed while one is recorded would spoil it
         graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
         try:
             self.function(*inputs, **settings)
         finally:
             graph.capture_end()
+            if collecting:
+                gc.enable()
         return graph, inputs
 
 

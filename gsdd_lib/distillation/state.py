@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gsdd_lib.config import USUAL, CodecConfig, Config, DistillConfig, EvalConfig
+from gsdd_lib.config import CodecConfig, Config, DistillConfig, EvalConfig
 from gsdd_lib.core import ranks
 from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import checksum, seal, unseal, write_atomically
@@ -179,10 +179,7 @@ class Checkpoint:
         if folder is None:
             return
         self.settings = state.config.model_dump(exclude=MEMORY_SETTINGS)
-        judge = eval_config.model_dump(exclude=REPORT_SETTINGS).items()
-        self.settings |= {
-            name: value for name, value in judge if (name, value) not in USUAL.items()
-        }
+        self.settings |= eval_config.told(exclude=REPORT_SETTINGS)
         experts = state.experts.fingerprint if state.experts else ""
         self.settings |= {"seed": seed, "data": data.fingerprint, "experts": experts}
         self.settings |= {"start": _fingerprint(state), "snapshots": state.snapshots is not None}

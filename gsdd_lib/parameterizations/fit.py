@@ -114,7 +114,8 @@ def fit_rows(gaussians: GaussianImages, targets: Tensor, config: FitConfig) -> I
         if config.fit_steps:
             packed.copy_(scaled * rates)
             gaussians.constrain_()
-        yield row(config.fit_steps, gaussians.splat())
+        last = row(config.fit_steps, gaussians.splat())
+    yield last
 
 
 def learning_rate(config: FitConfig, step: int) -> float:

@@ -60,7 +60,7 @@ class DistilledSet:
             more: other fields of the class; ``eval_config``: how to train networks on the set.
         """
         how = more.pop("eval_config", None)
-        training = how.model_dump(exclude=EVALUATION_ONLY) if how else {}
+        training = how.told(exclude=EVALUATION_ONLY) if how else {}
         more |= {"provenance": provenance or {}, "training": training, "data": data}
         made = cls(gaussians, data.name, data.class_names, **more)
         logits = [] if made.soft_labels is None else list(made.soft_labels.logits.shape)

@@ -217,9 +217,7 @@ def _train_expert(
 
 
 def _settings(data: ImageData, config: ExpertConfig, seed: int) -> dict[str, Any]:
-    about = config.model_dump(exclude={"num_experts"}).items()
-    about = {name: value for name, value in about if (name, value) not in USUAL.items()}
-    about |= _about_data(data)
+    about = config.told(exclude={"num_experts"}) | _about_data(data)
     return about | {"data": data.fingerprint, "train_images": len(data.train), "seed": seed}
 
 
