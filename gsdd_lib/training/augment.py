@@ -5,7 +5,7 @@ As in the published code, the zeros that fill in are the mean color of the data 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -25,55 +25,28 @@ class DsaParams:
 
     size: tuple[int, int]
     kind: Tensor  # int64 [G], on the CPU, the transformation, index into TRANSFORMS; -1: none
-    brightness: Tensor  # [G] in [-0.5, 0.5], added
-    saturation: Tensor  # [G] in [0, 2], factor about the mean of a pixel's channels
-    contrast: Tensor  # [G] in [0.5, 1.5], factor about the mean of the image
-    shift: Tensor  # int64 [G, 2], rows and columns by which the window of crop moves
-    cutout: Tensor  # int64 [G, 2], row and column of the square's center
-    flip: Tensor  # bool [G], whether left and right are exchanged
-    scale: Tensor  # [G, 2], factor of the sampling grid's x and y: above 1 the image shrinks
-    angle: Tensor  # [G], radians by which the sampling grid turns
+    packed: Tensor  # float32 [G, 11], all the numbers, exactly: one copy takes them to a device
+
+    brightness = property(lambda self: self.packed[:, 0])  # in [-0.5, 0.5], added
+    saturation = property(lambda self: self.packed[:, 1])  # factor about a pixel's mean, in [0, 2]
+    contrast = property(lambda self: self.packed[:, 2])  # about the image's mean, in [0.5, 1.5]
+    shift = property(lambda self: self.packed[:, 3:5].long())  # of crop's window: rows, columns
+    cutout = property(lambda self: self.packed[:, 5:7].long())  # the square's center: row, column
+    flip = property(lambda self: self.packed[:, 7].bool())  # whether left and right are exchanged
+    scale = property(lambda self: self.packed[:, 8:10])  # of the grid's x, y: above 1 it shrinks
+    angle = property(lambda self: self.packed[:, 10])  # radians by which the sampling grid turns
 
     def __len__(self) -> int:
         return len(self.kind)
 
     def select(self, index: Tensor) -> "DsaParams":
         """The parameters at ``index``, with repetition, in its order."""
-        parts = (getattr(self, field.name) for field in fields(self)[1:])
-        return DsaParams(self.size, *(values[index.to(values.device)] for values in parts))
-
-    def pack(self) -> Tensor:
-        """All numbers but ``kind`` as float32 [G, 11], exactly: one copy takes them to a device."""
-        parts = (getattr(self, name).float().view(len(self), -1) for name in LAYOUT)
-        return torch.cat(list(parts), 1)
-
-    @classmethod
-    def unpack(cls, packed: Tensor, kind: Tensor | int, size: tuple[int, int]) -> "DsaParams":
-        """Undo :meth:`pack`, on the device of ``packed``; ``kind`` may be one for all."""
-        columns = packed.split([width for width, _ in LAYOUT.values()], 1)
-        parts = zip(LAYOUT.items(), columns, strict=True)
-        own = {name: part.to(type_).view(-1, *[w] * (w > 1)) for (name, (w, type_)), part in parts}
-        return cls(size, torch.as_tensor(kind).expand(len(packed)), **own)
+        parts = (values[index.to(values.device)] for values in (self.kind, self.packed))
+        return DsaParams(self.size, *parts)
 
     def to(self, device: torch.device) -> "DsaParams":
         """The numbers on ``device``; ``kind`` stays, since Python chooses the transformation."""
-        if self.angle.device == device:
-            return self
-        packed = self.pack().to(device, non_blocking=True)
-        return self.unpack(packed, self.kind, self.size)
-
-
-# Columns and type of the packed numbers
-LAYOUT = {
-    "brightness": (1, torch.float32),
-    "saturation": (1, torch.float32),
-    "contrast": (1, torch.float32),
-    "shift": (2, torch.int64),
-    "cutout": (2, torch.int64),
-    "flip": (1, torch.bool),
-    "scale": (2, torch.float32),
-    "angle": (1, torch.float32),
-}
+        return replace(self, packed=self.packed.to(device, non_blocking=True))
 
 
 def sample_dsa(
@@ -93,30 +66,24 @@ def sample_dsa(
         check_choice("augmentation", TRANSFORMS, name)
     source = {"generator": generator, "device": generator.device}
 
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand((count, *shape), **source)
+    def uniform(low: float, high: float, columns: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand((count, columns), **source)
 
-    def integers(low: int, high: int, number: int = count) -> Tensor:  # high is excluded
-        return torch.randint(low, high, (number,), **source)
+    def integers(low: int, high: int) -> Tensor:  # high is excluded
+        return torch.randint(low, high, (count, 1), **source)
 
     kinds = torch.tensor([list(TRANSFORMS).index(name) for name in names] or [-1])
     if names:
-        kinds = kinds.to(generator.device)[integers(0, len(names), count if mixed else 1)]
+        chosen = torch.randint(len(names), (count if mixed else 1,), **source)
+        kinds = kinds.to(generator.device)[chosen]
     reach = [_round(side * CROP) for side in size]
     # A square of even side has its center between two pixels, so there is one more place for it.
     places = [side + 1 - _round(side * CUTOUT) % 2 for side in size]
-    return DsaParams(
-        size=tuple(size),
-        kind=kinds.to(generator.device).expand(count),
-        brightness=uniform(-0.5, 0.5),
-        saturation=uniform(0.0, 2.0),
-        contrast=uniform(0.5, 1.5),
-        shift=torch.stack([integers(-r, r + 1) for r in reach], 1),
-        cutout=torch.stack([integers(0, p) for p in places], 1),
-        flip=uniform(0.0, 1.0) < 0.5,
-        scale=uniform(1 / SCALE, SCALE, 2),
-        angle=uniform(-ROTATE, ROTATE),
-    )
+    columns = [uniform(-0.5, 0.5), uniform(0.0, 2.0), uniform(0.5, 1.5)]  # as in DsaParams
+    columns += [integers(-r, r + 1) for r in reach] + [integers(0, p) for p in places]
+    columns += [uniform(0.0, 1.0) < 0.5, uniform(1 / SCALE, SCALE, 2), uniform(-ROTATE, ROTATE)]
+    packed = torch.cat([column.float() for column in columns], 1)
+    return DsaParams(tuple(size), kinds.to(generator.device).expand(count), packed)
 
 
 def apply_dsa(images: Tensor, params: DsaParams, groups: Tensor | None = None) -> Tensor:

@@ -87,7 +87,8 @@ class Step:
         self.run(index, packed, kind=int(params.kind[0]))
 
     def _run(self, index: Tensor, packed: Tensor, kind: int) -> None:
-        params = DsaParams.unpack(packed, kind, tuple(self.images.shape[2:]))
+        kinds = torch.tensor(kind).expand(len(packed))
+        params = DsaParams(tuple(self.images.shape[2:]), kinds, packed)
         batch = apply_dsa(self.normalize(self.images[index]), params)
         with precision(self.precision, batch.device):
             logits = self.network(batch.contiguous(memory_format=self.layout))
@@ -163,7 +164,7 @@ def train_epoch(step: Step, batch: int, dsa: str, generator: torch.Generator) ->
     count, *size = len(step.images), *step.images.shape[2:]
     order = torch.randperm(count, generator=generator)
     params = [sample_dsa(dsa, len(own), size, generator=generator) for own in order.split(batch)]
-    packed = torch.cat([own.pack() for own in params])
+    packed = torch.cat([own.packed for own in params])
     order, packed = (v.to(step.images.device, non_blocking=True) for v in (order, packed))
     step.total.zero_()
     for each in zip(order.split(batch), packed.split(batch), params, strict=True):
