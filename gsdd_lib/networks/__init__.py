@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from gsdd_lib.config import check_choice
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.networks import layers
-from gsdd_lib.networks.convnet import alexnet, convnet, vgg11
+from gsdd_lib.networks.convnet import ALEXNET, VGG11, VGG_GRID, blocks, convnet
 from gsdd_lib.networks.layers import Network
 from gsdd_lib.networks.resnet import resnet18
 from gsdd_lib.networks.vit import vit
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     **{f"ConvNetD{depth}": partial(convnet, depth=depth) for depth in range(1, 7)},
-    "AlexNet": alexnet,
-    "VGG11": vgg11,
+    "AlexNet": partial(blocks, "AlexNet", plan=ALEXNET, norm="none", pooling="max"),
+    "VGG11": partial(blocks, "VGG11", plan=VGG11, pooling="max", grid=VGG_GRID),
     "ResNet18": resnet18,
     "ResNet18BN": partial(resnet18, norm="batch"),
     "ViT": vit,

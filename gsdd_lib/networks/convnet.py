@@ -10,10 +10,10 @@ from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.networks.layers import ACTIVATIONS, GROUPS, NORMS, POOLINGS, Network, Shape
 
 Plan = tuple[tuple[int, int, bool], ...]  # filters, kernel size, and whether pooled, per block
-ALEXNET: Plan = (
+ALEXNET: Plan = (  # no norm, 2x2 maxima
     (128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True),
 )  # fmt: skip
-VGG11: Plan = (
+VGG11: Plan = (  # 2x2 maxima
     (64, 3, True), (128, 3, True), (256, 3, False), (256, 3, True),
     (512, 3, False), (512, 3, True), (512, 3, False), (512, 3, True),
 )  # fmt: skip
@@ -23,16 +23,6 @@ VGG_GRID = 7  # GLaD pools larger images to 7x7 before the linear layer
 def convnet(shape: Shape, num_classes: int, *, depth: int, width: int, **choices: str) -> Network:
     """``depth`` blocks of 3x3 convolutions with ``width`` filters; ``choices``: :func:`blocks`."""
     return blocks(f"ConvNetD{depth}", shape, num_classes, ((width, 3, True),) * depth, **choices)
-
-
-def alexnet(shape: Shape, num_classes: int) -> Network:
-    """Two 5x5 and three 3x3 convolutions with ReLU, three 2x2 maxima; no norm, no dropout."""
-    return blocks("AlexNet", shape, num_classes, ALEXNET, norm="none", pooling="max")
-
-
-def vgg11(shape: Shape, num_classes: int) -> Network:
-    """Eight 3x3 convolutions with instance norm and ReLU, five 2x2 maxima; at most 7x7 pixels."""
-    return blocks("VGG11", shape, num_classes, VGG11, pooling="max", grid=VGG_GRID)
 
 
 def blocks(
