@@ -80,39 +80,28 @@ def gsplat_images(
 
     samples = 2 if supersample else 1
     rows = params.flatten(0, 1)[:, None]  # each Gaussian an image of its own
-    size = (samples * height, samples * width)
+    size = (samples * width, samples * height)
     scene = gsplat_scene(rows, height, width, samples=samples, prefilter=prefilter)
     placed = [scene[name] for name in ("means", "covars", "viewmats", "Ks")]
     more = {"eps2d": scene["eps2d"], "camera_model": scene["camera_model"]}
-    projected = _torch_impl._fully_fused_projection(*placed, size[1], size[0], **more)
-    shapes = (projected[1][:, 0], projected[3][:, 0])  # centers and conics
-    with torch.no_grad():  # which samples have exp(-sigma) >= 1/255, by gsplat's own falloff
-        half, white = torch.full_like(rows[..., -1], 0.5), torch.ones_like(rows[..., :1])
-        everywhere = torch.arange(len(rows) * size[0] * size[1])
-        falloff = 2 * _gsplat_alpha(*shapes, half, white, size, everywhere)
-        inside = (falloff >= oracle.SUPPORT).flatten().nonzero().squeeze(1)
-    single = _gsplat_alpha(*shapes, scene["opacities"], scene["colors"], size, inside)
-    return F.avg_pool2d(single.unflatten(0, params.shape[:2]).sum(1).movedim(-1, 1), samples)
-
-
-def _gsplat_alpha(centers, conics, opacities, colors, size, samples) -> Tensor:
-    # ``alpha * color`` of single Gaussians at the given samples, [I, height, width, C]. gsplat
-    # has nerfacc composite; of one Gaussian there is nothing to: a stand-in takes its place.
-    from gsplat.cuda import _torch_impl
-
-    def add_up(weights, values, ray_indices, n_rays):
-        terms = weights[:, None] if values is None else weights[:, None] * values
-        return terms.new_zeros(n_rays, terms.shape[1]).index_add(0, ray_indices, terms)
-
+    _, centers, _, conics, _ = _torch_impl._fully_fused_projection(*placed, *size, **more)
+    every = [torch.arange(count) for count in (len(rows), size[0] * size[1])]
+    image, sample = (index.flatten() for index in torch.meshgrid(*every, indexing="ij"))
+    rays = (torch.zeros_like(image), sample, image, *size)
+    # gsplat has nerfacc composite; of one Gaussian there is nothing to: a stand-in takes its place
     nerfacc = SimpleNamespace(
-        render_weight_from_alpha=lambda alphas, ray_indices, n_rays: (alphas, alphas),
-        accumulate_along_rays=add_up,
+        render_weight_from_alpha=lambda alphas, **_: (alphas, alphas),
+        accumulate_along_rays=lambda w, values, **_: w[:, None] * (1 if values is None else values),
     )
-    height, width = size
-    image, pixel = samples // (height * width), samples % (height * width)
-    rays = (torch.zeros_like(image), pixel, image, width, height)
+
+    def colored(opacities: Tensor, colors: Tensor) -> Tensor:  # alpha * color, [I, H, W, C]
+        return _torch_impl.accumulate(centers[:, 0], conics[:, 0], opacities, colors, *rays)[0]
+
     with mock.patch.dict(sys.modules, nerfacc=nerfacc):
-        return _torch_impl.accumulate(centers, conics, opacities, colors, *rays)[0]
+        half, white = torch.full_like(rows[..., -1], 0.5), torch.ones_like(rows[..., :1])
+        inside = 2 * colored(half, white) >= oracle.SUPPORT  # exp(-sigma), by gsplat's own falloff
+        single = colored(scene["opacities"], scene["colors"]) * inside
+    return F.avg_pool2d(single.unflatten(0, params.shape[:2]).sum(1).movedim(-1, 1), samples)
 
 
 def image_and_gradient(render: Callable, params: Tensor, cotangent: Tensor) -> Pair:
