@@ -4,7 +4,6 @@ import ctypes
 import multiprocessing
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,9 +28,7 @@ def time_job(job: Job, repeats: int, device: str = "cpu") -> tuple[float, float,
     job()
     once = _cpu_ms if device == "cpu" else _cuda_ms
     times = [once(job) for _ in range(repeats)]
-    if repeats > 1:
-        times = statistics.quantiles(times, n=4, method="inclusive")
-    return times[len(times) // 2], times[0], times[-1]
+    return tuple(np.quantile(times, (0.5, 0.25, 0.75)).tolist())
 
 
 def median_ms(job: Job, repeats: int, device: str = "cpu") -> float:

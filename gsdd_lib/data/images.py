@@ -3,6 +3,7 @@
 A cached file is named by a hash of the images' content and of how they are decoded.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -82,7 +83,7 @@ def decoded(
     about = f"{VERSION} {shape} {resize} {sha256(b''.join(hashes)).hexdigest()}"
     path = cache_folder() / f"{name}-{sha256(about.encode()).hexdigest()[:32]}.pixels"
     try:
-        if not _is_intact(path, shape):
+        if not _is_intact(path):
             if path.exists():
                 warnings.warn(f"{path} is damaged: decoding its images again", stacklevel=2)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,11 +164,10 @@ def _resized(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Im
     return image.crop((left, top, left + width, top + height))
 
 
-def _is_intact(path: Path, shape: tuple[int, ...]) -> bool:
-    if not path.is_file() or path.stat().st_size != MARK + math.prod(shape):
-        return False
-    with open(path, "rb") as file:
+def _is_intact(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         return file.read(MARK) == file_digest(file, "sha256").digest()
+    return False
 
 
 def _decode_all(listing: Listing, shape: tuple, resize: str) -> np.ndarray:
