@@ -56,16 +56,13 @@ class Recorder:
     def __init__(self) -> None:
         self._start, self._stop = time.perf_counter(), None
 
+    seconds = property(lambda self: (self._stop or time.perf_counter()) - self._start)
+
     def __enter__(self) -> Self:
-        self.__init__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return (self._stop or time.perf_counter()) - self._start
 
 
 def run_record(parameters: Mapping[str, Any], *, seconds: float, extra=None, device="cpu") -> dict:
