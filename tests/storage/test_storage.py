@@ -1,6 +1,7 @@
 """The distilled set: its file bit by bit, old files, files that are refused, export, display."""
 
 import json
+import re
 import random
 import subprocess
 import sys
