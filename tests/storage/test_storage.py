@@ -1,8 +1,8 @@
 """The distilled set: its file bit by bit, old files, files that are refused, export, display."""
 
 import json
-import re
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
