@@ -74,7 +74,7 @@ class Recorded:
             try:
                 self.function(*inputs, **settings)
             finally:
-                graph.capture_end()  # raises where the recording was spoiled
+                graph.capture_end()
         finally:
             if collecting:
                 gc.enable()
