@@ -50,7 +50,7 @@ else
 	@echo "notebooks/ holds no notebook: nothing for nbval to run."
 endif
 
-test-browser: $(ENVIRONMENT) compiler ## The notebooks as a reader uses them: JupyterLab in a headless Chromium (5 minutes)
+test-browser: $(ENVIRONMENT) compiler ## The notebooks as a reader uses them: JupyterLab in a headless Chromium (8 minutes)
 	@$(PYTHON) -c 'import selenium' 2>/dev/null \
 	  || $(PYTHON) -m pip install -q -e ".[notebooks,dev,browser]" -c constraints.txt
 	$(PYTHON) -m pytest tests_browser

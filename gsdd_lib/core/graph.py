@@ -69,11 +69,13 @@ class Recorded:
         # torch.cuda.graph would wait for the device and empty the cache before each of many graphs
         collecting = gc.isenabled()
         gc.disable()  # an older graph that is freed while one is recorded would spoil it
-        graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
         try:
-            self.function(*inputs, **settings)
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                self.function(*inputs, **settings)
+            finally:
+                graph.capture_end()
         finally:
-            graph.capture_end()
             if collecting:
                 gc.enable()
         return graph, inputs

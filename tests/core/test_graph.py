@@ -1,5 +1,6 @@
 """Recorded steps do what plain calls do; tasks return what they return; gpu: to the same bits."""
 
+import gc
 import warnings
 
 import pytest
@@ -58,6 +59,60 @@ def test_the_rate_is_set_in_place_where_it_is_a_tensor():
     set_rate(held, 0.25)
     assert plain.param_groups[0]["lr"] == 0.25 == rate.item()
     assert held.param_groups[0]["lr"] is rate
+
+
+class FakeGraph:
+    """Stands for torch's on a machine without a GPU; fails at one call of a recording."""
+
+    failing = ""
+
+    def capture_begin(self, **how):
+        self._reach("capture_begin")
+
+    def capture_end(self):
+        self._reach("capture_end")
+
+    def replay(self):
+        pass
+
+    def _reach(self, call):
+        assert not gc.isenabled(), f"garbage may be collected at {call}"
+        if call == self.failing:
+            raise RuntimeError(f"{call} failed\nand more lines")
+
+
+@pytest.fixture
+def collection():
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("failing", ["", "capture_begin", "function", "capture_end"])
+def test_nothing_is_collected_while_a_graph_is_recorded(collection, monkeypatch, failing, enabled):
+    """Freed during a recording, an older graph would spoil it; afterwards all is as before."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(FakeGraph, "failing", failing)
+    collected = []  # whether collection was on, call by call
+
+    def function(values):
+        collected.append(gc.isenabled())
+        if failing == "function" and len(collected) == WARM_UP + 1:
+            raise RuntimeError("function failed")
+
+    recorded = Recorded(function, CPU)
+    recorded.recording, recorded.pool = True, None  # as on a GPU
+    (gc.enable if enabled else gc.disable)()
+    for _ in range(WARM_UP):
+        recorded._call((torch.ones(2),), {})
+    if failing:
+        with pytest.warns(UserWarning, match=rf"without a CUDA graph \({failing} failed\)"):
+            recorded._call((torch.ones(2),), {})
+    else:
+        recorded._call((torch.ones(2),), {})
+    assert gc.isenabled() == enabled and recorded.recording == (not failing)
+    during = [False] * (failing != "capture_begin")  # then, if it failed, as it is
+    assert collected == [enabled] * WARM_UP + during + [enabled] * bool(failing)
 
 
 @pytest.fixture

@@ -284,15 +284,18 @@ def test_offsets_past_two_to_the_31st():
 @on_gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int32])
 def test_another_dtype_is_refused(dtype):
-    with pytest.raises(RuntimeError, match="must be float32, float64 or bfloat16"):
+    accepted = r"params must be a float32, float64 or bfloat16 tensor \[images, points, numbers\]"
+    with pytest.raises(RuntimeError, match=rf"{accepted}, got {dtype} \[1, 2, 9\] on cuda:0\."):
         torch.ops.gsdd.splat(torch.zeros(1, 2, 9, device="cuda").to(dtype), 4, 4, *[True] * 4)
 
 
 @on_gpu
 def test_a_gradient_of_another_shape_is_refused():
     params = torch.zeros(2, 2, 9, device="cuda")
+    rendered = r"v_images must be torch.float32 \[2, 3, 4, 4\] on cuda:0, as was rendered"
     for size in ((1, 3, 4, 4), (2, 2, 4, 4)):
-        with pytest.raises(RuntimeError, match="v_images must have the images, channels"):
+        got = re.escape(f"got torch.float32 {list(size)} on cuda:0.")
+        with pytest.raises(RuntimeError, match=f"{rendered}, {got}"):
             torch.ops.gsdd.splat_backward(torch.zeros(size, device="cuda"), params, *[True] * 4)
 
 

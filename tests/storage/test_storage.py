@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -562,10 +563,13 @@ def test_a_whitened_set_has_one_resolution(white_path: Path) -> None:
         loaded.normalize(torch.zeros(1, 1, 9, 9))
 
 
-@pytest.mark.parametrize("bits", [("fashion_mnist_25kbit", 25_088), ("cifar10_98kbit", 98_304)])
-def test_the_committed_sets_load_and_weigh_what_their_name_says(bits):
-    name, budget = bits
-    small = load(project_root() / "distilled" / f"{name}.safetensors")
+BUDGETS = {"25kbit": 25_088, "98kbit": 98_304, "251kbit": 250_880, "983kbit": 983_040}
+BUDGETS |= {"1254kbit": 1_254_400}
+
+
+@pytest.mark.parametrize("path", sorted(project_root().glob("distilled/*.safetensors")))
+def test_the_committed_sets_load_and_weigh_what_their_name_says(path):
+    small, budget = load(path), BUDGETS[re.search(r"\d+kbit", path.stem)[0]]
     assert 8 * small.file_bytes / len(small.class_names) <= budget
     assert small.labels.bincount().unique().numel() == 1
     assert torch.isfinite(small.render()).all()
