@@ -37,9 +37,6 @@ class Protocols:
     paper: Row  # chosen on the test split
     reported: Row  # the one of ``EvalConfig.protocol``
 
-    # Percentage points that choosing on the test split adds; at least 0
-    gap = property(lambda self: self.paper["mean"] - self.clean["mean"])
-
 
 def best_row(history: Sequence[Mapping[str, float]]) -> int:
     """Index of the row with the best validation accuracy, the first of equals: the one kept."""
