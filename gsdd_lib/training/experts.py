@@ -23,7 +23,7 @@ from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.normalization import ChannelNormalization
 from gsdd_lib.networks import flatten, network_for
-from gsdd_lib.training.train import Step, accuracy, sgd, train_epoch
+from gsdd_lib.training.train import Step, accuracy, optimizer_for, train_epoch
 
 TOGETHER = 8  # experts that a GPU trains side by side
 FORMAT, VERSION = "gsdd-expert", 2
@@ -196,7 +196,8 @@ def _train_expert(
     real, held, loss = data.train, data.validation, torch.zeros(())
     how = {"precision": config.expert_precision, "channels_last": config.expert_channels_last}
     how["normalize"] = data.normalize
-    step = Step(network, sgd(network, config.expert_lr), real.images, real.labels, **how)
+    optimizer = optimizer_for(network, "sgd", config.expert_lr)
+    step = Step(network, optimizer, real.images, real.labels, **how)
     snapshots, rows = {}, []
     for epoch in range(config.train_epochs + 1):
         if epoch:

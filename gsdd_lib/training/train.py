@@ -20,7 +20,8 @@ from gsdd_lib.networks.layers import Dropout
 from gsdd_lib.networks.precision import precision
 from gsdd_lib.training.augment import DsaParams, apply_dsa, sample_dsa
 
-MOMENTUM = 0.9
+MOMENTUM = 0.9  # of sgd
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}  # as torch.optim calls them
 TEST_BATCH = 512  # images per forward pass; the accuracy does not depend on it
 Normalize = Callable[[Tensor], Tensor]
 
@@ -135,12 +136,14 @@ def training(
     average = MovingAverage(network, config.eval_ema) if config.eval_ema else None
     how = {"precision": config.eval_precision, "channels_last": config.eval_channels_last}
     how |= {"normalize": normalize, "average": average}
-    step = Step(network, _optimizer(network, config), images, labels, **how)
-    losses: list[Tensor] = []
+    name, own = config.eval_optimizer, {"weight_decay": config.eval_weight_decay}
+    own |= {"momentum": MOMENTUM} if name == "sgd" else {}
+    published, losses = config.eval_schedule == "published", []
     for epoch in range(passes(config)):
-        if config.eval_schedule == "published" and epoch == config.epochs // 2 + 2:
-            # its momentum is lost where the rate falls
-            step = Step(network, _optimizer(network, config), images, labels, **how)
+        # as published, the momentum is lost where the rate falls
+        if epoch == 0 or (published and epoch == config.epochs // 2 + 2):
+            optimizer = optimizer_for(network, name, config.eval_lr, **own)
+            step = Step(network, optimizer, images, labels, **how)
         set_rate(step.optimizer, learning_rate(config, epoch))
         losses.append(train_epoch(step, config.eval_batch, config.eval_dsa, generator))
         if epoch:
@@ -201,26 +204,15 @@ def accuracy(
     return 100 * int(correct) / len(labels)
 
 
-def sgd(network: nn.Module, rate: float, **settings: float) -> torch.optim.Optimizer:
-    """torch's SGD, in the form that a CUDA graph can hold where the network is on a GPU."""
-    return torch.optim.SGD(network.parameters(), **_recordable(network, rate), **settings)
-
-
-def _optimizer(network: nn.Module, config: EvalConfig) -> torch.optim.Optimizer:
-    settings = {"weight_decay": config.eval_weight_decay}
-    if config.eval_optimizer == "sgd":
-        return sgd(network, config.eval_lr, momentum=MOMENTUM, **settings)
-    kind = torch.optim.AdamW if config.eval_optimizer == "adamw" else torch.optim.Adam
-    settings |= _recordable(network, config.eval_lr)
-    settings |= {"capturable": True} if "fused" in settings else {}
-    return kind(network.parameters(), **settings)
-
-
-def _recordable(network: nn.Module, rate: float) -> dict[str, Any]:
+def optimizer_for(
+    network: nn.Module, name: str, rate: float, **settings: Any
+) -> torch.optim.Optimizer:
+    """One of :data:`OPTIMIZERS`, such as a CUDA graph can hold where the network is on a GPU."""
     device = next(network.parameters()).device
-    if device.type != "cuda":
-        return {"lr": rate}
-    return {"lr": torch.tensor(rate, device=device), "fused": True}
+    if device.type == "cuda":
+        rate, settings["fused"] = torch.tensor(rate, device=device), True
+        settings |= {"capturable": True} if name != "sgd" else {}
+    return getattr(torch.optim, OPTIMIZERS[name])(network.parameters(), lr=rate, **settings)
 
 
 def _checked(losses: list[Tensor], epoch: int, config: EvalConfig) -> float:
