@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from gsdd_lib.config import check_choice
 from gsdd_lib.core.errors import ConfigError
 from gsdd_lib.networks import layers
-from gsdd_lib.networks.convnet import ALEXNET, VGG11, VGG_GRID, blocks, convnet
+from gsdd_lib.networks.convnet import ALEXNET, VGG11, VGG_GRID, blocks
 from gsdd_lib.networks.layers import Network
 from gsdd_lib.networks.resnet import resnet18
 from gsdd_lib.networks.vit import vit
 
 NETWORKS: dict[str, Callable[..., Network]] = {
-    **{f"ConvNetD{depth}": partial(convnet, depth=depth) for depth in range(1, 7)},
+    **{f"ConvNetD{depth}": partial(blocks, f"ConvNetD{depth}") for depth in range(1, 7)},
     "AlexNet": partial(blocks, "AlexNet", plan=ALEXNET, norm="none", pooling="max"),
     "VGG11": partial(blocks, "VGG11", plan=VGG11, pooling="max", grid=VGG_GRID),
     "ResNet18": resnet18,
@@ -54,7 +54,7 @@ def make_network(
     """
     check_choice("network", NETWORKS, name)
     if name.startswith("ConvNet"):
-        choices = {"width": width, **choices}
+        choices = {"plan": ((width, 3, True),) * int(name[-1]), **choices}
     elif choices:
         fault = f"{', '.join(choices)} can be chosen for a ConvNet only"
         raise ConfigError(f"{fault}; {name} is as published")

@@ -20,11 +20,6 @@ VGG11: Plan = (  # 2x2 maxima
 VGG_GRID = 7  # GLaD pools larger images to 7x7 before the linear layer
 
 
-def convnet(shape: Shape, num_classes: int, *, depth: int, width: int, **choices: str) -> Network:
-    """``depth`` blocks of 3x3 convolutions with ``width`` filters; ``choices``: :func:`blocks`."""
-    return blocks(f"ConvNetD{depth}", shape, num_classes, ((width, 3, True),) * depth, **choices)
-
-
 def blocks(
     name: str, shape: Shape, num_classes: int, plan: Plan, *, grid: int = 0, **choices: str
 ) -> Network:
