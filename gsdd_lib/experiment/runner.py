@@ -20,6 +20,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from gsdd_lib.config import nearest
 from gsdd_lib.core.errors import GsddError
@@ -144,8 +145,14 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], lines: 
     more = {"engine_name": ENGINE, "kernel_name": "python3", "progress_bar": False}
     more |= {"stdout_file": lines, "stderr_file": lines, "cwd": str(notebook.resolve().parent)}
     more |= {"extra_arguments": ["--log-level=CRITICAL"]}  # the kernel's own log, not the cells'
+    # Kernels started at once, as by ranks, might be given one and the same port; these are names
+    own = tempfile.TemporaryDirectory()
+    sockets = {"transport": "ipc", "ip": f"{own.name}/kernel"} if os.name == "posix" else {}
+    more |= {"config": Config({"KernelManager": sockets})}
     try:
-        papermill.execute_notebook(*map(os.path.relpath, (notebook, executed)), parameters, **more)
+        with own:
+            paths = map(os.path.relpath, (notebook, executed))
+            papermill.execute_notebook(*paths, parameters, **more)
     except PapermillExecutionError as error:
         reason = (error.evalue or "").strip().partition("\n")[0].rstrip(".")
         return f"{error.ename}: {reason}"

@@ -187,6 +187,13 @@ def test_the_first_of_two_ranks_leaves_the_results(project, from_here, capfd):
     assert sorted(kept) == ["ipc1.ipynb", "seen.json"]
 
 
+def test_kernels_share_no_ports(project, from_here):
+    code = "from ipykernel.connect import get_connection_file as own; from pathlib import Path\n"
+    code += 'assert \'"transport": "ipc"\' in Path(own()).read_text()'
+    notebook = write_notebook(project, CELL, code)
+    assert runner.main([str(notebook), str(write_case(project, "{}"))]) == 0
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_is_one_sentence(rank: int, project, from_here, capfd):
     code = f"if rank == '{rank}': os.kill(os.getppid(), 9)\ntime.sleep(60)"
