@@ -17,6 +17,7 @@ from torch import Tensor
 from gsdd_lib.config import DistillConfig, EvalConfig
 from gsdd_lib.core import ranks
 from gsdd_lib.core.files import lock_folder
+from gsdd_lib.core.graph import set_rate
 from gsdd_lib.core.progress import Progress, say
 from gsdd_lib.core.schedule import cosine
 from gsdd_lib.data import ImageData
@@ -138,7 +139,7 @@ def take_step(state: State, data: ImageData, *, seed: int) -> Tensor:
     one_by_one = config.update_per_class and config.objective == "dm"
     terms = [{"only": own} for own in images.labels.unique().tolist()] if one_by_one else [{}]
     factor = cosine(state.step, config.steps) if config.lr_schedule == "cosine" else 1
-    state.optimizers[0].param_groups[0]["lr"] = config.lr * factor
+    set_rate(state.optimizers[0], config.lr * factor)
     total = 0.0
     for term in terms:
         # The boundary loss counts once in all terms; the published code adds it anew in each

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gsdd_lib.core.graph import set_rate
 from gsdd_lib.core.rng import generator
 from gsdd_lib.core.schedule import cosine
 from gsdd_lib.distillation.state import DistillError
@@ -76,7 +77,7 @@ def recover(
             loss = entropy + config.weight * gap + config.boundary * part.penalty()
             if not loss.isfinite():
                 raise DistillError(f"The loss is non-finite at step {step + 1}; lower the lr")
-            optimizer.param_groups[0]["lr"] = config.lr * cosine(step, config.steps)
+            set_rate(optimizer, config.lr * cosine(step, config.steps))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

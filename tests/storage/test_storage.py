@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,11 +70,17 @@ def test_equal_sets_are_equal_bytes_and_a_loaded_set_saves_as_it_was(path: Path)
         assert again.read_bytes() == content
 
 
+def flipped(content: bytes, count: int) -> Iterator[bytes]:
+    """``content`` with another bit changed each time."""
+    for bit in random.Random(0).sample(range(8 * len(content)), count):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        yield bytes(damaged)
+
+
 def test_every_flipped_bit_is_refused(path: Path) -> None:
     content = path.read_bytes()
-    for position in random.Random(0).sample(range(8 * len(content)), 300):
-        damaged = bytearray(content)
-        damaged[position // 8] ^= 1 << position % 8
+    for damaged in flipped(content, 300):
         path.write_bytes(damaged)
         with pytest.raises(
             StorageError, match=r"'set.safetensors' .*copy it again|not a distilled"
@@ -347,10 +354,8 @@ def test_labels_in_any_order_are_stored_one_by_one(gaussians, data, tmp_path: Pa
 
 def test_every_flipped_bit_of_a_coded_set_is_refused(coded_path: Path) -> None:
     content = coded_path.read_bytes()
-    for bit in random.Random(0).sample(range(8 * len(content)), 60):
-        changed = bytearray(content)
-        changed[bit // 8] ^= 1 << bit % 8
-        coded_path.write_bytes(changed)
+    for damaged in flipped(content, 60):
+        coded_path.write_bytes(damaged)
         with pytest.raises(StorageError):
             load(coded_path)
 
