@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gsdd_lib.core.graph import Recorded
+from gsdd_lib.distillation.microbatch import map_micro_batches
+from gsdd_lib.networks import Network
+
 BANDWIDTHS = (0.25, 1.0)  # squared, over the mean squared distance of a class's real images
 
 
@@ -51,13 +55,8 @@ def kernel_loss(
 
     labels, classes = (synthetic_labels, real_labels), synthetic_labels.unique()
     members = [[(own == label).nonzero().flatten() for label in classes] for own in labels]
-    alike = all(len(set(map(len, own))) == 1 for own in members)
-    if synthetic.is_cuda and alike:  # all classes in each launch
-        batches = [tuple(map(torch.stack, members))]
-    else:
-        batches = list(zip(*members, strict=True))
     total = synthetic.new_zeros(())
-    for each in batches:
+    for each in zip(*members, strict=True):
         indices = (index.to(synthetic.device, non_blocking=True) for index in each)
         s, r = (own[index] for own, index in zip((synthetic, real), indices, strict=True))
         total = discrepancy(s, r, total)
@@ -79,3 +78,58 @@ def discrepancy(synthetic: Tensor, real: Tensor, total: Tensor) -> Tensor:
         for distances, weight in pairs:
             total = total + (weight * torch.exp(scale * distances).mean((-2, -1))).sum()
     return total
+
+
+class Matching:
+    """The loss of whole classes of equal size, by one step's network, which a GPU records.
+
+    Its launches are issued at once (:class:`~gsdd_lib.core.graph.Recorded`), so all that they read
+    and write stays where it is: the first step's network, into which the later ones are copied, a
+    loss and a gradient for each number of images.
+
+    Args:
+        network: untrained, in evaluation mode, without gradients of its own.
+        kind: ``dm_match`` of ``DistillConfig``.
+    """
+
+    def __init__(self, network: Network, kind: str) -> None:
+        self.network, self.kind = network, kind
+        self.results: dict[torch.Size, tuple[Tensor, Tensor]] = {}
+        self.recorded = Recorded(self._run, next(network.parameters()).device)
+
+    @torch.no_grad()
+    def use(self, network: Network) -> None:
+        """Match by ``network``, another one of the same kind, from now on."""
+        torch._foreach_copy_(list(self.network.parameters()), list(network.parameters()))
+
+    def __call__(self, real: Tensor, synthetic: Tensor, **settings: int) -> Tensor:
+        """The loss, differentiable in ``synthetic``.
+
+        Args:
+            real, synthetic: augmented images, class after class, each class as many as another.
+            settings: the number of ``classes``, and ``micro_batch``.
+        """
+        if synthetic.shape not in self.results:
+            self.results[synthetic.shape] = synthetic.new_zeros(()), torch.zeros_like(synthetic)
+        fixed = synthetic.detach()
+        self.recorded(real, fixed, **settings)
+        loss, gradient = (value.clone() for value in self.results[synthetic.shape])
+        return loss + ((synthetic - fixed) * gradient).sum()  # of the loss's value and gradient
+
+    def _run(self, real: Tensor, synthetic: Tensor, classes: int, micro_batch: int) -> None:
+        def embed(images: Tensor) -> Tensor:
+            embeddings = map_micro_batches(self.network.embed, micro_batch, images)
+            return embeddings.unflatten(0, (classes, -1))
+
+        with torch.no_grad():
+            r = embed(real)
+        images = synthetic.detach().requires_grad_()
+        s = embed(images)
+        if self.kind == "kernel":
+            loss = discrepancy(s, r, s.new_zeros(()))
+        else:
+            loss = (r.mean(1) - s.mean(1)).square().sum()
+        for kept, value in zip(
+            self.results[synthetic.shape], (loss, *torch.autograd.grad(loss, images)), strict=True
+        ):
+            kept.copy_(value.detach())

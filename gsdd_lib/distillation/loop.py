@@ -181,7 +181,7 @@ def _differentiate(
             if not said and not isinstance(error, torch.OutOfMemoryError | MemoryError):
                 raise
         loss = None  # with it goes the graph
-        state.network = network
+        state.network, state.matching = network, None
         _use_less_memory(state, data)
 
 

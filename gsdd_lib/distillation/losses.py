@@ -15,7 +15,7 @@ from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData, ImageSet
 from gsdd_lib.data.dataset import class_members, sample_per_class
 from gsdd_lib.distillation.dc import batch_gradients, gradient_distance
-from gsdd_lib.distillation.dm import class_means, dm_loss, kernel_loss
+from gsdd_lib.distillation.dm import Matching, class_means, dm_loss, kernel_loss
 from gsdd_lib.distillation.microbatch import class_groups, map_micro_batches, sum_over_groups
 from gsdd_lib.distillation.state import State
 from gsdd_lib.distillation.tm import student_path, synthetic_batches, tm_loss
@@ -63,16 +63,22 @@ def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None =
         return dm_loss(means, embeddings, state.soft_labels.probabilities()[:, classes])
 
     real_labels, every = batch.labels.cpu(), images.labels.cpu()  # the step waits here alone
+    if state.matching is None and data.device.type == "cuda":
+        state.matching = Matching(network, config.dm_match)
+    if state.matching is not None:
+        state.matching.use(network)
 
     def group_loss(group: Tensor, index: Tensor) -> Tensor:
         own = labels[index]
         classes, members = own.unique(return_inverse=True)
         chosen = torch.isin(real_labels, classes).nonzero().flatten()
-        real, own_real = (
-            batch.images[chosen.to(group.device, non_blocking=True)],
-            real_labels[chosen],
-        )
-        embedded, group = embed_real(real, own_real), apply_dsa(group, augmentation, own)
+        real = batch.images[chosen.to(group.device, non_blocking=True)]
+        own_real, group = real_labels[chosen], apply_dsa(group, augmentation, own)
+        if state.matching is not None and _even(own) and _even(own_real):
+            settings = {"classes": len(classes), "micro_batch": config.micro_batch}
+            real = apply_dsa(data.normalize(real), augmentation, own_real)
+            return state.matching(real, group, **settings)
+        embedded = embed_real(real, own_real)
         embeddings = map_micro_batches(network.embed, config.micro_batch, group)
         if config.dm_match == "kernel":
             return kernel_loss(embedded, own_real, embeddings, own)
@@ -84,6 +90,12 @@ def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None =
     groups = class_groups(labels, config.micro_batch, device)
     rendered = images.render(None if index is None else index.to(device))
     return sum_over_groups(rendered, groups, group_loss)
+
+
+def _even(labels: Tensor) -> bool:
+    """Whether the classes come one after the other, each as often as the others."""
+    classes, counts = labels.unique_consecutive(return_counts=True)
+    return len(counts.unique()) == 1 and len(classes) == len(classes.unique())
 
 
 def dc_step_loss(state: State, data: ImageData, *, seed: int) -> Tensor:

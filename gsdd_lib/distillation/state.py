@@ -18,6 +18,7 @@ from gsdd_lib.core.errors import GsddError
 from gsdd_lib.core.files import checksum, seal, unseal, write_atomically
 from gsdd_lib.data import ImageData
 from gsdd_lib.data.dataset import class_members
+from gsdd_lib.distillation.dm import Matching
 from gsdd_lib.distillation.soft_labels import SoftLabels
 from gsdd_lib.parameterizations.base import Parameterization
 from gsdd_lib.parameterizations.codec import Codec, LabelCodec
@@ -61,6 +62,7 @@ class State:
         self._check(data)
         self.members = class_members(data.train.labels)
         self.network: Tensor | None = None  # parameters [P] that the next step goes on with (dc)
+        self.matching: Matching | None = None  # what a GPU has recorded of a step (dm)
         self.step, self.history, self.snapshots = 0, [], snapshots  # a snapshot per row
         self.best, self.best_accuracy = None, -math.inf
         self.log_syn_lr = nn.Parameter(torch.tensor(math.log(config.syn_lr_init)))

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from gsdd_lib.distillation.dm import class_means, discrepancy, dm_loss, kernel_loss
+from gsdd_lib.core.rng import generator
+from gsdd_lib.distillation.dm import Matching, class_means, discrepancy, dm_loss, kernel_loss
 from gsdd_lib.distillation.microbatch import map_micro_batches
+from gsdd_lib.networks import make_network
 
 EMBEDDINGS = torch.tensor([[1.0, 2.0], [0.0, 10.0], [3.0, 6.0], [2.0, 20.0]])
 LABELS = torch.tensor([0, 1, 0, 1])
@@ -132,8 +134,51 @@ def test_the_kernel_loss_of_several_classes_at_once_is_the_sum_of_theirs():
     assert discrepancy(synthetic[0], real[0], apart) > apart
 
 
+KINDS = pytest.mark.parametrize("kind", ["means", "kernel"])
+
+
+def images_of(count, classes=3, shape=(3, 16, 16)):
+    draw = generator(0, "images", count)
+    return torch.randn(count * classes, *shape, generator=draw)
+
+
+def network_of(index):
+    more = {"channels": 3, "num_classes": 3, "resolution": (16, 16), "width": 8}
+    made = make_network("ConvNetD2", generator=generator(index, "weights"), **more)
+    return made.eval().requires_grad_(False)
+
+
+@KINDS
+def test_whole_classes_are_matched_by_the_same_loss(kind):
+    """By each of two networks, and in micro-batches; the gradient is that of the plain losses."""
+    labels, own = (torch.arange(3).repeat_interleave(count) for count in (7, 4))
+    real, synthetic = images_of(7), images_of(4).requires_grad_()
+    matching = Matching(network_of(0), kind)
+    for index in (0, 1):
+        network = network_of(index)
+        matching.use(network)
+        embedded, embeddings = network.embed(real), network.embed(synthetic)
+        if kind == "kernel":
+            wanted = kernel_loss(embedded, labels, embeddings, own)
+        else:
+            wanted = dm_loss(class_means(embedded, labels, 3), embeddings, own)
+        (gradient,) = torch.autograd.grad(wanted, synthetic)
+        for micro_batch in (100, 5):
+            found = matching(real, synthetic, classes=3, micro_batch=micro_batch)
+            torch.testing.assert_close(found.detach(), wanted.detach())
+            torch.testing.assert_close(torch.autograd.grad(2 * found, synthetic)[0], 2 * gradient)
+
+
+def test_a_later_call_leaves_an_earlier_ones_gradient_alone():
+    matching, synthetic = Matching(network_of(0), "means"), images_of(4).requires_grad_()
+    first = matching(images_of(7), synthetic, classes=3, micro_batch=100)
+    (wanted,) = torch.autograd.grad(first, synthetic, retain_graph=True)
+    matching(images_of(9), 2 * synthetic.detach(), classes=3, micro_batch=100)
+    assert torch.equal(torch.autograd.grad(first, synthetic)[0], wanted)
+
+
 @pytest.mark.gpu
-def test_a_gpu_matches_all_classes_at_once_to_the_cpus_loss():
+def test_a_gpus_losses_are_the_cpus():
     real, synthetic = torch.randn(21, 5), torch.randn(12, 5)
     labels, own = torch.arange(21) % 3, torch.arange(12) % 3
     here = kernel_loss(real, labels, synthetic, own)
@@ -141,3 +186,21 @@ def test_a_gpu_matches_all_classes_at_once_to_the_cpus_loss():
     torch.testing.assert_close(there.cpu(), here, atol=1e-4, rtol=1e-4)
     means = class_means(real.cuda(), labels, 3).cpu()
     torch.testing.assert_close(means, class_means(real, labels, 3), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@KINDS
+def test_recorded_matching_gives_the_bits_of_plain_matching(kind, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    found = []
+    for recording in (True, False):
+        matching = Matching(network_of(0).cuda(), kind)
+        matching.recorded.recording = recording
+        for step in range(6):
+            matching.use(network_of(step).cuda())
+            real, synthetic = (images_of(count).cuda() + step for count in (7, 4))
+            loss = matching(real, synthetic.requires_grad_(), classes=3, micro_batch=100)
+            found.append((loss.detach(), torch.autograd.grad(loss, synthetic)[0]))
+        assert bool(matching.recorded.graphs) == recording
+    for recorded, plain in zip(found[:6], found[6:], strict=True):
+        assert all(map(torch.equal, recorded, plain))

@@ -20,7 +20,7 @@ from gsdd_lib.data import ImageData, load_data
 from gsdd_lib.distillation import losses as matching
 from gsdd_lib.distillation import soft_labels
 from gsdd_lib.distillation.dc import batch_gradients, gradient_distance
-from gsdd_lib.distillation.dm import class_means, dm_loss
+from gsdd_lib.distillation.dm import Matching, class_means, dm_loss
 from gsdd_lib.distillation.losses import STEP_LOSSES
 from gsdd_lib.distillation.microbatch import class_groups, map_micro_batches, sum_over_groups
 from gsdd_lib.distillation.soft_labels import SoftLabels
@@ -329,3 +329,37 @@ def test_an_objective_of_one_s_own_is_called_by_its_name(gaussians, data, monkey
         OBJECTIVES[:] = names
     with pytest.raises(ConfigError, match="unknown objective 'mine'"):
         DistillConfig(objective="mine")
+
+
+@pytest.mark.parametrize("kind", ["means", "kernel"])
+@pytest.mark.parametrize("per_class", [False, True])
+def test_a_step_that_a_gpu_records_has_the_same_loss_and_gradient(gaussians, data, kind, per_class):
+    """Where classes are of equal size; another step takes another network."""
+    config = CONFIG.model_copy(update={"dm_match": kind})
+    plain, recorded = State(gaussians, data, config), State(gaussians, data, config)
+    network = matching.sample_network(data, config, 9, 9).requires_grad_(False)
+    recorded.matching = Matching(network, kind)
+    for step in range(2):
+        found = []
+        for state in (plain, recorded):
+            state.step = step
+            only = {"only": 3} if per_class else {}
+            loss = STEP_LOSSES["dm"](state, data, seed=0, **only)
+            found.append((loss.detach(), *torch.autograd.grad(loss, gaussians.packed)))
+        for one, other in zip(*found, strict=True):
+            assert (one - other).norm() < 1e-5 * one.norm()
+    assert recorded.matching.results  # it was used
+
+
+@pytest.mark.parametrize(
+    "labels, even",
+    [
+        ([4, 4, 7, 7], True),
+        ([2], True),
+        ([4, 4, 7], False),  # unequal
+        ([4, 7, 4, 7], False),  # not class after class
+        ([4, 4, 7, 7, 4, 4], False),
+    ],
+)
+def test_whole_classes_of_equal_size_alone_are_recorded(labels, even):
+    assert matching._even(torch.tensor(labels)) == even
