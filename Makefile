@@ -20,6 +20,10 @@ SOURCES := gsdd_lib cuda_ext tests tests_browser notebooks
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 REPORT = figures/$(PROFILE)/99_report
 
+# Freed memory stays with the process (as in the runner): the system would clear every page anew.
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
+
 INDEX := $(wildcard notebooks/index.ipynb)
 RUNNER = $(PYTHON) -m gsdd_lib.experiment.runner
 

@@ -20,6 +20,7 @@ print("bar  50%\\rbar 100%", file=sys.stderr)
 folder = root / output_folder
 folder.mkdir(parents=True, exist_ok=True)
 seen = [networks, eval_lr, run_folder, os.environ["TQDM_DISABLE"]]
+seen += [os.environ["MALLOC_MMAP_MAX_"], os.environ["MALLOC_TRIM_THRESHOLD_"]]
 (folder / "seen.json").write_text(json.dumps(seen))
 """
 
@@ -32,12 +33,14 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_a_case_runs_with_its_parameters_and_its_folders(project, capsys):
+def test_a_case_runs_with_its_parameters_and_its_folders(project, capsys, monkeypatch):
+    monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "5000")  # the user's own choice
     notebook = write_notebook(project, CELL, WORK).relative_to(project)
     case = write_case(project, "networks: 3\n").relative_to(project)
     assert runner.main([str(notebook), str(case)]) == 0
     seen = json.loads((project / "figures/demo/04_x/ipc1/seen.json").read_text())
-    assert seen == [3, 0.01, "runs/demo/04_x/ipc1", "1"]
+    assert seen == [3, 0.01, "runs/demo/04_x/ipc1", "1", "0", "5000"]
     shown = capsys.readouterr().out
     assert "[04 ipc1] half a line, 3 networks\n" in shown
     assert "[04 ipc1] bar 100%\n" in shown and "50%" not in shown
