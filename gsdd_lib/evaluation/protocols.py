@@ -19,7 +19,7 @@ from gsdd_lib.evaluation.evaluate import SUMMARY, Row, evaluate, summarize
 # AdamW or SGD. Here: SGD for the two of 0.01, at which AdamW leaves both at chance.
 SGD = {"eval_optimizer": "sgd", "eval_weight_decay": 5e-4, "eval_schedule": "cosine"}
 ADAMW = {"eval_optimizer": "adamw", "eval_weight_decay": 0.05, "eval_schedule": "cosine"}
-USUAL = {"eval_norm": "instance", "eval_pooling": "avg", "eval_activation": "relu"}  # of ConvNets
+LAYERS = {"eval_norm": "instance", "eval_pooling": "avg", "eval_activation": "relu"}  # of ConvNets
 SETTINGS: dict[str, dict[str, float | str]] = {
     "AlexNet": {"eval_lr": 1e-3, **ADAMW},
     "VGG11": {"eval_lr": 1e-2, **SGD},
@@ -97,5 +97,5 @@ def learned_eval_config(config: EvalConfig, history: Sequence[Mapping[str, float
 
 def settings_for(network: str, config: EvalConfig) -> EvalConfig:
     """``config`` with ``network`` and its own :data:`SETTINGS`; a ConvNet keeps ``config``'s."""
-    own = SETTINGS[network] | USUAL if network in SETTINGS else {}
+    own = SETTINGS[network] | LAYERS if network in SETTINGS else {}
     return EvalConfig(**config.model_dump() | own | {"eval_network": network})
