@@ -49,7 +49,7 @@ class Codec(nn.Module):
     @torch.no_grad()
     def fit(cls, packed: Tensor, config: CodecConfig, *, channels: int) -> "Codec":
         """Grids between two quantiles of each column of [N, M, D]; positions get equal cells."""
-        columns = _to_grids(packed, channels).flatten(0, 1)
+        columns = to_grids(packed, channels).flatten(0, 1)
         bits = [config.means_bits] * 2 + [config.cholesky_bits] * 3 + [config.color_bits]
         bits += [config.chroma_bits if channels == 3 else config.color_bits] * (channels - 1)
         bits += [config.opacity_bits] * (columns.shape[1] - len(bits))
@@ -66,7 +66,7 @@ class Codec(nn.Module):
         return self._nearest(packed).long()
 
     def _nearest(self, packed: Tensor) -> Tensor:
-        places = (_to_grids(packed, self.channels) - self.offset) / self.step
+        places = (to_grids(packed, self.channels) - self.offset) / self.step
         return places.round().clamp(self.top.new_zeros(()), self.top)
 
     def dequantize(self, ints: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Codec(nn.Module):
     @torch.no_grad()
     def clip_(self, packed: Tensor) -> None:
         """Bring values back into their grids, in place, so that none is lost outside."""
-        values = _to_grids(packed, self.channels)
+        values = to_grids(packed, self.channels)
         inside = values.clamp(self.offset, self.offset + self.step * self.top)
         clipped = _from_grids(inside, self.channels) * _signs(packed)
         outside = (inside != values).any(-1, keepdim=True)
@@ -238,7 +238,8 @@ def _signs(packed: Tensor) -> Tensor:
     return signs
 
 
-def _to_grids(packed: Tensor, channels: int) -> Tensor:
+def to_grids(packed: Tensor, channels: int) -> Tensor:
+    """Packed Gaussians [..., D] in the values that grids round, as :class:`Codec` says."""
     values = packed * _signs(packed)
     means, factor, colors, rest = values.tensor_split([2, GEOMETRY, GEOMETRY + channels], -1)
     turned = colors @ _basis(packed, channels).T
