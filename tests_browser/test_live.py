@@ -72,7 +72,7 @@ def test_a_wrong_value_is_refused_in_one_sentence(form: Lab, project: Path):
 def test_a_run_is_watched_stopped_and_gone_on_with(form: Lab):
     enter(form, "steps", "1500")
     press(form, "Run")
-    form.until(lambda: "running" in said(form) and "dm " in said(form), "progress", RUN)
+    form.until(lambda: "running" in said(form) and "dm:" in said(form), "progress", RUN)
     form.until(lambda: form.all(".jp-OutputArea img"), "curves", RUN)
     form.shot("form_running")
     press(form, "Stop")
