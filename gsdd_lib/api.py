@@ -56,10 +56,11 @@ def distill_images(
         ipc: budget, in fp32 images per class.
         gpc: Gaussian images per class; left out, as many as leave each the paper's detail.
         objective: what is matched: distributions (dm), gradients (dc), or trajectories (tm).
-        experts: the folder of the experts that ``tm`` follows (``train_experts``, notebook 03).
+        experts: the folder of the experts that ``tm`` follows, or that ``dm_networks='trained'``
+            takes (``train_experts``, notebook 03).
         folder: of checkpoints, from the project's root; the same call goes on from there.
         resolution: pixels per side of images from a folder (0: their own).
-        width: filters per convolution of the networks; ``tm`` takes that of the experts.
+        width: filters per convolution of the networks; experts have their own.
         epochs: passes of a network over the distilled set; left out, fewer for larger sets.
         soft_labels: whether labels are learned too, from a small network's; the budget pays.
         settings: more of ``BudgetConfig``, ``FitConfig``, ``DistillConfig`` and ``EvalConfig``.
@@ -85,9 +86,11 @@ def distill_images(
     say(budget.describe())
     network = settings.get("network", suggested_network(data.resolution))
     followed, starts = None, 1
-    if objective == "tm":
+    trained = settings.get("dm_networks") == "trained"
+    if trained or objective == "tm":
         if experts is None:
-            raise ConfigError("objective='tm' follows experts; pass the folder of train_experts")
+            asked = "dm_networks='trained' takes" if trained else "objective='tm' follows"
+            raise ConfigError(f"{asked} experts; pass the folder of train_experts")
         followed = Experts(_in_project(experts))
         theirs, starts = followed.about[0]["settings"], min(5, max(1, followed.epochs - 1))
         network, width = theirs["expert_network"], theirs["expert_width"]

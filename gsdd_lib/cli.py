@@ -18,7 +18,7 @@ OWN = {  # options that are fields of no model
     "distill": {
         "output": {"help": "file of the set (distilled.safetensors)"},
         "checkpoints": {"help": "folder from which the same command goes on"},
-        "experts": {"help": "folder of the experts that tm follows (notebook 03)"},
+        "experts": {"help": "folder of experts (notebook 03), for tm and dm_networks=trained"},
     },
     "evaluate": {"split": {"choices": ("test", "validation"), "help": "of the real images (test)"}},
     "render": {"output": {"help": "png, pdf or svg (distilled.png)"}, "resolution": PIXELS},

@@ -189,6 +189,10 @@ class DistillConfig(Config):
     checkpoint_every: int = _field(25, "steps between two checkpoints", ge=1)
     micro_batch: int = _field(256, "images in memory at once (dm, dc); rounding alone", ge=1)
     dm_match: Literal["means", "kernel"] = _field("means", "of embeddings, or all by a kernel (dm)")
+    dm_networks: Literal["untrained", "trained"] = _field(
+        "untrained", "networks that embed; trained: anywhere between an expert's ends (dm)"
+    )
+    dm_classify: float = _field(0.0, "weight of the images' loss in trained networks (dm)", ge=0)
     update_per_class: bool = _field(False, "whether Adam steps after each class (dm)")
     outer_loop: int = _field(1, "steps per network (dc)", ge=1)
     inner_loop: int = _field(1, "epochs a network trains between steps (dc)", ge=0)

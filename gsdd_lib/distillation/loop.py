@@ -54,7 +54,7 @@ def distill(
             other settings, seed, data or start begins anew beside it.
         start: the first row of another run from the same parameters, settings and seed, taken in
             place of an evaluation where this one would be evaluated alike.
-        experts: ``Experts`` whose paths trajectory matching follows.
+        experts: ``Experts`` whose paths ``tm`` follows, or for ``dm_networks='trained'``.
         snapshots: a list that receives the parameters of every row, for ``compare_protocols``.
         soft_labels: ``SoftLabels``, one per image, moved in place at ``config.label_lr``; a row's
             networks train on their probabilities.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
 
 from gsdd_lib.config import OBJECTIVES, DistillConfig
 from gsdd_lib.core import ranks
@@ -15,7 +16,7 @@ from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData, ImageSet
 from gsdd_lib.data.dataset import class_members, sample_per_class
 from gsdd_lib.distillation.dc import batch_gradients, gradient_distance
-from gsdd_lib.distillation.dm import Matching, class_means, dm_loss, kernel_loss
+from gsdd_lib.distillation.dm import Matching, class_means, classification, dm_loss, kernel_loss
 from gsdd_lib.distillation.microbatch import class_groups, map_micro_batches, sum_over_groups
 from gsdd_lib.distillation.state import State
 from gsdd_lib.distillation.tm import student_path, synthetic_batches, tm_loss
@@ -27,6 +28,19 @@ def sample_network(data: ImageData, config: DistillConfig, seed: int, step: int)
     """An untrained network, in evaluation mode: dropout would differ when a batch is run again."""
     rng = generator(seed, "distill", step, "network")
     return network_for(data, config.network, config.width, generator=rng).eval()
+
+
+def sample_embedding(state: State, data: ImageData, seed: int) -> nn.Module:
+    """The network of a DM step, without gradients: a fresh one or, trained, between an expert's
+    initial and last parameters, ``(1 - u) theta_0 + u theta_T`` (the pool of NCFM, CVPR 2025)."""
+    network = sample_network(data, state.config, seed, state.step).requires_grad_(False)
+    if state.config.dm_networks == "trained":
+        draw = generator(seed, "distill", state.step, "expert")
+        which = int(torch.randint(len(state.experts), (), generator=draw))
+        start, end = state.experts.snapshots(which, 0, state.experts.epochs)
+        between = torch.lerp(start, end, torch.rand((), generator=draw).item())
+        vector_to_parameters(between.to(data.device), network.parameters())
+    return network
 
 
 def sample_matched(
@@ -43,9 +57,10 @@ def sample_matched(
 
 
 def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None = None) -> Tensor:
-    """Distribution matching by a fresh network (arXiv 2110.04181), of class ``only`` or of all."""
+    """Distribution matching by one network (arXiv 2110.04181), of class ``only`` or of all; and
+    ``dm_classify`` times the images' mean cross-entropy in it (IDM, arXiv 2307.09742)."""
     config, images = state.config, state.parameterization
-    network = sample_network(data, config, seed, state.step).requires_grad_(False)
+    network, classify = sample_embedding(state, data, seed), config.dm_classify / len(images)
     augmentation, batch = sample_matched(state, data, seed, only)
 
     def embed(pixels: Tensor, labels: Tensor) -> Tensor:
@@ -60,7 +75,9 @@ def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None =
         means = class_means(embed_real(batch.images, batch.labels), own, len(classes))
         synthetic = apply_dsa(images.render(), augmentation, images.labels)
         embeddings = map_micro_batches(network.embed, config.micro_batch, synthetic)
-        return dm_loss(means, embeddings, state.soft_labels.probabilities()[:, classes])
+        soft = state.soft_labels.probabilities()
+        loss = dm_loss(means, embeddings, soft[:, classes])
+        return loss + classification(network, embeddings, soft, classify)
 
     real_labels, every = batch.labels.cpu(), images.labels.cpu()  # the step waits here alone
     if state.matching is None and data.device.type == "cuda":
@@ -74,16 +91,18 @@ def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None =
         chosen = torch.isin(real_labels, classes).nonzero().flatten()
         real = batch.images[chosen.to(group.device, non_blocking=True)]
         own_real, group = real_labels[chosen], apply_dsa(group, augmentation, own)
+        targets = own.to(group.device, non_blocking=True)
         if state.matching is not None and _even(own) and _even(own_real):
             settings = {"classes": len(classes), "micro_batch": config.micro_batch}
             real = apply_dsa(data.normalize(real), augmentation, own_real)
-            return state.matching(real, group, **settings)
+            return state.matching(real, group, targets, classify=classify, **settings)
         embedded = embed_real(real, own_real)
         embeddings = map_micro_batches(network.embed, config.micro_batch, group)
+        extra = classification(network, embeddings, targets, classify)
         if config.dm_match == "kernel":
-            return kernel_loss(embedded, own_real, embeddings, own)
-        real_members = torch.searchsorted(classes, own_real)
-        return dm_loss(class_means(embedded, real_members, len(classes)), embeddings, members)
+            return extra + kernel_loss(embedded, own_real, embeddings, own)
+        real_means = class_means(embedded, torch.searchsorted(classes, own_real), len(classes))
+        return extra + dm_loss(real_means, embeddings, members)
 
     index = None if only is None else (every == only).nonzero().flatten()
     labels, device = every if index is None else every[index], images.labels.device

@@ -58,7 +58,8 @@ class State:
     ) -> None:
         self.parameterization, self.soft_labels, self.codec = parameterization, soft_labels, codec
         self.config = config  # its ``MEMORY_SETTINGS`` fall where memory runs out
-        self.experts = experts if config.objective == "tm" else None
+        follows = config.objective == "tm" or config.dm_networks == "trained"
+        self.experts = experts if follows else None
         self._check(data)
         self.members = class_members(data.train.labels)
         self.network: Tensor | None = None  # parameters [P] that the next step goes on with (dc)
@@ -87,12 +88,20 @@ class State:
         if self.codec is not None and not isinstance(images, GaussianImages):
             kind = type(images).__name__
             raise DistillError(f"a codec is for Gaussians, not for {kind}; leave it out")
+        trained = config.dm_networks == "trained"
         if self.experts is not None:
             last = config.max_start_epoch - 1 + config.expert_epochs
-            self.experts.check(data, config.network, config.width, last)
-        elif config.objective == "tm":
+            epochs = last if config.objective == "tm" else 0
+            self.experts.check(data, config.network, config.width, epochs)
+        elif trained or config.objective == "tm":
+            what = (
+                "Matching in trained networks takes" if trained else "Trajectory matching follows"
+            )
             remedy = "train some by train_experts (notebook 03) and pass experts=Experts(folder)"
-            raise ExpertError(f"Trajectory matching follows experts; {remedy}.")
+            raise ExpertError(f"{what} experts; {remedy}.")
+        if config.dm_classify and not trained:
+            wrong = f"dm_classify={config.dm_classify} is a loss in trained networks"
+            raise DistillError(f"{wrong}; set dm_networks='trained' or leave it out")
 
     # The students' learning rate
     syn_lr = property(lambda self: self.log_syn_lr.detach().exp().item())

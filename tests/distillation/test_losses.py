@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.functional import one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 from gsdd_lib.config import (
     OBJECTIVES,
@@ -24,8 +24,8 @@ from gsdd_lib.distillation.dm import Matching, class_means, dm_loss
 from gsdd_lib.distillation.losses import STEP_LOSSES
 from gsdd_lib.distillation.microbatch import class_groups, map_micro_batches, sum_over_groups
 from gsdd_lib.distillation.soft_labels import SoftLabels
-from gsdd_lib.distillation.state import State
-from gsdd_lib.networks import make_network
+from gsdd_lib.distillation.state import DistillError, State
+from gsdd_lib.networks import flatten, make_network
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
 from gsdd_lib.parameterizations.gaussian import GaussianImages
@@ -35,6 +35,9 @@ from gsdd_lib.training.experts import ExpertError, Experts, train_experts
 CONFIG = DistillConfig(
     network="ConvNetD2", width=8, batch_real=16, syn_steps=3, max_start_epoch=2, expert_epochs=1
 )
+
+
+TRAINED = {"dm_networks": "trained", "dm_classify": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +78,12 @@ def test_a_step_samples_by_seed_and_step_alone(gaussians, data, experts, objecti
     assert gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize("objective", ["dm", "dc"])
-def test_micro_batches_change_rounding_alone(gaussians, data, experts, objective):
-    one = loss_and_gradient(gaussians, data, experts, objective=objective, micro_batch=10**6)
-    other = loss_and_gradient(gaussians, data, experts, objective=objective, micro_batch=3)
+@pytest.mark.parametrize(
+    "changes", [{}, TRAINED, {"objective": "dc"}], ids=["dm", "dm trained", "dc"]
+)
+def test_micro_batches_change_rounding_alone(gaussians, data, experts, changes):
+    one = loss_and_gradient(gaussians, data, experts, **changes, micro_batch=10**6)
+    other = loss_and_gradient(gaussians, data, experts, **changes, micro_batch=3)
     torch.testing.assert_close(one[0], other[0], rtol=1e-4, atol=0)
     assert (one[1] - other[1]).norm() < 1e-3 * one[1].norm()
 
@@ -119,6 +124,71 @@ def test_micro_batches_give_the_plain_gradient_in_double(gaussians, data, change
 def test_matching_networks_have_no_dropout(data):
     """It would be another one when a micro-batch is computed again for its gradient."""
     assert not matching.sample_network(data, CONFIG, 0, 0).training
+
+
+# Matching in trained networks
+
+
+def test_a_network_is_somewhere_between_an_experts_ends(gaussians, data, experts):
+    config = CONFIG.model_copy(update=TRAINED)
+    state, found = State(gaussians, data, config, experts=experts), []
+    for state.step in range(12):
+        network = matching.sample_embedding(state, data, 0)
+        assert not network.training
+        assert not any(value.requires_grad for value in network.parameters())
+        own = flatten(dict(network.named_parameters()))
+        for expert in range(2):
+            start, end = experts.snapshots(expert, 0, 2)
+            share = ((own - start) @ (end - start) / (end - start).square().sum()).item()
+            if (own - torch.lerp(start, end, share)).norm() < 1e-5 * start.norm():
+                found.append((expert, share))
+    assert len(found) == 12  # each on one of the two lines
+    assert {expert for expert, _ in found} == {0, 1}
+    shares = [share for _, share in found]
+    assert all(0 <= share <= 1 for share in shares) and max(shares) - min(shares) > 0.5
+    plain = State(gaussians, data, CONFIG, experts=experts)
+    fresh = matching.sample_embedding(plain, data, 0).state_dict()
+    wanted = matching.sample_network(data, CONFIG, 0, 0).state_dict()
+    assert all(torch.equal(fresh[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("kind", ["means", "kernel"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_images_cross_entropy_is_added_with_its_weight(gaussians, data, experts, kind, soft):
+    """Sharp learned labels are class numbers."""
+
+    def run(weight):
+        labels = sharp_labels(gaussians) if soft else None
+        more = {"dm_networks": "trained", "dm_match": kind, "soft": labels}
+        return loss_and_gradient(gaussians, data, experts, dm_classify=weight, **more)
+
+    with_it, without = run(0.5), run(0.0)
+    network = matching.sample_embedding(without[2], data, 0)
+    augmentation, _ = matching.sample_matched(without[2], data, 0)
+    logits = network(apply_dsa(gaussians.render(), augmentation, gaussians.labels))
+    wanted = cross_entropy(logits, gaussians.labels)
+    torch.testing.assert_close(with_it[0] - without[0], 0.5 * wanted.detach(), rtol=1e-4, atol=1e-6)
+    (gradient,) = torch.autograd.grad(0.5 * wanted, gaussians.packed)
+    torch.testing.assert_close(with_it[1] - without[1], gradient, rtol=1e-2, atol=1e-5)
+
+
+def test_class_by_class_the_losses_in_trained_networks_are_those_of_all(gaussians, data, experts):
+    config = CONFIG.model_copy(update=TRAINED)
+    state = State(gaussians, data, config, experts=experts)
+    whole = STEP_LOSSES["dm"](state, data, seed=0)
+    parts = sum(STEP_LOSSES["dm"](state, data, seed=0, only=label) for label in range(10))
+    torch.testing.assert_close(whole, parts)
+
+
+def test_trained_networks_want_experts_that_fit(gaussians, data, experts):
+    config = CONFIG.model_copy(update=TRAINED)
+    with pytest.raises(ExpertError, match="Matching in trained networks takes experts; train some"):
+        State(gaussians, data, config)
+    with pytest.raises(ExpertError, match="expert_width 8, wanted 4"):
+        State(gaussians, data, config.model_copy(update={"width": 4}), experts=experts)
+    alone = CONFIG.model_copy(update={"dm_classify": 0.5})
+    with pytest.raises(DistillError, match="dm_classify=0.5 is a loss in trained networks; set"):
+        State(gaussians, data, alone, experts=experts)
 
 
 def test_kept_steps_change_rounding_alone(gaussians, data, experts):
@@ -332,11 +402,14 @@ def test_an_objective_of_one_s_own_is_called_by_its_name(gaussians, data, monkey
 
 
 @pytest.mark.parametrize("kind", ["means", "kernel"])
+@pytest.mark.parametrize("changes", [{}, TRAINED], ids=["untrained", "trained"])
 @pytest.mark.parametrize("per_class", [False, True])
-def test_a_step_that_a_gpu_records_has_the_same_loss_and_gradient(gaussians, data, kind, per_class):
+def test_a_step_that_a_gpu_records_has_the_same_loss_and_gradient(
+    gaussians, data, experts, kind, changes, per_class
+):
     """Where classes are of equal size; another step takes another network."""
-    config = CONFIG.model_copy(update={"dm_match": kind})
-    plain, recorded = State(gaussians, data, config), State(gaussians, data, config)
+    config = CONFIG.model_copy(update={"dm_match": kind, **changes})
+    plain, recorded = (State(gaussians, data, config, experts=experts) for _ in range(2))
     network = matching.sample_network(data, config, 9, 9).requires_grad_(False)
     recorded.matching = Matching(network, kind)
     for step in range(2):
