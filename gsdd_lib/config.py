@@ -24,9 +24,10 @@ DSA = "color_crop_cutout_flip_scale_rotate"  # all of the augmentations
 OBJECTIVES = ["dm", "dc", "tm"]  # and those of one's own: see distillation.losses.add_objective
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
-# How networks compute: not said where it is the usual way, which was the only one of older files
+# Not said where it is the usual way, which was the only one of older files
 USUAL = {"eval_precision": "auto", "eval_channels_last": False}
 USUAL |= {"expert_precision": "auto", "expert_channels_last": False}
+USUAL |= {"dm_networks": "untrained", "dm_classify": 0.0}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -189,7 +189,7 @@ class Checkpoint:
         self.path, self.step = None, None  # step: of what is in the file
         if folder is None:
             return
-        self.settings = state.config.model_dump(exclude=MEMORY_SETTINGS)
+        self.settings = state.config.told(exclude=MEMORY_SETTINGS)
         self.settings |= eval_config.told(exclude=REPORT_SETTINGS)
         experts = state.experts.fingerprint if state.experts else ""
         self.settings |= {"seed": seed, "data": data.fingerprint, "experts": experts}
