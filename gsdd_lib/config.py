@@ -27,7 +27,7 @@ AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 # Not said where it is the usual way, which was the only one of older files
 USUAL = {"eval_precision": "auto", "eval_channels_last": False}
 USUAL |= {"expert_precision": "auto", "expert_channels_last": False}
-USUAL |= {"dm_networks": "untrained", "dm_classify": 0.0}
+USUAL |= {"dm_networks": "untrained"}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -193,7 +193,6 @@ class DistillConfig(Config):
     dm_networks: Literal["untrained", "trained"] = _field(
         "untrained", "networks that embed; trained: anywhere between an expert's ends (dm)"
     )
-    dm_classify: float = _field(0.0, "weight of the images' loss in trained networks (dm)", ge=0)
     update_per_class: bool = _field(False, "whether Adam steps after each class (dm)")
     outer_loop: int = _field(1, "steps per network (dc)", ge=1)
     inner_loop: int = _field(1, "epochs a network trains between steps (dc)", ge=0)

@@ -80,13 +80,6 @@ def discrepancy(synthetic: Tensor, real: Tensor, total: Tensor) -> Tensor:
     return total
 
 
-def classification(network: Network, embeddings: Tensor, targets: Tensor, weight: float) -> Tensor:
-    """``weight`` times the summed cross-entropy of ``embeddings``; nothing is computed for 0."""
-    if not weight:
-        return embeddings.new_zeros(())
-    return weight * F.cross_entropy(network.classifier(embeddings), targets, reduction="sum")
-
-
 class Matching:
     """The loss of whole classes of equal size, by one step's network, which a GPU records.
 
@@ -109,33 +102,21 @@ class Matching:
         """Match by ``network``, another one of the same kind, from now on."""
         torch._foreach_copy_(list(self.network.parameters()), list(network.parameters()))
 
-    def __call__(
-        self, real: Tensor, synthetic: Tensor, labels: Tensor, **settings: float
-    ) -> Tensor:
+    def __call__(self, real: Tensor, synthetic: Tensor, **settings: int) -> Tensor:
         """The loss, differentiable in ``synthetic``.
 
         Args:
             real, synthetic: augmented images, class after class, each class as many as another.
-            labels: of the synthetic ones, int64, on their device.
-            settings: the number of ``classes``, ``micro_batch``, and ``classify``, the weight of
-                :func:`classification`.
+            settings: the number of ``classes``, and ``micro_batch``.
         """
         if synthetic.shape not in self.results:
             self.results[synthetic.shape] = synthetic.new_zeros(()), torch.zeros_like(synthetic)
         fixed = synthetic.detach()
-        self.recorded(real, fixed, labels, **settings)
+        self.recorded(real, fixed, **settings)
         loss, gradient = (value.clone() for value in self.results[synthetic.shape])
         return loss + ((synthetic - fixed) * gradient).sum()  # of the loss's value and gradient
 
-    def _run(
-        self,
-        real: Tensor,
-        synthetic: Tensor,
-        labels: Tensor,
-        classes: int,
-        micro_batch: int,
-        classify: float,
-    ) -> None:
+    def _run(self, real: Tensor, synthetic: Tensor, classes: int, micro_batch: int) -> None:
         def embed(images: Tensor) -> Tensor:
             embeddings = map_micro_batches(self.network.embed, micro_batch, images)
             return embeddings.unflatten(0, (classes, -1))
@@ -144,11 +125,10 @@ class Matching:
             r = embed(real)
         images = synthetic.detach().requires_grad_()
         s = embed(images)
-        loss = classification(self.network, s.flatten(0, 1), labels, classify)
         if self.kind == "kernel":
-            loss = discrepancy(s, r, loss)
+            loss = discrepancy(s, r, s.new_zeros(()))
         else:
-            loss = loss + (r.mean(1) - s.mean(1)).square().sum()
+            loss = (r.mean(1) - s.mean(1)).square().sum()
         for kept, value in zip(
             self.results[synthetic.shape], (loss, *torch.autograd.grad(loss, images)), strict=True
         ):

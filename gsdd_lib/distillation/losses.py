@@ -16,7 +16,7 @@ from gsdd_lib.core.rng import generator
 from gsdd_lib.data import ImageData, ImageSet
 from gsdd_lib.data.dataset import class_members, sample_per_class
 from gsdd_lib.distillation.dc import batch_gradients, gradient_distance
-from gsdd_lib.distillation.dm import Matching, class_means, classification, dm_loss, kernel_loss
+from gsdd_lib.distillation.dm import Matching, class_means, dm_loss, kernel_loss
 from gsdd_lib.distillation.microbatch import class_groups, map_micro_batches, sum_over_groups
 from gsdd_lib.distillation.state import State
 from gsdd_lib.distillation.tm import student_path, synthetic_batches, tm_loss
@@ -57,10 +57,9 @@ def sample_matched(
 
 
 def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None = None) -> Tensor:
-    """Distribution matching by one network (arXiv 2110.04181), of class ``only`` or of all; and
-    ``dm_classify`` times the images' mean cross-entropy in it (IDM, arXiv 2307.09742)."""
+    """Distribution matching by one network (arXiv 2110.04181), of class ``only`` or of all."""
     config, images = state.config, state.parameterization
-    network, classify = sample_embedding(state, data, seed), config.dm_classify / len(images)
+    network = sample_embedding(state, data, seed)
     augmentation, batch = sample_matched(state, data, seed, only)
 
     def embed(pixels: Tensor, labels: Tensor) -> Tensor:
@@ -75,9 +74,7 @@ def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None =
         means = class_means(embed_real(batch.images, batch.labels), own, len(classes))
         synthetic = apply_dsa(images.render(), augmentation, images.labels)
         embeddings = map_micro_batches(network.embed, config.micro_batch, synthetic)
-        soft = state.soft_labels.probabilities()
-        loss = dm_loss(means, embeddings, soft[:, classes])
-        return loss + classification(network, embeddings, soft, classify)
+        return dm_loss(means, embeddings, state.soft_labels.probabilities()[:, classes])
 
     real_labels, every = batch.labels.cpu(), images.labels.cpu()  # the step waits here alone
     if state.matching is None and data.device.type == "cuda":
@@ -91,18 +88,16 @@ def dm_step_loss(state: State, data: ImageData, *, seed: int, only: int | None =
         chosen = torch.isin(real_labels, classes).nonzero().flatten()
         real = batch.images[chosen.to(group.device, non_blocking=True)]
         own_real, group = real_labels[chosen], apply_dsa(group, augmentation, own)
-        targets = own.to(group.device, non_blocking=True)
         if state.matching is not None and _even(own) and _even(own_real):
             settings = {"classes": len(classes), "micro_batch": config.micro_batch}
             real = apply_dsa(data.normalize(real), augmentation, own_real)
-            return state.matching(real, group, targets, classify=classify, **settings)
+            return state.matching(real, group, **settings)
         embedded = embed_real(real, own_real)
         embeddings = map_micro_batches(network.embed, config.micro_batch, group)
-        extra = classification(network, embeddings, targets, classify)
         if config.dm_match == "kernel":
-            return extra + kernel_loss(embedded, own_real, embeddings, own)
-        real_means = class_means(embedded, torch.searchsorted(classes, own_real), len(classes))
-        return extra + dm_loss(real_means, embeddings, members)
+            return kernel_loss(embedded, own_real, embeddings, own)
+        real_members = torch.searchsorted(classes, own_real)
+        return dm_loss(class_means(embedded, real_members, len(classes)), embeddings, members)
 
     index = None if only is None else (every == only).nonzero().flatten()
     labels, device = every if index is None else every[index], images.labels.device

@@ -99,9 +99,6 @@ class State:
             )
             remedy = "train some by train_experts (notebook 03) and pass experts=Experts(folder)"
             raise ExpertError(f"{what} experts; {remedy}.")
-        if config.dm_classify and not trained:
-            wrong = f"dm_classify={config.dm_classify} is a loss in trained networks"
-            raise DistillError(f"{wrong}; set dm_networks='trained' or leave it out")
 
     # The students' learning rate
     syn_lr = property(lambda self: self.log_syn_lr.detach().exp().item())

@@ -41,7 +41,7 @@ CONFIG = DistillConfig(
 CONFIGS = {
     "dm": CONFIG,
     "dm, trained networks": CONFIG.model_copy(
-        update={"dm_networks": "trained", "dm_classify": 0.1, "dm_match": "kernel"}
+        update={"dm_networks": "trained", "dm_match": "kernel"}
     ),
     "dc": CONFIG.model_copy(update={"objective": "dc", "outer_loop": 3, "lr_schedule": "cosine"}),
     "tm": CONFIG.model_copy(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import one_hot
 
 from gsdd_lib.config import (
     OBJECTIVES,
@@ -24,7 +24,7 @@ from gsdd_lib.distillation.dm import Matching, class_means, dm_loss
 from gsdd_lib.distillation.losses import STEP_LOSSES
 from gsdd_lib.distillation.microbatch import class_groups, map_micro_batches, sum_over_groups
 from gsdd_lib.distillation.soft_labels import SoftLabels
-from gsdd_lib.distillation.state import DistillError, State
+from gsdd_lib.distillation.state import State
 from gsdd_lib.networks import flatten, make_network
 from gsdd_lib.parameterizations.budget import plan_budget
 from gsdd_lib.parameterizations.fit import initial_gaussians
@@ -37,7 +37,7 @@ CONFIG = DistillConfig(
 )
 
 
-TRAINED = {"dm_networks": "trained", "dm_classify": 0.5}
+TRAINED = {"dm_networks": "trained"}
 
 
 @pytest.fixture(scope="module")
@@ -152,26 +152,6 @@ def test_a_network_is_somewhere_between_an_experts_ends(gaussians, data, experts
     assert all(torch.equal(fresh[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.parametrize("kind", ["means", "kernel"])
-@pytest.mark.parametrize("soft", [False, True])
-def test_the_images_cross_entropy_is_added_with_its_weight(gaussians, data, experts, kind, soft):
-    """Sharp learned labels are class numbers."""
-
-    def run(weight):
-        labels = sharp_labels(gaussians) if soft else None
-        more = {"dm_networks": "trained", "dm_match": kind, "soft": labels}
-        return loss_and_gradient(gaussians, data, experts, dm_classify=weight, **more)
-
-    with_it, without = run(0.5), run(0.0)
-    network = matching.sample_embedding(without[2], data, 0)
-    augmentation, _ = matching.sample_matched(without[2], data, 0)
-    logits = network(apply_dsa(gaussians.render(), augmentation, gaussians.labels))
-    wanted = cross_entropy(logits, gaussians.labels)
-    torch.testing.assert_close(with_it[0] - without[0], 0.5 * wanted.detach(), rtol=1e-4, atol=1e-6)
-    (gradient,) = torch.autograd.grad(0.5 * wanted, gaussians.packed)
-    torch.testing.assert_close(with_it[1] - without[1], gradient, rtol=1e-2, atol=1e-5)
-
-
 def test_class_by_class_the_losses_in_trained_networks_are_those_of_all(gaussians, data, experts):
     config = CONFIG.model_copy(update=TRAINED)
     state = State(gaussians, data, config, experts=experts)
@@ -186,9 +166,6 @@ def test_trained_networks_want_experts_that_fit(gaussians, data, experts):
         State(gaussians, data, config)
     with pytest.raises(ExpertError, match="expert_width 8, wanted 4"):
         State(gaussians, data, config.model_copy(update={"width": 4}), experts=experts)
-    alone = CONFIG.model_copy(update={"dm_classify": 0.5})
-    with pytest.raises(DistillError, match="dm_classify=0.5 is a loss in trained networks; set"):
-        State(gaussians, data, alone, experts=experts)
 
 
 def test_kept_steps_change_rounding_alone(gaussians, data, experts):
