@@ -134,6 +134,8 @@ def test_refused(case, shapes):
         ({"objective": "dmm"}, "unknown objective 'dmm', did you mean 'dm'"),
         ({"objective": "tm"}, "follows experts; pass the folder of train_experts"),
         ({"objective": "tm", "experts": "no/such/folder"}, "There are no experts in"),
+        ({"dm_networks": "trained"}, "dm_networks='trained' takes experts; pass the folder of"),
+        ({"dm_networks": "train"}, "dm_networks: Input should be 'untrained' or 'trained'"),
         ({"fit_step": 3}, "unknown setting 'fit_step', did you mean 'fit_steps'"),
         ({"lr": -1.0}, "DistillConfig: lr: Input should be greater than 0"),
     ],
@@ -173,19 +175,30 @@ def test_every_setting_can_be_given(shapes):
     assert not small.gaussians.opacity and [row["step"] for row in small.history] == [0, 1, 2]
 
 
+@pytest.fixture
+def experts(shapes, tmp_path):
+    """Their folder, and the width that is none of theirs."""
+    settings = {"num_experts": 1, "train_epochs": 3, "expert_network": "ConvNetD1"}
+    config = ExpertConfig(**settings, expert_width=4)
+    list(train_experts(as_image_data(*shapes), config, tmp_path, seed=0))
+    return {"experts": tmp_path, "width": 99}
+
+
 @pytest.mark.parametrize("objective", ["dc", "tm"])
-def test_the_other_objectives(objective, shapes, tmp_path):
+def test_the_other_objectives(objective, shapes, experts):
     more = {"objective": objective, **QUICK}
-    if objective == "tm":
-        settings = {"num_experts": 1, "train_epochs": 3, "expert_network": "ConvNetD1"}
-        config = ExpertConfig(**settings, expert_width=4)
-        list(train_experts(as_image_data(*shapes), config, tmp_path, seed=0))
-        more |= {"experts": tmp_path, "width": 99}
-    small = distill_images(*shapes, **more)
+    small = distill_images(*shapes, **more | (experts if objective == "tm" else {}))
     assert small.provenance["objective"] == objective
     assert (small.syn_lr is not None) == (objective == "tm")
     if objective == "tm":
         assert small.training["eval_lr"] == small.syn_lr and small.training["eval_width"] == 4
+
+
+def test_distributions_are_matched_in_trained_networks(shapes, experts):
+    small = distill_images(*shapes, **QUICK | experts, dm_networks="trained")
+    assert small.training["eval_network"] == "ConvNetD1" and small.training["eval_width"] == 4
+    other = distill_images(*shapes, **QUICK | {"width": 4}, network="ConvNetD1")
+    assert small.history[-1]["loss"] != other.history[-1]["loss"]
 
 
 def test_a_relative_folder_counts_from_the_project(shapes, tmp_path, monkeypatch):
