@@ -145,7 +145,8 @@ def launch(count: int, notebook: Path, params: Path) -> int:
 def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], lines: _Lines) -> str:
     os.environ["TQDM_DISABLE"] = "1"  # progress as lines, which papermill passes on
     os.environ |= KEEP_MEMORY | os.environ  # of the kernel, which starts below
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of what waits for a dead kernel
+    for name in ("asyncio", "papermill"):  # of a dead kernel, which has a sentence below
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     papermill_engines.register(ENGINE, _AnnouncingEngine)
     more = {"engine_name": ENGINE, "kernel_name": "python3", "progress_bar": False}
     more |= {"stdout_file": lines, "stderr_file": lines, "cwd": str(notebook.resolve().parent)}

@@ -569,7 +569,7 @@ def test_a_whitened_set_has_one_resolution(white_path: Path) -> None:
 
 
 BUDGETS = {"25kbit": 25_088, "98kbit": 98_304, "251kbit": 250_880, "983kbit": 983_040}
-BUDGETS |= {"1254kbit": 1_254_400}
+BUDGETS |= {"1254kbit": 1_254_400, "2kbit": 2_560, "8kbit": 8_192, "10kbit": 10_240}
 
 
 @pytest.mark.parametrize("path", sorted(project_root().glob("distilled/*.safetensors")))
