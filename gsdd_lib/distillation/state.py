@@ -58,8 +58,7 @@ class State:
     ) -> None:
         self.parameterization, self.soft_labels, self.codec = parameterization, soft_labels, codec
         self.config = config  # its ``MEMORY_SETTINGS`` fall where memory runs out
-        follows = config.objective == "tm" or config.dm_networks == "trained"
-        self.experts = experts if follows else None
+        self.experts = experts if _follower(config) else None
         self._check(data)
         self.members = class_members(data.train.labels)
         self.network: Tensor | None = None  # parameters [P] that the next step goes on with (dc)
@@ -88,15 +87,11 @@ class State:
         if self.codec is not None and not isinstance(images, GaussianImages):
             kind = type(images).__name__
             raise DistillError(f"a codec is for Gaussians, not for {kind}; leave it out")
-        trained = config.dm_networks == "trained"
         if self.experts is not None:
             last = config.max_start_epoch - 1 + config.expert_epochs
             epochs = last if config.objective == "tm" else 0
             self.experts.check(data, config.network, config.width, epochs)
-        elif trained or config.objective == "tm":
-            what = (
-                "Matching in trained networks takes" if trained else "Trajectory matching follows"
-            )
+        elif what := _follower(config):
             remedy = "train some by train_experts (notebook 03) and pass experts=Experts(folder)"
             raise ExpertError(f"{what} experts; {remedy}.")
 
@@ -257,6 +252,13 @@ def read_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
         raise DistillError(f"The checkpoint {os.path.relpath(path)} {reason}.") from None
     except Exception:  # whatever unpickling meets; torch's own text advises to unpickle anything
         raise _damaged(path) from None
+
+
+def _follower(config: DistillConfig) -> str:
+    """What takes experts, as a sentence on it begins; empty: nothing does."""
+    if config.dm_networks == "trained":
+        return "Matching in trained networks takes"
+    return "Trajectory matching follows" if config.objective == "tm" else ""
 
 
 def _damaged(path: Path) -> DistillError:
